@@ -1,0 +1,1 @@
+"""LangChain adapters of mrl-rag."""
