@@ -9,6 +9,7 @@ MrlRagError
 │   └── InvalidPlan
 ├── UnknownModel (ValueError)
 ├── ModelFilesError
+├── EncoderClosed (RuntimeError)
 ├── MissingExtra (ImportError)
 └── TwoStageIndexError
     ├── IndexMismatch
@@ -52,6 +53,10 @@ class UnknownModel(MrlRagError, ValueError):
 
 class ModelFilesError(MrlRagError):
     """A model's own files are missing, damaged or describe a recipe that is not supported."""
+
+
+class EncoderClosed(MrlRagError, RuntimeError):
+    """The encoder was closed; make a new one."""
 
 
 class MissingExtra(MrlRagError, ImportError):

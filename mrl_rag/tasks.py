@@ -1,0 +1,70 @@
+"""The four tasks, and how a prompt is chosen and put before a text."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Literal, TypeAlias, get_args
+
+from mrl_rag.errors import InvalidInput, InvalidTexts
+
+Task: TypeAlias = Literal["query", "document", "classification", "clustering"]
+TASKS: tuple[Task, ...] = get_args(Task)
+
+# What the prompt of a task is called in models' own files, most telling name first.
+# The document names and their order are those of SentenceTransformer.encode_document.
+PROMPT_NAMES: dict[Task, tuple[str, ...]] = {
+    "query": ("query",),
+    "document": ("document", "passage", "corpus"),
+    "classification": ("classification", "Classification"),
+    "clustering": ("clustering", "Clustering"),
+}
+
+
+def prompts_by_task(prompts: Mapping[str, str | None]) -> dict[Task, str]:
+    """Pick each task's prompt out of the prompts in a model's own files.
+
+    Args:
+        prompts: name -> prompt, as `config_sentence_transformers.json` holds them.
+
+    Returns:
+        task -> prompt for all four tasks; an empty string where the model has none.
+    """
+    return {
+        task: next((prompts[name] or "" for name in names if name in prompts), "")
+        for task, names in PROMPT_NAMES.items()
+    }
+
+
+def check_task(task: object) -> Task:
+    """Return `task` when it is one of the four.
+
+    Raises:
+        InvalidInput: it is not.
+    """
+    for known in TASKS:
+        if task == known:
+            return known
+    raise InvalidInput(f"task is {task!r}; it must be one of {', '.join(map(repr, TASKS))}.")
+
+
+def check_texts(texts: Sequence[str]) -> list[str]:
+    """Return the texts as a list.
+
+    Raises:
+        InvalidTexts: `texts` is a bare string, or one of them is not a string.
+    """
+    if isinstance(texts, str):
+        raise InvalidTexts(f"texts is a single string ({texts[:40]!r}); pass a list of strings.")
+    try:
+        checked = list(texts)
+    except TypeError as error:
+        raise InvalidTexts(f"texts is {texts!r}; pass a list of strings.") from error
+    for position, text in enumerate(checked):
+        if not isinstance(text, str):
+            raise InvalidTexts(f"texts[{position}] is {text!r}, not a string; leave it out or pass ''.")
+    return checked
+
+
+def with_prompt(text: str, prompt: str) -> str:
+    """Put `prompt` before `text`, unless the text carries it already."""
+    return text if text.startswith(prompt) else prompt + text
