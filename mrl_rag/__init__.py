@@ -4,6 +4,7 @@
 and `NomicEncoder` ask a server for them, and `CachedEncoder` keeps those of any encoder on disk.
 `TwoStageIndex` searches Chroma at a low dimension and reranks the shortlist at full dimension, as a `Plan` says.
 `TwoStageRetriever` puts both together: texts in, each `Hit` out.
+`rank` orders candidates found elsewhere; `pack` chooses those that fit a language model's context.
 Every error raised on purpose is an `MrlRagError`; the tree is in `mrl_rag.errors`.
 """
 
@@ -13,9 +14,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from mrl_rag.budget import Packed, pack
     from mrl_rag.encoder import CachedEncoder, MatryoshkaEncoder, NomicEncoder, OpenAIEncoder
     from mrl_rag.errors import MrlRagError
-    from mrl_rag.index import Hit, Plan, Record, Report, Stage, TwoStageIndex
+    from mrl_rag.index import Hit, Plan, Record, Report, Stage, TwoStageIndex, rank
     from mrl_rag.retriever import TwoStageRetriever
     from mrl_rag.truncation import truncate
 
@@ -28,20 +30,24 @@ __all__ = [
     "MrlRagError",
     "NomicEncoder",
     "OpenAIEncoder",
+    "Packed",
     "Plan",
     "Record",
     "Report",
     "Stage",
     "TwoStageIndex",
     "TwoStageRetriever",
+    "pack",
+    "rank",
     "truncate",
 ]
 
 # Imported when first asked for: NumPy alone takes most of the 0.2 seconds that `import mrl_rag` may.
 _ROOMS = {
+    "budget": ("Packed", "pack"),
     "encoder": ("CachedEncoder", "MatryoshkaEncoder", "NomicEncoder", "OpenAIEncoder"),
     "errors": ("MrlRagError",),
-    "index": ("Hit", "Plan", "Record", "Report", "Stage", "TwoStageIndex"),
+    "index": ("Hit", "Plan", "Record", "Report", "Stage", "TwoStageIndex", "rank"),
     "retriever": ("TwoStageRetriever",),
     "truncation": ("truncate",),
 }

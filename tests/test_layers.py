@@ -11,11 +11,13 @@ FLOORS = {
     "extras": 0,
     "truncation": 1,
     "tasks": 1,
+    "budget": 2,
     "models": 2,
     "encoder": 3,
     "index": 3,
     "retriever": 4,
     "evaluation": 4,
+    "testing": 4,
     "cli": 7,
 }
 MODULES = sorted(

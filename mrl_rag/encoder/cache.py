@@ -13,6 +13,7 @@ from typing import Protocol
 
 import numpy as np
 
+from mrl_rag.encoder.base import Encoder
 from mrl_rag.errors import EncoderCacheError
 from mrl_rag.tasks import Task, check_task, check_texts
 from mrl_rag.truncation import Float32Array, check_dim, truncate
@@ -51,7 +52,7 @@ class CacheableEncoder(Protocol):
         """Free what the encoder holds."""
 
 
-class CachedEncoder:
+class CachedEncoder(Encoder):
     """An encoder that looks into a file before it computes.
 
         encoder = CachedEncoder(MatryoshkaEncoder(), "./vectors.sqlite3")
@@ -143,20 +144,6 @@ class CachedEncoder:
         if not texts:
             return np.empty((0, dim), dtype=np.float32)
         return truncate(np.stack([known[key] for key in keys]), dim)
-
-    async def aencode(self, texts: Sequence[str], task: Task = "document", dim: int | None = None) -> Float32Array:
-        """Encode texts without blocking the event loop; as `encode`."""
-        import asyncio
-
-        return await asyncio.to_thread(self.encode, texts, task, dim)
-
-    def encode_queries(self, texts: Sequence[str], dim: int | None = None) -> Float32Array:
-        """Encode questions, each with the model's query prompt; see `encode`."""
-        return self.encode(texts, "query", dim)
-
-    def encode_documents(self, texts: Sequence[str], dim: int | None = None) -> Float32Array:
-        """Encode passages, each with the model's document prompt; see `encode`."""
-        return self.encode(texts, "document", dim)
 
     def close(self) -> None:
         """Close the file and the encoder."""

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias, cast, get
 import numpy as np
 import numpy.typing as npt
 
+from mrl_rag.encoder.base import Encoder
 from mrl_rag.encoder.batching import Row, token_batches
 from mrl_rag.encoder.loading import (
     Recipe,
@@ -65,7 +66,7 @@ class Cut(NamedTuple):
     tokens: int
 
 
-class MatryoshkaEncoder:
+class MatryoshkaEncoder(Encoder):
     """A text encoder whose vectors can be cut to any length.
 
         encoder = MatryoshkaEncoder()                          # the default model, offline once installed
@@ -257,14 +258,6 @@ class MatryoshkaEncoder:
         """How many texts the calling thread's latest call cut, and how far the longest ran over."""
         cut: Cut = getattr(self._last, "cut", Cut(0, 0))
         return cut
-
-    def encode_queries(self, texts: Sequence[str], dim: int | None = None) -> Float32Array:
-        """Encode questions, each with the model's query prompt; see `encode`."""
-        return self.encode(texts, "query", dim)
-
-    def encode_documents(self, texts: Sequence[str], dim: int | None = None) -> Float32Array:
-        """Encode passages, each with the model's document prompt; see `encode`."""
-        return self.encode(texts, "document", dim)
 
     def token_offsets(self, text: str) -> list[tuple[int, int]]:
         """Return where each token of `text` starts and ends, for splitting long texts.

@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import warnings
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed, wait
 from typing import Any, NamedTuple
@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 
 import numpy as np
 
+from mrl_rag.encoder.base import Encoder
 from mrl_rag.errors import EncoderClosed, InvalidInput, RemoteEncoderError
 from mrl_rag.tasks import TASKS, Task, check_task, check_texts, with_prompt
 from mrl_rag.truncation import Float32Array, check_dim, truncate
@@ -38,7 +39,7 @@ class Requests(NamedTuple):
     overruns: list[int]
 
 
-class RemoteEncoder(ABC):
+class RemoteEncoder(Encoder):
     """A text encoder whose network runs on a server: `OpenAIEncoder` and `NomicEncoder` are two.
 
     A class below says how texts become requests (`_prepare`) and how one request is sent (`_send`).
@@ -170,20 +171,6 @@ class RemoteEncoder(ABC):
             progress,
         )
         return truncate(rows if asked is not None else self._finish(rows), dim)
-
-    async def aencode(self, texts: Sequence[str], task: Task = "document", dim: int | None = None) -> Float32Array:
-        """Encode texts without blocking the event loop; as `encode`."""
-        import asyncio
-
-        return await asyncio.to_thread(self.encode, texts, task, dim)
-
-    def encode_queries(self, texts: Sequence[str], dim: int | None = None) -> Float32Array:
-        """Encode questions, each with the query prompt; see `encode`."""
-        return self.encode(texts, "query", dim)
-
-    def encode_documents(self, texts: Sequence[str], dim: int | None = None) -> Float32Array:
-        """Encode passages, each with the document prompt; see `encode`."""
-        return self.encode(texts, "document", dim)
 
     def close(self) -> None:
         """Wait for requests under way, then close the connections; the encoder can't encode after this."""

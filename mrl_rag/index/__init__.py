@@ -3,7 +3,7 @@
 from mrl_rag.index.halves import Hit
 from mrl_rag.index.index import Record, TwoStageIndex
 from mrl_rag.index.plan import Plan
-from mrl_rag.index.rerank import Stage
+from mrl_rag.index.rerank import Stage, rank
 from mrl_rag.index.verification import Report
 
-__all__ = ["Hit", "Plan", "Record", "Report", "Stage", "TwoStageIndex"]
+__all__ = ["Hit", "Plan", "Record", "Report", "Stage", "TwoStageIndex", "rank"]

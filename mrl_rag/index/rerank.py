@@ -7,9 +7,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
-from mrl_rag.index.plan import Plan
-from mrl_rag.truncation import Float32Array, truncate
+from mrl_rag.errors import InvalidVectors
+from mrl_rag.index.plan import Plan, check_k
+from mrl_rag.truncation import Float32Array, normalize, truncate
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +44,31 @@ class Ranked:
     row: int
     score: float
     stages: tuple[Stage, ...]
+
+
+def rank(query: npt.ArrayLike, vectors: npt.ArrayLike, k: int | None = None) -> list[tuple[int, float]]:
+    """Order vectors by their cosine with a query: stage two alone, for candidates found elsewhere.
+
+    Args:
+        query: float array [d].
+        vectors: float array [n, d].
+        k: how many to return; None for all.
+
+    Returns:
+        (row, cosine) pairs, best first; equal cosines in the order of their rows.
+
+    Raises:
+        InvalidVectors: not numbers of these shapes, or NaN or infinity.
+        InvalidPlan: k < 1.
+    """
+    rows, asked = normalize(vectors), normalize(np.asarray(query, dtype=np.float32)[None])
+    if len(rows) and rows.shape[1] != asked.shape[1]:
+        raise InvalidVectors(
+            f"vectors have {rows.shape[1]} numbers and the query {asked.shape[1]}; they must be equal."
+        )
+    scores = np.einsum("nd,d->n", rows, asked[0]) if len(rows) else np.zeros(0, dtype=np.float32)
+    best = np.argsort(-scores, kind="stable")[: None if k is None else check_k(k)]
+    return [(int(row), float(scores[row])) for row in best]
 
 
 def rerank(

@@ -1,7 +1,7 @@
 import pytest
 
-from mrl_rag import Plan
-from mrl_rag.errors import InvalidPlan
+from mrl_rag import Plan, rank
+from mrl_rag.errors import InvalidPlan, InvalidVectors
 
 
 @pytest.mark.parametrize(
@@ -26,3 +26,13 @@ def test_a_plan_that_cannot_be_carried_out_is_refused(dims, sizes):
 
 def test_a_plan_takes_lists_and_compares_by_value():
     assert Plan(dims=[64, 384], sizes=[50]) == Plan(dims=(64, 384), sizes=(50,))
+
+
+def test_candidates_found_elsewhere_are_ranked_by_cosine():
+    ranked = rank([2.0, 0.0], [[0, 1], [3, 0], [1, 1], [5, 0]])
+    assert [row for row, _ in ranked] == [1, 3, 2, 0]
+    assert [score for _, score in ranked] == pytest.approx([1, 1, 0.5**0.5, 0])
+    assert rank([1.0], []) == []
+    assert len(rank([1.0], [[1], [2]], k=1)) == 1
+    with pytest.raises(InvalidVectors, match="3 numbers and the query 2"):
+        rank([1, 2], [[1, 2, 3]])

@@ -1,0 +1,83 @@
+"""An encoder for tests: no weights, no download, the same vectors on every machine."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Sequence
+from functools import lru_cache
+
+import numpy as np
+
+from mrl_rag.encoder.base import Encoder
+from mrl_rag.tasks import Task, check_task, check_texts
+from mrl_rag.truncation import Float32Array, check_dim, truncate
+
+# Share of a vector that is its text's alone, and its task's: enough to tell apart what has the same words.
+_OWN = np.float32(0.1)
+
+
+class DeterministicEncoder(Encoder):
+    """Texts that share words get near vectors; the first numbers of each carry most of it, as in a Matryoshka model.
+
+        embeddings = MatryoshkaEmbeddings(encoder=DeterministicEncoder())     # LangChain
+        embed_model = MatryoshkaEmbedding(encoder=DeterministicEncoder())     # LlamaIndex
+
+    A vector is the sum of a random one a word, seeded by the word, with coordinates that shrink as 1 / sqrt(1 + i). A
+    text's query and document vectors differ a little, as with a model that has prompts. It knows nothing of meaning.
+
+    Args:
+        full_dim: length of the vectors.
+
+    Attributes:
+        full_dim: length of the whole vector.
+        dims: full_dim, and its half and quarter.
+        max_length: longest input in words; a longer text is not cut.
+        fingerprint: changes with full_dim.
+    """
+
+    def __init__(self, full_dim: int = 384) -> None:
+        self.full_dim = check_dim(full_dim, 65536)
+        self.dims = tuple(dict.fromkeys(max(full_dim // part, 1) for part in (1, 2, 4)))
+        self.max_length = 2**31
+        self.fingerprint = f"deterministic-{full_dim}"
+
+    def encode(
+        self, texts: Sequence[str], task: Task = "document", dim: int | None = None, progress: bool = False
+    ) -> Float32Array:
+        """Encode texts, in the order given.
+
+        Args:
+            texts: n strings.
+            task: "query", "document", "classification" or "clustering".
+            dim: 1 <= dim <= full_dim; None for the full dimension.
+            progress: not used: this takes no time.
+
+        Returns:
+            float32 array of shape [n, dim] whose rows are unit vectors.
+
+        Raises:
+            InvalidInput: a text, the task or the dimension isn't one.
+        """
+        task, texts = check_task(task), check_texts(texts)
+        dim = self.full_dim if dim is None else check_dim(dim, self.full_dim)
+        rows = [self._vector(text, task) for text in texts]
+        return truncate(np.stack(rows) if rows else np.empty((0, self.full_dim), dtype=np.float32), dim)
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+    def _vector(self, text: str, task: Task) -> Float32Array:
+        words = re.findall(r"\w+", text.lower())
+        vector = _OWN * (_noise(f"text {text}", self.full_dim) + _noise(f"task {task}", self.full_dim))
+        for word in words:
+            vector += _noise(f"word {word}", self.full_dim) / np.float32(len(words) ** 0.5)
+        return vector
+
+
+@lru_cache(maxsize=10_000)
+def _noise(name: str, full_dim: int) -> Float32Array:
+    seed = int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "little")
+    drawn = np.random.Generator(np.random.PCG64(seed)).standard_normal(full_dim, dtype=np.float32)
+    vector: Float32Array = drawn / np.sqrt(1 + np.arange(full_dim, dtype=np.float32))
+    return vector
