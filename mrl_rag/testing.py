@@ -79,5 +79,5 @@ class DeterministicEncoder(Encoder):
 def _noise(name: str, full_dim: int) -> Float32Array:
     seed = int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "little")
     drawn = np.random.Generator(np.random.PCG64(seed)).standard_normal(full_dim, dtype=np.float32)
-    vector: Float32Array = drawn / np.sqrt(1 + np.arange(full_dim, dtype=np.float32))
+    vector: Float32Array = drawn * np.arange(1, full_dim + 1, dtype=np.float32) ** np.float32(-0.5)
     return vector

@@ -12,6 +12,7 @@ FLOORS = {
     "truncation": 1,
     "tasks": 1,
     "budget": 2,
+    "quantization": 2,
     "models": 2,
     "encoder": 3,
     "index": 3,

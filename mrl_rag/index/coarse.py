@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar
 
 import numpy as np
 
@@ -21,7 +21,7 @@ Metadata: TypeAlias = Mapping[str, Any]
 Where: TypeAlias = Mapping[str, Any]
 T = TypeVar("T")
 
-_FORMAT = 1
+_FORMAT = 2
 _PREFIX = "mrl_rag:"
 _REPLACES = f"{_PREFIX}replaces"
 _OLD = "-mrl_rag-old-"
@@ -39,6 +39,7 @@ class Facts:
         archive: name of the archive.
         rotation: "auto" as long as none is fitted, "none" where none is wanted, or the fitted one's name.
         energy: share of the vectors' squared length that the shortlist kept when the rotation was fitted, 0 to 1.
+        precision: of the archive; a second Chroma collection keeps float32.
     """
 
     full_dim: int
@@ -47,6 +48,7 @@ class Facts:
     archive: str
     rotation: str = "auto"
     energy: float = 0.0
+    precision: Literal["float16", "int8", "binary", "float32"] = "float16"
 
 
 class Coarse:
@@ -142,12 +144,14 @@ class Coarse:
         self._collection.modify(name=name)
         self._collection.modify(metadata=_as_metadata(self.facts))
 
-    def check(self, full_dim: int | None, shortlist_dim: int | None, fingerprint: str | None) -> None:
-        """Refuse to be used with another model or dimension; None stands for whatever is stored.
+    def check(
+        self, full_dim: int | None, shortlist_dim: int | None, fingerprint: str | None, precision: str | None
+    ) -> None:
+        """Refuse to be used with another model, dimension or precision; None stands for whatever is stored.
 
         Raises:
             DimensionMismatch: a dimension differs.
-            IndexMismatch: the fingerprint differs.
+            IndexMismatch: the fingerprint or the precision differs.
         """
         facts, name = self.facts, self._collection.name
         if full_dim is not None and full_dim != facts.full_dim:
@@ -165,6 +169,12 @@ class Coarse:
                 f"collection {name!r} was filled by an encoder with fingerprint {facts.fingerprint}; this one has "
                 f"{fingerprint}: another model, prompt or maximum length. Open it with the encoder that filled it, "
                 "or fill a new collection."
+            )
+
+        if precision is not None and precision != facts.precision:
+            raise IndexMismatch(
+                f"the archive of collection {name!r} is {facts.precision}; {precision} was asked for. Leave precision "
+                "out to open it as it is, or fill a new collection."
             )
 
     def exists(self) -> bool:

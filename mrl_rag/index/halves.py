@@ -16,8 +16,9 @@ from mrl_rag.index.archive import Archive
 from mrl_rag.index.coarse import NEW, Coarse, Facts, Metadata, Where
 from mrl_rag.index.plan import Plan
 from mrl_rag.index.rerank import Ranked, Stage, rerank
-from mrl_rag.index.rotation import SAMPLE, fit, kept_energy
-from mrl_rag.truncation import Float32Array, check_dim, truncate
+from mrl_rag.index.rotation import SAMPLE, first_axes, fit, kept_energy
+from mrl_rag.quantization import score_bits
+from mrl_rag.truncation import Float32Array, check_dim, normalize, truncate
 
 if TYPE_CHECKING:
     from chromadb.api import ClientAPI
@@ -25,6 +26,9 @@ if TYPE_CHECKING:
 # Records that meet a condition and are all scored exactly, where there are no more: that takes about as long as a
 # search in Chroma under a condition.
 EXACT = 1000
+# One in this many candidates, the best by sign bits, is read whole where the archive keeps such; 4 * k at least.
+# benchmarks/README.md has the agreement with an exact scan at this share.
+_BITS_KEEP = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,9 +73,15 @@ class Halves:
             return None
         return self.archive.load_rotation(self.facts.rotation)
 
+    @cached_property
+    def _first_axes(self) -> Float32Array | None:
+        return None if self.rotation is None else first_axes(self.rotation, self.facts.shortlist_dim)
+
     def shortlist(self, vectors: Float32Array) -> Float32Array:
         """Return what Chroma stores or searches: float32 [n, shortlist_dim] of float32 [n, full_dim]."""
-        return truncate(vectors if self.rotation is None else vectors @ self.rotation, self.facts.shortlist_dim)
+        if self._first_axes is None:
+            return truncate(vectors, self.facts.shortlist_dim)
+        return normalize(vectors @ self._first_axes)
 
     def upsert(
         self,
@@ -97,6 +107,7 @@ class Halves:
 
     def finish_interrupted(self) -> None:
         """Settle the rows that an interrupted writer left waiting, by which record Chroma has."""
+        self.archive.tidy()
         ids, vectors = self.archive.held()
         if not ids:
             return
@@ -136,9 +147,12 @@ class Halves:
         explain: bool,
     ) -> list[list[Hit]]:
         """Return the k nearest records a query; see `TwoStageIndex.search`."""
+        queries = normalize(queries)
         start = time.perf_counter()
-        shortlists = self._shortlists(queries, k, plan.sizes[0], where, where_document)
-        spent = (time.perf_counter() - start) * 1e3
+        shortlists, approximate = self._shortlists(queries, k, plan.sizes[0], where, where_document)
+        trails = [_trail(plan.dims[0], [(id_, None) for id_ in found], start) for found in shortlists if explain]
+        if approximate:
+            shortlists = self._cut_by_bits(queries, shortlists, max(plan.sizes[0] // _BITS_KEEP, 4 * k), trails)
         ids, vectors = self.full_vectors(list(dict.fromkeys(id_ for found in shortlists for id_ in found)))
         row = {id_: i for i, id_ in enumerate(ids)}
         candidates = [[row[id_] for id_ in found if id_ in row] for found in shortlists]
@@ -147,32 +161,49 @@ class Halves:
         winners = list(dict.fromkeys(ids[hit.row] for answer in ranked for hit in answer))
         records = {record[0]: record for record in self.coarse.get(winners)}
         answers = []
-        for answer, found in zip(ranked, shortlists, strict=True):
-            first = {id_: Stage(plan.dims[0], rank, None, spent) for rank, id_ in enumerate(found, start=1) if explain}
+        for position, answer in enumerate(ranked):
+            trail = trails[position] if explain else {}
             # A record deleted since stage one is no answer any more.
-            answers.append([self._hit(hit, ids, records, first) for hit in answer if ids[hit.row] in records])
+            answers.append([_hit(hit, records[ids[hit.row]], trail) for hit in answer if ids[hit.row] in records])
         return answers
 
-    def _hit(
+    def _cut_by_bits(
         self,
-        hit: Ranked,
-        ids: list[str],
-        records: Mapping[str, tuple[str, str | None, dict[str, Any]]],
-        first: Mapping[str, Stage],
-    ) -> Hit:
-        id_, document, metadata = records[ids[hit.row]]
-        # A copy: the caller's to change, and another hit of the same call may be the same record.
-        return Hit(id_, hit.score, document, dict(metadata), (first[id_], *hit.stages) if first else ())
+        queries: Float32Array,
+        shortlists: list[list[str]],
+        keep: int,
+        trails: list[dict[str, tuple[Stage, ...]]],
+    ) -> list[list[str]]:
+        """Where the archive keeps sign bits, leave the `keep` best of each shortlist by these."""
+        start = time.perf_counter()
+        read = self.archive.read_bits(list(dict.fromkeys(id_ for found in shortlists for id_ in found)))
+        if read is None:
+            return shortlists
+        ids, bits = read
+        row = {id_: i for i, id_ in enumerate(ids)}
+        kept: list[list[str]] = []
+        for position, (query, found) in enumerate(zip(queries, shortlists, strict=True)):
+            # What has no bits has no full vector either, and whoever reads that will say so.
+            lost = [id_ for id_ in found if id_ not in row]
+            there = [id_ for id_ in found if id_ in row]
+            scores = score_bits(query, bits[[row[id_] for id_ in there]]).tolist()
+            best = sorted(zip(there, scores, strict=True), key=lambda pair: (-pair[1], pair[0]))[:keep]
+            kept.append([*lost, *(id_ for id_, _ in best)])
+            if trails:
+                stages = _trail(self.facts.full_dim, best, start)
+                trails[position] = {id_: (*trails[position][id_], *stages.get(id_, ())) for id_ in kept[-1]}
+        return kept
 
     def _shortlists(
         self, queries: Float32Array, k: int, size: int, where: Where | None, where_document: Where | None
-    ) -> list[list[str]]:
+    ) -> tuple[list[list[str]], bool]:
+        """Return the candidates a query, and whether there may be nearer records than these."""
         asked = self.shortlist(queries)
         if where is None and where_document is None:
-            return self.coarse.search(asked, size, None, None)
+            return self.coarse.search(asked, size, None, None), True
         matching = self.coarse.ids(where, where_document, limit=EXACT + 1)
         if len(matching) <= EXACT:
-            return [matching] * len(queries)
+            return [matching] * len(queries), False
         found = self.coarse.search(asked, size, where, where_document)
         # Under a condition Chroma's approximate search can come back with too few.
         total = self.coarse.count() if min(map(len, found)) < k else 0
@@ -182,7 +213,7 @@ class Halves:
         if min(map(len, found)) < k:
             everything = self.coarse.ids(where, where_document)
             found = [ids if len(ids) >= k else everything for ids in found]
-        return found
+        return found, True
 
     def reindexed(
         self,
@@ -249,6 +280,17 @@ class Halves:
         chosen = ids[:: -(-len(ids) // SAMPLE) or 1]
         sound = sorted(set(chosen) - self.archive.damaged(chosen))
         return self.archive.read(sound)[1]
+
+
+def _trail(dim: int, ranking: Sequence[tuple[str, float | None]], start: float) -> dict[str, tuple[Stage, ...]]:
+    spent = (time.perf_counter() - start) * 1e3
+    return {id_: (Stage(dim, rank, score, spent),) for rank, (id_, score) in enumerate(ranking, start=1)}
+
+
+def _hit(hit: Ranked, record: tuple[str, str | None, dict[str, Any]], trail: Mapping[str, tuple[Stage, ...]]) -> Hit:
+    id_, document, metadata = record
+    # A copy: the caller's to change, and another hit of the same call may be the same record.
+    return Hit(id_, hit.score, document, dict(metadata), (*trail[id_], *hit.stages) if trail else ())
 
 
 def fitted(facts: Facts, vectors: Float32Array) -> tuple[Facts, Float32Array]:

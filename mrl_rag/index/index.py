@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -24,7 +24,8 @@ from mrl_rag.errors import (
     InvalidVectors,
     TwoStageIndexError,
 )
-from mrl_rag.index.archive import Archive, ChromaArchive, SqliteArchive
+from mrl_rag.index.archive import Archive, ArchivePrecision, LocalArchive
+from mrl_rag.index.chroma_archive import ChromaArchive
 from mrl_rag.index.coarse import Coarse, Facts, Metadata, Where, check_metadatas, check_where, is_ours, leftovers, pages
 from mrl_rag.index.halves import Halves, Hit, fitted
 from mrl_rag.index.lock import WriterLock, writing_threads
@@ -60,7 +61,7 @@ class Record:
         id: as it was upserted.
         document: its text, None where it has none.
         metadata: what was stored with it; empty where there was none.
-        vector: float32 [full_dim], unit length, as the archive keeps it (float16 in a local one).
+        vector: float32 [full_dim], unit length, as exact as the archive keeps it.
     """
 
     id: str
@@ -97,12 +98,17 @@ class TwoStageIndex:
             makes the shortlist hold more of the true answers. With `client` it does so only if its first upsert has
             as many; `reindex` fits one at any time. "none": the shortlist keeps the model's own first coordinates. A
             stored index keeps what it has.
+        precision: how a new index keeps full vectors: "float16"; "int8", half as large, with scores off by about 0.001;
+            or "binary", the same with the sign bits apart, which choose the candidates whose int8 row is read, so that
+            an archive larger than memory is read less. None for "float16", or what a stored index has. With `client`
+            they are float32 in Chroma.
 
     Raises:
         InvalidDimension: a dimension is not an integer in range.
-        InvalidInput: Chroma doesn't take the collection's name, or both `path` and `client` are given.
+        InvalidInput: Chroma doesn't take the collection's name, there is no such precision, or both `path` and `client`
+            are given.
         DimensionMismatch: the stored index has other dimensions.
-        IndexMismatch: the stored index has another fingerprint, metric or format, or is a plain collection.
+        IndexMismatch: the stored index has another fingerprint, precision, metric or format, or is a plain collection.
         ArchiveError: the archive is missing or damaged.
         IndexNotWritable: the folder can't be made or written.
     """
@@ -117,6 +123,7 @@ class TwoStageIndex:
         client: ClientAPI | None = None,
         plan: Plan | None = None,
         rotation: Rotation = "auto",
+        precision: ArchivePrecision | None = None,
     ) -> None:
         if path is not None and client is not None:
             raise InvalidInput(f"path={os.fspath(path)!r} and client are both given; pass one of them.")
@@ -126,6 +133,8 @@ class TwoStageIndex:
         )
         if rotation not in ("auto", "none"):
             raise InvalidInput(f'rotation is {rotation!r}; it must be "auto" or "none". `reindex` fits one at once.')
+        if precision not in (*get_args(ArchivePrecision), None):
+            raise InvalidInput(f'precision is {precision!r}; it must be "float16", "int8", "binary" or None.')
         self._fingerprint = fingerprint
         self._rotation_wanted = rotation
         self.plan = plan
@@ -133,6 +142,11 @@ class TwoStageIndex:
         self._owns_client = client is None
         self._client = client or _open_client(path)
         self._folder = _persistent_folder(self._client)
+        # A client without a folder: a server, or one in memory that others share.
+        self._shared = self._folder is None and not self._owns_client
+        if self._shared and precision is not None:
+            raise InvalidInput(f"precision is {precision!r}; with this client the archive is float32 in Chroma.")
+        self._precision = precision
         self._lock = writing_threads(self._folder)
         self._writer_lock = WriterLock(self._folder)
         self._halves: Halves | None = None
@@ -151,6 +165,7 @@ class TwoStageIndex:
         shortlist_dim: int | None = None,
         fingerprint: str | None = None,
         rotation: Rotation = "auto",
+        precision: ArchivePrecision | None = None,
         progress: bool = False,
     ) -> TwoStageIndex:
         """Make a two-stage index of a Chroma collection that holds full vectors. Nothing is encoded.
@@ -172,6 +187,7 @@ class TwoStageIndex:
             shortlist_dim: as for `TwoStageIndex`.
             fingerprint: of the encoder that filled the collection.
             rotation: as for `TwoStageIndex`.
+            precision: as for `TwoStageIndex`.
             progress: show a bar when standard error is a terminal.
 
         Raises:
@@ -185,7 +201,7 @@ class TwoStageIndex:
         if is_ours(collection):
             raise IndexMismatch(f"collection {collection.name!r} is a two-stage index; open it as one.")
         target = name or (f"{collection.name}-two-stage" if client is not None else collection.name)
-        index = cls(path, target, None, shortlist_dim, fingerprint, client, rotation=rotation)
+        index = cls(path, target, None, shortlist_dim, fingerprint, client, rotation=rotation, precision=precision)
         with tqdm(total=collection.count(), desc="copy", unit="record", disable=None if progress else True) as bar:
             for ids, vectors, documents, metadatas in pages(collection, _PAGE):
                 new = index.changed(ids, documents, metadatas)
@@ -431,7 +447,7 @@ class TwoStageIndex:
         wanted = plan or self.plan
         plan = default_plan(*dims, k) if wanted is None else check_plan(wanted, *dims, k)
         answers = self._current(lambda halves: halves.search(queries, k, plan, where, where_document, explain))
-        return [[hit for hit in answer if hit.score >= floor] for answer in answers]
+        return answers if floor is None else [[hit for hit in answer if hit.score >= floor] for answer in answers]
 
     def search_mmr(
         self,
@@ -552,7 +568,7 @@ class TwoStageIndex:
                 coarse = Coarse.open(self._client, self._name)
                 if coarse is None:
                     return None
-                coarse.check(self._full_dim, self._shortlist_dim, self._fingerprint)
+                coarse.check(self._full_dim, self._shortlist_dim, self._fingerprint, self._precision)
                 self._halves = Halves(coarse, self._open_archive(coarse.facts, create=False))
             return self._halves
 
@@ -561,7 +577,14 @@ class TwoStageIndex:
         self._full_dim = self._full_dim or full_dim
         self._check_length(rows, "vectors", self._full_dim)
         shortlist_dim = check_dim(self._shortlist_dim or _default_shortlist(full_dim), full_dim)
-        facts = Facts(full_dim, shortlist_dim, self._fingerprint or "", uuid.uuid4().hex, self._rotation_wanted)
+        facts = Facts(
+            full_dim,
+            shortlist_dim,
+            self._fingerprint or "",
+            uuid.uuid4().hex,
+            self._rotation_wanted,
+            precision="float32" if self._shared else self._precision or "float16",
+        )
         # The archive first: a collection without one would be damaged.
         archive = self._open_archive(facts, create=True)
         rotation = None
@@ -574,7 +597,7 @@ class TwoStageIndex:
     def _adapt(self, halves: Halves, rows: Float32Array) -> None:
         """Fit a rotation once there is enough to fit it on; warn when what comes in has left it behind."""
         facts = halves.facts
-        if self._folder is None and not self._owns_client:
+        if self._shared:
             # On a server others may be writing: to fill Chroma anew behind their backs could lose what they write.
             return
         if facts.rotation == "auto" and facts.shortlist_dim < facts.full_dim:
@@ -593,11 +616,10 @@ class TwoStageIndex:
                 )
 
     def _open_archive(self, facts: Facts, create: bool) -> Archive:
-        if self._folder is not None:
-            return SqliteArchive(self._folder / f"archive-{facts.archive}.sqlite3", facts.full_dim, create)
-        if self._owns_client:
-            return SqliteArchive(None, facts.full_dim, create)
-        return ChromaArchive(self._client, f"mrl_rag-archive-{facts.archive}", facts.full_dim, create)
+        if facts.precision == "float32":
+            return ChromaArchive(self._client, f"mrl_rag-archive-{facts.archive}", facts.full_dim, create)
+        path = None if self._folder is None else self._folder / f"archive-{facts.archive}.sqlite3"
+        return LocalArchive(path, facts.full_dim, facts.precision, create)
 
     @contextmanager
     def _writing(self) -> Iterator[None]:
@@ -699,10 +721,10 @@ def check_ids(ids: Sequence[str], unique: bool = True) -> list[str]:
     return checked
 
 
-def _check_threshold(threshold: float | None) -> float:
-    if threshold is None:
-        return -np.inf
-    if isinstance(threshold, bool) or not isinstance(threshold, int | float) or np.isnan(threshold):
+def _check_threshold(threshold: float | None) -> float | None:
+    if threshold is not None and (
+        isinstance(threshold, bool) or not isinstance(threshold, int | float) or np.isnan(threshold)
+    ):
         raise InvalidInput(f"score_threshold is {threshold!r}; it must be a cosine from -1 to 1, or None.")
     return threshold
 

@@ -98,15 +98,22 @@ def rerank(
     stages: list[dict[int, tuple[Stage, ...]]] = [dict.fromkeys(found, ()) for found in rows]
     for dim, size in zip(plan.dims[1:], (*plan.sizes[1:], k), strict=True):
         start = time.perf_counter()
-        whole = dim == vectors.shape[1]
-        # At full dimension a rotation changes nothing but the last digit.
-        turned = (queries, vectors) if whole or rotation is None else (queries @ rotation, vectors @ rotation)
-        asked, known = (truncate(matrix, dim) for matrix in turned)
+        if dim == vectors.shape[1]:
+            # A rotation would change nothing but the last digit.
+            asked, known = normalize(queries), vectors
+            lengths = np.sqrt(np.einsum("nd,nd->n", known, known))
+            scale = 1 / np.where(lengths > 0, lengths, 1)
+        else:
+            turned = (queries, vectors) if rotation is None else (queries @ rotation, vectors @ rotation)
+            asked, known = (truncate(matrix, dim) for matrix in turned)
+            scale = np.ones(len(known), dtype=np.float32)
+        everything = list(range(len(known)))
         scored: list[list[tuple[float, str, int]]] = []
         for query, found in zip(asked, rows, strict=True):
             # einsum sums each row alone. A product of matrices would give a row another last digit in other company,
             # and equal vectors would not tie.
-            scores = np.einsum("nd,d->n", known[found], query).tolist()
+            chosen = (known, scale) if found == everything else (known[found], scale[found])
+            scores = (np.einsum("nd,d->n", chosen[0], query) * chosen[1]).tolist()
             scored.append(sorted((-score, ids[row], row) for score, row in zip(scores, found, strict=True))[:size])
         spent = (time.perf_counter() - start) * 1e3
         rows = [[row for _, _, row in best] for best in scored]

@@ -45,3 +45,9 @@ def kept_energy(vectors: Float32Array, rotation: Float32Array, dim: int) -> floa
     """
     rotated = normalize(vectors) @ rotation
     return float(np.mean(np.sum(rotated**2 * (np.arange(rotated.shape[1]) < dim), axis=1)))
+
+
+def first_axes(rotation: Float32Array, dim: int) -> Float32Array:
+    """Return what turns vectors into their first `dim` rotated coordinates alone: float32 [full_dim, dim]."""
+    axes: Float32Array = np.ascontiguousarray(rotation[:, :dim])
+    return axes

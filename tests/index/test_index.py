@@ -295,7 +295,7 @@ def test_a_plain_collection_is_refused(tmp_path):
 
 
 def test_another_metric_is_refused(tmp_path):
-    facts = {"format": 1, "full_dim": 4, "shortlist_dim": 2, "fingerprint": "", "archive": "x"}
+    facts = {"format": 2, "full_dim": 4, "shortlist_dim": 2, "fingerprint": "", "archive": "x"}
     chromadb.PersistentClient(tmp_path).create_collection(
         "docs", metadata={f"mrl_rag:{k}": v for k, v in facts.items()}, configuration={"hnsw": {"space": "l2"}}
     )
@@ -325,7 +325,14 @@ def test_a_missing_archive_is_refused(folder):
     archive_file(folder).unlink()
     with pytest.raises(ArchiveError, match="is missing"):
         TwoStageIndex(folder)
-    assert not list(folder.glob("archive-*"))
+    assert not list(folder.glob("archive-*.sqlite3"))
+
+
+def test_missing_rows_are_refused(folder):
+    archive_file(folder).with_suffix(".rows").unlink()
+    with pytest.raises(ArchiveError, match=r"rows is missing"):
+        TwoStageIndex(folder)
+    assert not list(folder.glob("archive-*.rows"))
 
 
 def test_an_archive_that_is_no_database_is_refused(folder):
@@ -335,16 +342,15 @@ def test_an_archive_that_is_no_database_is_refused(folder):
 
 
 def test_a_damaged_row_is_named(folder, vectors):
-    with sqlite3.connect(archive_file(folder)) as connection:
-        connection.execute("UPDATE vectors SET vector = zeroblob(64) WHERE id = 'b'")
-    connection.close()
-    with pytest.raises(ArchiveError, match="'b'"):
+    rows = archive_file(folder).with_suffix(".rows")
+    rows.write_bytes(rows.read_bytes()[:-1])
+    with pytest.raises(ArchiveError, match="'c'"):
         TwoStageIndex(folder).search(vectors[:1])
 
 
 def test_a_lost_row_is_named_and_an_upsert_mends_it(folder, vectors):
     with sqlite3.connect(archive_file(folder)) as connection:
-        connection.execute("DELETE FROM vectors WHERE id = 'b'")
+        connection.execute("DELETE FROM places WHERE id = 'b'")
     connection.close()
     index = TwoStageIndex(folder)
     with pytest.raises(ArchiveError, match="'b'"):

@@ -2,6 +2,7 @@
 
 import shutil
 import sqlite3
+from contextlib import closing
 
 import chromadb
 import numpy as np
@@ -25,6 +26,18 @@ def archive(folder, statement):
     connection.close()
 
 
+def damage_row(folder, id_):
+    file = next(folder.glob("archive-*.sqlite3"))
+    with closing(sqlite3.connect(file)) as connection:
+        (slot,) = connection.execute("SELECT slot FROM places WHERE id = ?", (id_,)).fetchone()
+        (end,) = connection.execute("SELECT slot FROM end").fetchone()
+    rows = file.with_suffix(".rows")
+    length = rows.stat().st_size // end
+    with open(rows, "r+b") as stream:
+        stream.seek(slot * length + length // 2)
+        stream.write(b"\xff" * 8)
+
+
 def test_a_sound_index_is_reported_sound(filled):
     assert filled.verify() == Report(records=300)
     assert filled.verify().ok
@@ -34,8 +47,8 @@ def test_a_sound_index_is_reported_sound(filled):
 
 
 def test_missing_and_damaged_vectors_are_named_and_stay_until_upserted(folder, vectors):
-    archive(folder, "DELETE FROM vectors WHERE id = 'id-3'")
-    archive(folder, "UPDATE vectors SET vector = zeroblob(64) WHERE id = 'id-4'")
+    archive(folder, "DELETE FROM places WHERE id = 'id-3'")
+    damage_row(folder, "id-4")
     index = TwoStageIndex(folder)
     report = index.repair()
     assert (report.missing, report.damaged, report.ok, report.records) == (["id-3"], ["id-4"], False, 300)
@@ -70,7 +83,7 @@ def test_shortlist_vectors_changed_past_the_index_are_put_back(folder, vectors):
 
 def test_a_record_without_its_vector_does_not_stop_a_repair(folder, vectors):
     chromadb.PersistentClient(folder).get_collection("docs").update(ids=["id-7"], embeddings=[[1.0] + [0.0] * 7])
-    archive(folder, "DELETE FROM vectors WHERE id = 'id-3'")
+    archive(folder, "DELETE FROM places WHERE id = 'id-3'")
     index = TwoStageIndex(folder)
     report = index.repair()
     assert (report.missing, report.misplaced, len(index)) == (["id-3"], [], 300)
@@ -141,6 +154,6 @@ def interrupted(*arguments, **settings):
 
 
 def test_searching_a_missing_vector_is_an_error_and_not_a_wrong_answer(folder, vectors):
-    archive(folder, "DELETE FROM vectors WHERE id = 'id-3'")
+    archive(folder, "DELETE FROM places WHERE id = 'id-3'")
     with pytest.raises(ArchiveError, match="'id-3'"):
         TwoStageIndex(folder).search(vectors[3:4])

@@ -1,0 +1,176 @@
+"""The archive as a second Chroma collection, so that any number of clients of a server share it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mrl_rag.errors import ArchiveError
+from mrl_rag.index.archive import document_hash
+from mrl_rag.truncation import Float32Array
+
+if TYPE_CHECKING:
+    from chromadb.api import ClientAPI
+    from chromadb.api.models.Collection import Collection
+
+
+class ChromaArchive:
+    """An archive in a second collection of the same Chroma client, for servers and clients in memory. Rows are float32.
+
+    Args:
+        client: any chromadb client.
+        name: the collection's name.
+        full_dim: length of a vector.
+        create: make the collection, which must not exist yet; otherwise it must.
+
+    Raises:
+        ArchiveError: the collection is missing.
+    """
+
+    def __init__(self, client: ClientAPI, name: str, full_dim: int, create: bool) -> None:
+        from chromadb.errors import NotFoundError
+
+        self._full_dim = full_dim
+        self._max_batch = client.get_max_batch_size() or 1000
+        try:
+            self._collection: Collection = (
+                client.create_collection(name, configuration={"hnsw": {"space": "cosine"}}, embedding_function=None)
+                if create
+                else client.get_collection(name, embedding_function=None)
+            )
+        except NotFoundError as error:
+            raise ArchiveError(
+                f"the archive of full vectors, collection {name!r}, is missing. "
+                "Bring it back from a backup, or fill a new collection."
+            ) from error
+
+    def write(self, ids: Sequence[str], vectors: Float32Array, documents: Sequence[str | None]) -> None:
+        """See `Archive.write`."""
+        self._upsert("vector", ids, vectors, [document_hash(document) for document in documents])
+
+    def hold(self, ids: Sequence[str], vectors: Float32Array, documents: Sequence[str | None]) -> None:
+        """See `Archive.hold`."""
+        self._upsert("waiting", ids, vectors, [document_hash(document) for document in documents])
+
+    def held(self) -> tuple[list[str], Float32Array]:
+        """See `Archive.held`."""
+        ids, vectors, _ = self._waiting()
+        return ids, vectors
+
+    def settle(self, ids: Sequence[str], accepted: Sequence[str]) -> None:
+        """See `Archive.settle`."""
+        waiting, vectors, hashes = self._waiting()
+        chosen = [row for row, id_ in enumerate(waiting) if id_ in set(accepted)]
+        if chosen:
+            self._upsert("vector", [waiting[row] for row in chosen], vectors[chosen], [hashes[row] for row in chosen])
+        self._delete("waiting", ids)
+
+    def read(self, ids: Sequence[str]) -> tuple[list[str], Float32Array]:
+        """See `Archive.read`.
+
+        Raises:
+            ArchiveError: a row has another length.
+        """
+        rows: dict[str, Float32Array] = {}
+        for part in self._parts(ids):
+            answer = self._collection.get(ids=[f"vector:{id_}" for id_ in part], include=["embeddings"])
+            embeddings = answer["embeddings"] if answer["embeddings"] is not None else []
+            for key, vector in zip(answer["ids"], embeddings, strict=True):
+                rows[key.removeprefix("vector:")] = np.asarray(vector, dtype=np.float32)
+        found = [id_ for id_ in ids if id_ in rows]
+        if not found:
+            return [], np.empty((0, self._full_dim), dtype=np.float32)
+        vectors = np.stack([rows[id_] for id_ in found])
+        if vectors.shape[1] != self._full_dim:
+            raise ArchiveError(
+                f"the archive {self._collection.name!r} holds {vectors.shape[1]}-number vectors, not {self._full_dim}. "
+                "Bring it back from a backup, or fill a new collection."
+            )
+        return found, vectors
+
+    def read_bits(self, ids: Sequence[str]) -> None:
+        """See `Archive.read_bits`: none are kept."""
+
+    def damaged(self, ids: Sequence[str]) -> set[str]:
+        """See `Archive.damaged`: what a server stores is the server's to check."""
+        return set()
+
+    def known(self, ids: Sequence[str]) -> dict[str, bytes | None]:
+        """See `Archive.known`."""
+        known: dict[str, bytes | None] = {}
+        for part in self._parts(ids):
+            answer = self._collection.get(ids=[f"vector:{id_}" for id_ in part], include=["metadatas"])
+            for key, metadata in zip(answer["ids"], answer["metadatas"] or [], strict=True):
+                known[key.removeprefix("vector:")] = _hash_in(metadata)
+        return known
+
+    def ids(self) -> Iterator[list[str]]:
+        """See `Archive.ids`."""
+        answer = self._collection.get(where={"kind": "vector"}, include=[])
+        if answer["ids"]:
+            yield sorted(key.removeprefix("vector:") for key in answer["ids"])
+
+    def delete(self, ids: Sequence[str]) -> None:
+        """See `Archive.delete`."""
+        self._delete("vector", ids)
+
+    def tidy(self) -> None:
+        """See `Archive.tidy`: nothing is left undone."""
+
+    def save_rotation(self, name: str, rotation: Float32Array) -> None:
+        """See `Archive.save_rotation`: a record a row."""
+        self._upsert("rotation", [f"{name}:{row}" for row in range(len(rotation))], rotation, [None] * len(rotation))
+
+    def load_rotation(self, name: str) -> Float32Array:
+        """See `Archive.load_rotation`.
+
+        Raises:
+            ArchiveError: rows of it are missing.
+        """
+        rows: dict[str, Float32Array] = {}
+        for part in self._parts([f"rotation:{name}:{row}" for row in range(self._full_dim)]):
+            answer = self._collection.get(ids=list(part), include=["embeddings"])
+            embeddings = answer["embeddings"] if answer["embeddings"] is not None else []
+            rows |= {key: np.asarray(row, dtype=np.float32) for key, row in zip(answer["ids"], embeddings, strict=True)}
+        if len(rows) != self._full_dim:
+            raise ArchiveError(
+                f"the rotation in {self._collection.name!r} has {len(rows)} of {self._full_dim} rows. Call repair(), "
+                "which fits a new one from the archive."
+            )
+        return np.stack([rows[f"rotation:{name}:{row}"] for row in range(self._full_dim)])
+
+    def drop_rotations(self, but: str) -> None:
+        """See `Archive.drop_rotations`."""
+        found = self._collection.get(where={"kind": "rotation"}, include=[])["ids"]
+        self._delete("rotation", [k.removeprefix("rotation:") for k in found if not k.startswith(f"rotation:{but}:")])
+
+    def close(self) -> None:
+        """See `Archive.close`."""
+
+    def _upsert(self, kind: str, ids: Sequence[str], vectors: Float32Array, hashes: Sequence[bytes | None]) -> None:
+        for part in self._parts(range(len(ids))):
+            self._collection.upsert(
+                ids=[f"{kind}:{ids[row]}" for row in part],
+                embeddings=vectors[part[0] : part[-1] + 1],
+                metadatas=[{"kind": kind, "document_hash": (hashes[row] or b"").hex()} for row in part],
+            )
+
+    def _waiting(self) -> tuple[list[str], Float32Array, list[bytes | None]]:
+        answer = self._collection.get(where={"kind": "waiting"}, include=["embeddings", "metadatas"])
+        ids = [key.removeprefix("waiting:") for key in answer["ids"]]
+        vectors = np.asarray(answer["embeddings"], dtype=np.float32).reshape(len(ids), self._full_dim)
+        return ids, vectors, [_hash_in(metadata) for metadata in answer["metadatas"] or []]
+
+    def _delete(self, kind: str, ids: Sequence[str]) -> None:
+        for part in self._parts(ids):
+            self._collection.delete(ids=[f"{kind}:{id_}" for id_ in part])
+
+    def _parts(self, items: Sequence[Any]) -> Iterator[Sequence[Any]]:
+        for start in range(0, len(items), self._max_batch):
+            yield items[start : start + self._max_batch]
+
+
+def _hash_in(metadata: Any) -> bytes | None:
+    return bytes.fromhex(str((metadata or {}).get("document_hash") or "")) or None

@@ -1,0 +1,76 @@
+import numpy as np
+import pytest
+
+from mrl_rag import TwoStageIndex
+from mrl_rag.errors import IndexMismatch, InvalidInput
+
+
+@pytest.fixture
+def decaying():
+    """300 groups of ten near each other: the members of a group are each other's top ten."""
+    rng = np.random.default_rng(0)
+    spectrum = 1 / np.sqrt(np.arange(1, 97))
+    vectors = np.repeat(rng.normal(size=(300, 96)), 10, axis=0) * spectrum
+    vectors += 0.3 * rng.normal(size=(3000, 96)) * spectrum
+    return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
+
+
+@pytest.mark.parametrize(("precision", "error"), [("float16", 5e-4), ("int8", 4e-3), ("binary", 4e-3)])
+@pytest.mark.parametrize("place", ["memory", "folder"])
+def test_each_precision_finds_the_same_records(tmp_path, decaying, precision, error, place):
+    path = tmp_path if place == "folder" else None
+    index = TwoStageIndex(path, shortlist_dim=32, precision=precision)
+    index.upsert([f"id-{row:04}" for row in range(3000)], decaying)
+    if path:
+        index.close()
+        index = TwoStageIndex(path)
+    exact = decaying[:50] @ decaying.T
+    hits = index.search(decaying[:50], k=10)
+    for row, (found, scores) in enumerate(zip(hits, exact, strict=True)):
+        assert {hit.id for hit in found} == {f"id-{row // 10 * 10 + member:04}" for member in range(10)}
+        assert all(abs(hit.score - scores[int(hit.id[3:])]) < error for hit in found)
+    np.testing.assert_allclose(index.get(["id-0007"])[0].vector, decaying[7], atol=error)
+    assert index.verify().ok
+    index.reindex(shortlist_dim=48, rotation="fit")
+    assert [hit.id for hit in index.search(decaying[:1], k=1)[0]] == ["id-0000"]
+
+
+def test_bits_are_a_stage_that_a_hit_explains(decaying):
+    index = TwoStageIndex(shortlist_dim=32, precision="binary")
+    index.upsert([str(row) for row in range(3000)], decaying)
+    hit = index.search(decaying[:1], k=3, explain=True)[0][0]
+    assert [stage.dim for stage in hit.stages] == [32, 96, 96]
+    assert hit.stages[1].rank == 1
+    assert hit.stages[1].score == pytest.approx(hit.score, abs=0.4)
+    assert hit.stages[2].score == hit.score
+
+
+def test_a_condition_that_few_records_meet_is_scored_exactly(decaying):
+    index = TwoStageIndex(shortlist_dim=32, precision="binary")
+    index.upsert([str(row) for row in range(3000)], decaying, metadatas=[{"row": row} for row in range(3000)])
+    exact = np.argsort(-(decaying[:1] @ decaying[:500].T)[0])[:20]
+    hits = index.search(decaying[:1], k=20, where={"row": {"$lt": 500}})[0]
+    assert len({hit.id for hit in hits} & set(map(str, exact))) >= 19
+
+
+def test_another_precision_than_the_stored_one_is_refused(tmp_path):
+    TwoStageIndex(tmp_path, precision="int8").upsert(["a"], [[1.0, 2.0]])
+    with pytest.raises(IndexMismatch, match=r"int8; float16 was asked for"):
+        TwoStageIndex(tmp_path, precision="float16")
+    assert TwoStageIndex(tmp_path).search([[1.0, 2.0]])[0][0].id == "a"
+
+
+def test_nonsense_and_servers_are_refused():
+    import chromadb
+
+    with pytest.raises(InvalidInput, match="'int4'"):
+        TwoStageIndex(precision="int4")
+    with pytest.raises(InvalidInput, match="float32 in Chroma"):
+        TwoStageIndex(client=chromadb.EphemeralClient(), precision="int8")
+
+
+def test_a_zero_vector_is_stored_in_every_precision():
+    for precision in ("float16", "int8", "binary"):
+        index = TwoStageIndex(precision=precision)
+        index.upsert(["a", "b"], [[0.0, 0.0], [0.0, 1.0]])
+        assert [(hit.id, hit.score) for hit in index.search([[0.0, 1.0]])[0]] == [("b", pytest.approx(1)), ("a", 0)]
