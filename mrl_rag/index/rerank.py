@@ -83,7 +83,7 @@ def rerank(
     """Take each query's candidates through the stages after Chroma's.
 
     Args:
-        queries: float32 [q, full_dim].
+        queries: float32 [q, full_dim], unit rows.
         candidates: rows of `vectors` a query.
         vectors: float32 [n, full_dim].
         ids: the n ids, which order equal scores.
@@ -100,7 +100,7 @@ def rerank(
         start = time.perf_counter()
         if dim == vectors.shape[1]:
             # A rotation would change nothing but the last digit.
-            asked, known = normalize(queries), vectors
+            asked, known = queries, vectors
             lengths = np.sqrt(np.einsum("nd,nd->n", known, known))
             scale = 1 / np.where(lengths > 0, lengths, 1)
         else:

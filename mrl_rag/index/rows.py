@@ -52,7 +52,7 @@ class RowFile:
         """Store rows, uint8 [n, row_bytes], at ascending slots; they are on the disk when this returns."""
         block = np.empty((len(rows), self._length), dtype=np.uint8)
         block[:, _CHECKSUM:] = rows
-        checksums = [_checksum(id_, row) for id_, row in zip(ids, rows, strict=True)]
+        checksums = [_checksum(id_, row.data) for id_, row in zip(ids, rows, strict=True)]
         block[:, :_CHECKSUM] = np.array(checksums, dtype="<u4")[:, None].view(np.uint8)
         breaks = np.flatnonzero(np.diff(slots) != 1) + 1
         for part, start in zip(np.split(block, breaks), slots[np.concatenate([[0], breaks])].tolist(), strict=True):
@@ -63,19 +63,19 @@ class RowFile:
     def read(self, slots: Slots, ids: Sequence[str]) -> tuple[Bytes, list[int]]:
         """Return the rows at slots, uint8 [n, row_bytes], and the positions of those that aren't these ids' rows."""
         length = self._length
-        flat = np.zeros(len(slots) * length, dtype=np.uint8)
-        for start, slot in zip(range(0, len(flat), length), slots.tolist(), strict=True):
+        block = np.zeros((len(slots), length), dtype=np.uint8)
+        flat = block.reshape(-1).data
+        views = [flat[start : start + length] for start in range(0, len(flat), length)]
+        for view, slot in zip(views, slots.tolist(), strict=True):
             if slot != _NOWHERE:
-                self._get(flat.data[start : start + length], slot * length)
-        block = flat.reshape(len(slots), length)
-        rows = block[:, _CHECKSUM:]
+                self._get(view, slot * length)
         stored = np.ascontiguousarray(block[:, :_CHECKSUM]).view("<u4")[:, 0].tolist()
         wrong = [
             position
-            for position, (id_, checksum) in enumerate(zip(ids, stored, strict=True))
-            if _checksum(id_, rows[position]) != checksum
+            for position, (view, id_, checksum) in enumerate(zip(views, ids, stored, strict=True))
+            if _checksum(id_, view[_CHECKSUM:]) != checksum
         ]
-        return rows, wrong
+        return block[:, _CHECKSUM:], wrong
 
     def forget(self, slots: Iterable[int]) -> None:
         """Make rows nobody's, so that a reader that still looks there is told."""
@@ -136,8 +136,8 @@ class SlotTable:
         return found
 
 
-def _checksum(id_: str, row: Bytes) -> int:
-    return zlib.crc32(row.data, zlib.crc32(id_.encode()))
+def _checksum(id_: str, row: memoryview) -> int:
+    return zlib.crc32(row, zlib.crc32(id_.encode()))
 
 
 def _nameless() -> int:
