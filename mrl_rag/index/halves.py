@@ -29,6 +29,8 @@ EXACT = 1000
 # One in this many candidates, the best by sign bits, is read whole where the archive keeps such; 4 * k at least.
 # benchmarks/README.md has the agreement with an exact scan at this share.
 _BITS_KEEP = 4
+# Queries whose full vectors are read and scored together: these fit a processor's cache.
+_TOGETHER = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,19 +155,24 @@ class Halves:
         trails = [_trail(plan.dims[0], [(id_, None) for id_ in found], start) for found in shortlists if explain]
         if approximate:
             shortlists = self._cut_by_bits(queries, shortlists, max(plan.sizes[0] // _BITS_KEEP, 4 * k), trails)
-        ids, vectors = self.full_vectors(list(dict.fromkeys(id_ for found in shortlists for id_ in found)))
-        row = {id_: i for i, id_ in enumerate(ids)}
-        candidates = [[row[id_] for id_ in found if id_ in row] for found in shortlists]
-        turn = self.rotation if len(plan.dims) > 2 else None
-        ranked = rerank(queries, candidates, vectors, ids, plan, k, turn)
-        winners = list(dict.fromkeys(ids[hit.row] for answer in ranked for hit in answer))
+        ranked: list[list[Ranked]] = []
+        for first in range(0, len(queries), _TOGETHER):
+            part = slice(first, first + _TOGETHER)
+            ranked += self._rerank(queries[part], shortlists[part], plan, k)
+        winners = list(dict.fromkeys(hit.id for answer in ranked for hit in answer))
         records = {record[0]: record for record in self.coarse.get(winners)}
         answers = []
         for position, answer in enumerate(ranked):
             trail = trails[position] if explain else {}
             # A record deleted since stage one is no answer any more.
-            answers.append([_hit(hit, records[ids[hit.row]], trail) for hit in answer if ids[hit.row] in records])
+            answers.append([_hit(hit, records[hit.id], trail) for hit in answer if hit.id in records])
         return answers
+
+    def _rerank(self, queries: Float32Array, shortlists: list[list[str]], plan: Plan, k: int) -> list[list[Ranked]]:
+        ids, vectors = self.full_vectors(list(dict.fromkeys(id_ for found in shortlists for id_ in found)))
+        row = {id_: i for i, id_ in enumerate(ids)}
+        candidates = [[row[id_] for id_ in found if id_ in row] for found in shortlists]
+        return rerank(queries, candidates, vectors, ids, plan, k, self.rotation if len(plan.dims) > 2 else None)
 
     def _cut_by_bits(
         self,

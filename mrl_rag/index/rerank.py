@@ -36,12 +36,12 @@ class Ranked:
     """One candidate that came through.
 
     Attributes:
-        row: its row in the matrix of candidates.
+        id: of the record.
         score: cosine at full dimension.
         stages: what each stage thought of it, Chroma's left out.
     """
 
-    row: int
+    id: str
     score: float
     stages: tuple[Stage, ...]
 
@@ -122,6 +122,6 @@ def rerank(
             for best, before in zip(scored, stages, strict=True)
         ]
     return [
-        [Ranked(row, trail[row][-1].score or 0.0, trail[row]) for row in found]
+        [Ranked(ids[row], trail[row][-1].score or 0.0, trail[row]) for row in found]
         for found, trail in zip(rows, stages, strict=True)
     ]

@@ -22,6 +22,8 @@ from mrl_rag.quantization import Bytes
 Slots = npt.NDArray[np.int64]
 
 _CHECKSUM = 4
+# CRC-32 of anything followed by its own CRC-32.
+_WHOLE = zlib.crc32(bytes(4))
 _NOWHERE = -1
 # Slots learned since the table was built that make it worth building anew.
 _RECENT = 50_000
@@ -51,9 +53,9 @@ class RowFile:
     def write(self, slots: Slots, ids: Sequence[str], rows: Bytes) -> None:
         """Store rows, uint8 [n, row_bytes], at ascending slots; they are on the disk when this returns."""
         block = np.empty((len(rows), self._length), dtype=np.uint8)
-        block[:, _CHECKSUM:] = rows
-        checksums = [_checksum(id_, row.data) for id_, row in zip(ids, rows, strict=True)]
-        block[:, :_CHECKSUM] = np.array(checksums, dtype="<u4")[:, None].view(np.uint8)
+        block[:, :-_CHECKSUM] = rows
+        checksums = [zlib.crc32(row.data, zlib.crc32(id_.encode())) for id_, row in zip(ids, rows, strict=True)]
+        block[:, -_CHECKSUM:] = np.array(checksums, dtype="<u4")[:, None].view(np.uint8)
         breaks = np.flatnonzero(np.diff(slots) != 1) + 1
         for part, start in zip(np.split(block, breaks), slots[np.concatenate([[0], breaks])].tolist(), strict=True):
             self._put(part.data.cast("B"), start * self._length)
@@ -65,22 +67,19 @@ class RowFile:
         length = self._length
         block = np.zeros((len(slots), length), dtype=np.uint8)
         flat = block.reshape(-1).data
-        views = [flat[start : start + length] for start in range(0, len(flat), length)]
-        for view, slot in zip(views, slots.tolist(), strict=True):
+        wrong = []
+        for position, (slot, id_) in enumerate(zip(slots.tolist(), ids, strict=True)):
+            row = flat[position * length : (position + 1) * length]
             if slot != _NOWHERE:
-                self._get(view, slot * length)
-        stored = np.ascontiguousarray(block[:, :_CHECKSUM]).view("<u4")[:, 0].tolist()
-        wrong = [
-            position
-            for position, (view, id_, checksum) in enumerate(zip(views, ids, stored, strict=True))
-            if _checksum(id_, view[_CHECKSUM:]) != checksum
-        ]
-        return block[:, _CHECKSUM:], wrong
+                self._get(row, slot * length)
+            if slot == _NOWHERE or zlib.crc32(row, zlib.crc32(id_.encode())) != _WHOLE:
+                wrong.append(position)
+        return block[:, :-_CHECKSUM], wrong
 
     def forget(self, slots: Iterable[int]) -> None:
         """Make rows nobody's, so that a reader that still looks there is told."""
         for slot in slots:
-            self._put(memoryview(bytes(_CHECKSUM)), slot * self._length)
+            self._put(memoryview(bytes(_CHECKSUM)), (slot + 1) * self._length - _CHECKSUM)
 
     def _put(self, data: memoryview, offset: int) -> None:
         with self._seeking:
@@ -134,10 +133,6 @@ class SlotTable:
                 if slot is not None:
                     found[position] = slot
         return found
-
-
-def _checksum(id_: str, row: memoryview) -> int:
-    return zlib.crc32(row, zlib.crc32(id_.encode()))
 
 
 def _nameless() -> int:
