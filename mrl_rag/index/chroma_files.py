@@ -104,8 +104,14 @@ def graph_of(folder: Path, collection: str) -> Path | None:
         folder: Chroma's.
         collection: the collection's id.
     """
-    found = _ask(folder, f"SELECT id FROM segments WHERE scope = 'VECTOR' AND collection = '{UUID(collection)}'", 60)
+    found = _ask(folder, f"SELECT id FROM segments WHERE {_graph_segment(collection)}", 60)
     return folder / found[0] if found and _is_uuid(found[0]) else None
+
+
+def was_saved(folder: Path, collection: str) -> bool:
+    """Say whether Chroma has saved the collection's graph at some time, and so can't make it anew from its log."""
+    saved = f"SELECT seq_id FROM max_seq_id JOIN segments ON id = segment_id WHERE {_graph_segment(collection)}"
+    return bool(_ask(folder, saved, 60))
 
 
 def graphs(folder: Path) -> list[Path]:
@@ -176,6 +182,10 @@ def _upper_fault(stored: npt.NDArray[np.uint8], count: int, links: int, top: int
         return fault
     lists = words[np.asarray(starts, dtype=np.int64)[:, None] + np.arange(width)] if starts else np.empty((0, width))
     return "" if _lead_somewhere(lists.astype(np.uint32), np.asarray(level, dtype=np.int64), levels) else fault
+
+
+def _graph_segment(collection: str) -> str:
+    return f"scope = 'VECTOR' AND collection = '{UUID(collection)}'"
 
 
 def _ask(folder: Path, question: str, seconds: float) -> list[str] | None:

@@ -122,7 +122,8 @@ class Halves:
             return
         stored = self._readable(ids)
         new = dict(zip(ids, self.shortlist(vectors), strict=True))
-        found, before = self.archive.read(ids)
+        damaged = self.archive.damaged(ids)
+        found, before = self.archive.read([id_ for id_ in ids if id_ not in damaged])
         old = dict(zip(found, self.shortlist(before), strict=True))
         accepted = [
             id_ for id_ in ids if id_ in stored and (id_ not in old or stored[id_] @ new[id_] >= stored[id_] @ old[id_])

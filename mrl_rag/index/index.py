@@ -27,7 +27,7 @@ from mrl_rag.errors import (
 )
 from mrl_rag.index.archive import Archive, ArchivePrecision, LocalArchive
 from mrl_rag.index.chroma_archive import ChromaArchive
-from mrl_rag.index.chroma_files import graph_fault, graph_of, graphs, remove_dead, set_aside, sqlite_fault
+from mrl_rag.index.chroma_files import graph_fault, graph_of, graphs, remove_dead, set_aside, sqlite_fault, was_saved
 from mrl_rag.index.coarse import (
     Coarse,
     Facts,
@@ -169,7 +169,13 @@ class TwoStageIndex:
         self._halves: Halves | None = None
         self._warned = ""
         try:
-            self._open()
+            if self._open() is None and self._folder is not None and any(self._folder.glob("archive-*.sqlite3")):
+                damaged = self._sqlite_fault(_VERIFY_SECONDS)
+                if damaged:
+                    raise TwoStageIndexError(
+                        f"Chroma finds no collection {collection!r}, and its file in {self._folder} is damaged: "
+                        f"{damaged}. Bring the folder back from a backup."
+                    )
         except BaseException:
             self.close()
             raise
@@ -710,7 +716,7 @@ class TwoStageIndex:
             time.sleep(0.1)
             faults = {graph: fault for graph in faults if (fault := graph_fault(graph))}
         if not faults:
-            return "" if found or not coarse.count() else "it is missing"
+            return "" if found or not was_saved(self._folder, coarse.id) else "it is missing"
         # Other collections' graphs are in the folder, too.
         mine = graph_of(self._folder, coarse.id)
         return next(iter(faults.values())) if mine is None else faults.get(mine, "")
