@@ -97,10 +97,7 @@ class Coarse:
             raise IndexMismatch(
                 f"collection {name!r} has metric {space!r}; a two-stage index has 'cosine'. Fill a new collection."
             )
-        facts = Facts(
-            **{key: stored[f"{_PREFIX}{key}"] for key in Facts.__dataclass_fields__ if f"{_PREFIX}{key}" in stored}
-        )
-        return cls(client, collection, facts)
+        return cls(client, collection, _facts(name, stored))
 
     @classmethod
     def create(cls, client: ClientAPI, name: str, facts: Facts, hnsw: Mapping[str, Any] | None = None) -> Coarse:
@@ -292,6 +289,18 @@ class Coarse:
             )
             found += answer["ids"]
         return found
+
+
+def _facts(name: str, stored: Mapping[str, Any]) -> Facts:
+    known = {key: stored[f"{_PREFIX}{key}"] for key in Facts.__dataclass_fields__ if f"{_PREFIX}{key}" in stored}
+    dims = known.get("full_dim"), known.get("shortlist_dim")
+    texts = known.get("fingerprint"), known.get("archive"), known.get("rotation", "auto")
+    if not all(isinstance(dim, int) for dim in dims) or not all(isinstance(text, str) for text in texts):
+        raise IndexMismatch(
+            f"collection {name!r} is damaged: its metadata {dict(stored)!r} says no more how long its vectors are, or "
+            "where. Bring it back from a backup, or fill a new collection."
+        )
+    return Facts(**known)
 
 
 def _as_metadata(facts: Facts) -> dict[str, Any]:

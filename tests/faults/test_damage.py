@@ -23,7 +23,7 @@ import numpy as np
 import pytest
 
 from mrl_rag import TwoStageIndex
-from mrl_rag.errors import ArchiveError, IndexNotWritable, MrlRagError, TwoStageIndexError
+from mrl_rag.errors import ArchiveError, IndexMismatch, IndexNotWritable, MrlRagError, TwoStageIndexError
 
 DAMAGES = int(os.environ.get("MRL_RAG_DAMAGES", "8"))
 # Above Chroma's 1000, from where on it writes its graph to the disk.
@@ -466,3 +466,10 @@ def test_a_folder_that_failed_to_open_opens_once_it_is_put_back(folder, sound):
         TwoStageIndex(folder)
     (folder / "elsewhere").rename(archive)
     assert TwoStageIndex(folder).verify().ok
+
+
+def test_a_collection_that_forgot_its_dimensions_is_named(folder):
+    collection = chromadb.PersistentClient(folder).get_collection("docs", embedding_function=None)
+    collection.modify(metadata={key: v for key, v in collection.metadata.items() if key != "mrl_rag:shortlist_dim"})
+    with pytest.raises(IndexMismatch, match=r"is damaged.*backup"):
+        TwoStageIndex(folder)
