@@ -32,6 +32,7 @@ VECTORS = np.random.default_rng(0).normal(size=(COUNT, DIM)).astype(np.float32)
 VECTORS /= np.linalg.norm(VECTORS, axis=1, keepdims=True)
 QUERIES = VECTORS[::100]
 IDS = [f"r{i}" for i in range(COUNT)]
+KEPT = []
 CHILD = """
 import sys
 sys.path.insert(0, sys.argv[1])
@@ -182,7 +183,7 @@ def damage(file, chance):
     return f"{file.name} {how}"
 
 
-@pytest.mark.parametrize("files", ["archive-*.sqlite3", "chroma.sqlite3", "*/*"])
+@pytest.mark.parametrize("files", ["archive-*.sqlite3", "archive-*.rows", "chroma.sqlite3", "*/*"])
 def test_a_damaged_file_gives_an_error_or_the_right_answer_or_a_report(sound, tmp_path, files):
     chance = random.Random(files)
     folders, whats = [shutil.copytree(sound, tmp_path / "undamaged")], []
@@ -206,6 +207,8 @@ def leave_a_log(folder):
     index = TwoStageIndex(folder)
     index.upsert(IDS[:20], VECTORS[300:320], [f"new {i}" for i in range(20)])
     upsert(index, list(range(300, 400)))
+    # Alive until the process ends: it would be closed.
+    KEPT.append(index)
 
 
 def look_at_log(folder):
@@ -371,13 +374,17 @@ def test_a_clock_that_jumps_changes_nothing(tmp_path, monkeypatch):
     assert {record.document for record in index.get(numbered(1)[0])} == {"write 4"}
 
 
-def lose(folder, graph=True):
+def lose(folder):
     """Lose the graph, one full vector, and the soundness of another."""
-    with sqlite3.connect(next(folder.glob("archive-*.sqlite3"))) as connection:
-        connection.execute("DELETE FROM vectors WHERE id = 'r3'")
-        connection.execute("UPDATE vectors SET vector = zeroblob(64) WHERE id = 'r4'")
+    (file,) = folder.glob("archive-*.sqlite3")
+    with sqlite3.connect(file) as connection:
+        connection.execute("DELETE FROM places WHERE id = 'r3'")
+        (slot,) = connection.execute("SELECT slot FROM places WHERE id = 'r4'").fetchone()
     connection.close()
-    for path in folder.glob("*/*.bin") if graph else ():
+    rows = np.fromfile(file.with_suffix(".rows"), np.uint8).reshape(COUNT, -1)
+    rows[slot] ^= 1
+    rows.tofile(file.with_suffix(".rows"))
+    for path in folder.glob("*/*.bin"):
         path.unlink()
 
 
