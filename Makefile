@@ -24,7 +24,7 @@ test: $(READY)
 	$(BIN)/python -m pytest
 
 test-faults: $(READY)
-	MRL_RAG_KILLS=200 MRL_RAG_STEPS=5000 $(BIN)/python -m pytest tests/faults tests/index/test_stateful.py
+	MRL_RAG_KILLS=200 MRL_RAG_DAMAGES=150 MRL_RAG_STEPS=5000 $(BIN)/python -m pytest tests/faults tests/index/test_stateful.py
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import shutil
 import statistics
+import sys
 import textwrap
 import time
 from pathlib import Path
@@ -206,4 +207,8 @@ def _bytes(folder: Path, pattern: str) -> int:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except KeyboardInterrupt:
+        print("\nStopped. Run it again to go on: what is stored is not encoded again.")
+        sys.exit(130)

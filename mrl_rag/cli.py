@@ -65,6 +65,8 @@ def _lines(report: Report) -> list[str]:
         if isinstance(ids, list) and ids:
             more = f" and {len(ids) - _NAMED} more" if len(ids) > _NAMED else ""
             lines.append(f"{kind}: {len(ids)} ({', '.join(ids[:_NAMED])}{more})")
+    if report.chroma_damaged:
+        lines.append(f"Chroma's own file is damaged ({report.chroma_damaged}): bring the folder back from a backup")
     if report.search_broken:
         lines.append("the search is broken: run `mrl-rag repair`")
     return lines

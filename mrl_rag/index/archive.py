@@ -34,6 +34,18 @@ ArchivePrecision: TypeAlias = Literal["float16", "int8", "binary"]
 _IDS_PER_STATEMENT = 999
 # Times a row is looked up anew when it isn't where it was said to be.
 _PATIENCE = 3
+# Whatever else SQLite says is damage.
+_NOT_WRITABLE = (
+    sqlite3.SQLITE_PERM,
+    sqlite3.SQLITE_BUSY,
+    sqlite3.SQLITE_LOCKED,
+    sqlite3.SQLITE_READONLY,
+    sqlite3.SQLITE_IOERR,
+    sqlite3.SQLITE_FULL,
+    sqlite3.SQLITE_CANTOPEN,
+)
+# In a damaged table a slot may be anything; -1 is nowhere.
+_SLOT = "CASE WHEN typeof(slot) = 'integer' AND slot BETWEEN 0 AND (1 << 40) THEN slot ELSE -1 END"
 _CREATE = [
     f"""
     CREATE TABLE {table} (
@@ -175,7 +187,7 @@ class LocalArchive:
     def held(self) -> tuple[list[str], Float32Array]:
         """See `Archive.held`."""
         with self._lock, self._named_errors():
-            waiting = self._connection.execute("SELECT id, slot FROM waiting ORDER BY id").fetchall()
+            waiting = self._connection.execute(f"SELECT id, {_SLOT} FROM waiting ORDER BY id").fetchall()
             ids = [id_ for id_, _ in waiting]
             rows, wrong = self._rows.read(np.array([slot for _, slot in waiting], dtype=np.int64), ids)
         # A damaged row was never acknowledged: it is as good as not written.
@@ -292,7 +304,7 @@ class LocalArchive:
     def _read(self, file: RowFile, ids: Sequence[str]) -> tuple[list[str], Bytes]:
         if self._table is None or self._table.stale:
             with self._lock, self._named_errors():
-                self._table = SlotTable(self._connection.execute("SELECT id, slot FROM places"))
+                self._table = SlotTable(self._connection.execute(f"SELECT id, {_SLOT} FROM places"))
         table = self._table
         with self._named_errors():
             rows, wrong = file.read(table.slots(ids), ids)
@@ -351,7 +363,7 @@ class LocalArchive:
             file.forget(slots)
 
     def _slots(self, table: str, ids: Sequence[str]) -> dict[str, int]:
-        return dict(self._select("id, slot", table, ids))
+        return dict(self._select(f"id, {_SLOT}", table, ids))
 
     def _select(self, columns: str, table: str, ids: Sequence[str]) -> Iterator[tuple[Any, ...]]:
         for start in range(0, len(ids), _IDS_PER_STATEMENT):
@@ -367,14 +379,14 @@ class LocalArchive:
             self._connection.execute("BEGIN IMMEDIATE")
             try:
                 yield dropped
-                self._connection.executemany("INSERT INTO free VALUES (?)", [(slot,) for slot in dropped])
+                self._connection.executemany("INSERT INTO free VALUES (?)", [(slot,) for slot in dropped if slot >= 0])
                 self._connection.execute("COMMIT")
             except BaseException:
                 if self._connection.in_transaction:
                     self._connection.execute("ROLLBACK")
                 raise
             # A reader that hasn't heard of it is told by the row itself.
-            self._forget(dropped)
+            self._forget([slot for slot in dropped if slot >= 0])
 
     @property
     def _name(self) -> str:
@@ -384,11 +396,12 @@ class LocalArchive:
     def _named_errors(self) -> Iterator[None]:
         try:
             yield
-        except (sqlite3.OperationalError, OSError) as error:
-            raise IndexNotWritable(
-                f"{self._name} can't be used: {error}. Check the folder's permissions and the free disk space."
-            ) from error
-        except sqlite3.DatabaseError as error:
+        except (sqlite3.DatabaseError, OSError) as error:
+            # Python's own, such as text that is no UTF-8, have no code.
+            if isinstance(error, OSError) or getattr(error, "sqlite_errorcode", 0) & 0xFF in _NOT_WRITABLE:
+                raise IndexNotWritable(
+                    f"{self._name} can't be used: {error}. Check the folder's permissions and the free disk space."
+                ) from error
             raise ArchiveError(
                 f"{self._name} is damaged: {error}. Bring it back from a backup, or fill a new collection."
             ) from error

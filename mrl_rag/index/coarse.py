@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar
 
 import numpy as np
 
-from mrl_rag.errors import DimensionMismatch, IndexMismatch, InvalidInput
+from mrl_rag.errors import DimensionMismatch, IndexMismatch, IndexNotWritable, InvalidInput, TwoStageIndexError
 from mrl_rag.tasks import SURROGATE_ADVICE, is_unicode
 from mrl_rag.truncation import Float32Array
 
@@ -26,6 +26,8 @@ _PREFIX = "mrl_rag:"
 _REPLACES = f"{_PREFIX}replaces"
 _OLD = "-mrl_rag-old-"
 NEW = "-mrl_rag-new-"
+# What SQLite says within an error of Chroma's.
+_NOT_WRITABLE = ("readonly database", "database or disk is full", "disk I/O error", "unable to open database file")
 
 
 @dataclass(frozen=True)
@@ -95,10 +97,7 @@ class Coarse:
             raise IndexMismatch(
                 f"collection {name!r} has metric {space!r}; a two-stage index has 'cosine'. Fill a new collection."
             )
-        facts = Facts(
-            **{key: stored[f"{_PREFIX}{key}"] for key in Facts.__dataclass_fields__ if f"{_PREFIX}{key}" in stored}
-        )
-        return cls(client, collection, facts)
+        return cls(client, collection, _facts(name, stored))
 
     @classmethod
     def create(cls, client: ClientAPI, name: str, facts: Facts, hnsw: Mapping[str, Any] | None = None) -> Coarse:
@@ -126,6 +125,11 @@ class Coarse:
     def name(self) -> str:
         """The collection's name."""
         return self._collection.name
+
+    @property
+    def id(self) -> str:
+        """What Chroma calls the collection, whatever its name."""
+        return str(self._collection.id)
 
     def replace(self, client: ClientAPI, old: Coarse) -> None:
         """Take the name of another collection, and delete that one."""
@@ -247,7 +251,8 @@ class Coarse:
         """Return what Chroma searches, float32 [shortlist_dim] an id; ids that are not there are left out."""
         found: dict[str, Float32Array] = {}
         for part in self.batches(ids):
-            answer = self._collection.get(ids=list(part), include=["embeddings"])
+            with chroma_errors():
+                answer = self._collection.get(ids=list(part), include=["embeddings"])
             embeddings = answer["embeddings"] if answer["embeddings"] is not None else []
             found |= {id_: np.asarray(e, dtype=np.float32) for id_, e in zip(answer["ids"], embeddings, strict=True)}
         return found
@@ -286,6 +291,18 @@ class Coarse:
         return found
 
 
+def _facts(name: str, stored: Mapping[str, Any]) -> Facts:
+    known = {key: stored[f"{_PREFIX}{key}"] for key in Facts.__dataclass_fields__ if f"{_PREFIX}{key}" in stored}
+    dims = known.get("full_dim"), known.get("shortlist_dim")
+    texts = known.get("fingerprint"), known.get("archive"), known.get("rotation", "auto")
+    if not all(isinstance(dim, int) for dim in dims) or not all(isinstance(text, str) for text in texts):
+        raise IndexMismatch(
+            f"collection {name!r} is damaged: its metadata {dict(stored)!r} says no more how long its vectors are, or "
+            "where. Bring it back from a backup, or fill a new collection."
+        )
+    return Facts(**known)
+
+
 def _as_metadata(facts: Facts) -> dict[str, Any]:
     return {f"{_PREFIX}format": _FORMAT} | {f"{_PREFIX}{key}": value for key, value in asdict(facts).items()}
 
@@ -294,7 +311,8 @@ def _renamed(client: ClientAPI, name: str) -> Collection | None:
     """Finish the renaming that a crash cut short, if there was one."""
     for collection in client.list_collections():
         if (collection.metadata or {}).get(_REPLACES) == name:
-            collection.modify(name=name)
+            kept = {key: value for key, value in collection.metadata.items() if key != _REPLACES}
+            collection.modify(name=name, metadata=kept)
             return client.get_collection(name, embedding_function=None)
     return None
 
@@ -319,6 +337,32 @@ def pages(
 def leftovers(client: ClientAPI, name: str) -> list[str]:
     """Return the collections that a reindexing of `name` left behind when it was cut short."""
     return [c.name for c in client.list_collections() if c.name.startswith((f"{name}{_OLD}", f"{name}{NEW}"))]
+
+
+def is_panic(error: BaseException) -> bool:
+    """Say whether Chroma's Rust core gave up, which is no `Exception`."""
+    return type(error).__name__ == "PanicException"
+
+
+@contextmanager
+def chroma_errors() -> Iterator[None]:
+    """Give what fails within Chroma a name from this package's errors."""
+    from chromadb.errors import InternalError, InvalidArgumentError
+
+    try:
+        yield
+    except BaseException as error:
+        if not isinstance(error, InternalError | InvalidArgumentError) and not is_panic(error):
+            raise
+        said = str(error)
+        if any(words in said for words in _NOT_WRITABLE):
+            raise IndexNotWritable(
+                f"Chroma can't write: {said}. Check the folder's permissions and the free disk space, then write again."
+            ) from error
+        raise TwoStageIndexError(
+            f"Chroma failed: {said}. If the disk was full, make room and write again; if files were damaged, call "
+            "repair(), and where that fails bring the folder back from a backup."
+        ) from error
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from mrl_rag.errors import ArchiveError
+from mrl_rag.errors import ArchiveError, TwoStageIndexError
 from mrl_rag.index.archive import Archive
 from mrl_rag.index.coarse import NEW, Coarse, Facts, Metadata, Where
 from mrl_rag.index.plan import Plan
@@ -31,6 +31,9 @@ EXACT = 1000
 _BITS_KEEP = 4
 # Queries whose full vectors are read and scored together: these fit a processor's cache.
 _TOGETHER = 8
+# Records that are all scored exactly where Chroma's search doesn't find as many as it should; more than one batch of a
+# writer, so that what is written meanwhile isn't taken for a fault.
+_SCANNED = 10_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,12 +62,16 @@ class Halves:
         coarse: Chroma's half.
         archive: the full vectors.
         rotation: float32 [full_dim, full_dim] where it is at hand; otherwise it is read when it is needed.
+        graph_fault: what is wrong with the files of Chroma's graph; "" where nothing is.
     """
 
-    def __init__(self, coarse: Coarse, archive: Archive, rotation: Float32Array | None = None) -> None:
+    def __init__(
+        self, coarse: Coarse, archive: Archive, rotation: Float32Array | None = None, graph_fault: str = ""
+    ) -> None:
         self.coarse = coarse
         self.archive = archive
         self.facts = coarse.facts
+        self.graph_fault = graph_fault
         if rotation is not None:
             self.rotation = rotation
 
@@ -113,9 +120,10 @@ class Halves:
         ids, vectors = self.archive.held()
         if not ids:
             return
-        stored = self.coarse.shortlist_vectors(ids)
+        stored = self._readable(ids)
         new = dict(zip(ids, self.shortlist(vectors), strict=True))
-        found, before = self.archive.read(ids)
+        damaged = self.archive.damaged(ids)
+        found, before = self.archive.read([id_ for id_ in ids if id_ not in damaged])
         old = dict(zip(found, self.shortlist(before), strict=True))
         accepted = [
             id_ for id_ in ids if id_ in stored and (id_ not in old or stored[id_] @ new[id_] >= stored[id_] @ old[id_])
@@ -207,7 +215,16 @@ class Halves:
         """Return the candidates a query, and whether there may be nearer records than these."""
         asked = self.shortlist(queries)
         if where is None and where_document is None:
-            return self.coarse.search(asked, size, None, None), True
+            found = self.coarse.search(asked, size, None, None)
+            least = min(map(len, found))
+            total = self.coarse.count() if least < size else least
+            if total > least and total > _SCANNED:
+                raise TwoStageIndexError(
+                    f"Chroma finds {least} of the {total} records of collection {self.coarse.name!r}: its graph has "
+                    "lost the others. Call repair(), which rebuilds it from the archive."
+                )
+            # Lost, or written since the search.
+            return ([self.coarse.ids(None, None)] * len(found), False) if total > least else (found, True)
         matching = self.coarse.ids(where, where_document, limit=EXACT + 1)
         if len(matching) <= EXACT:
             return [matching] * len(queries), False
@@ -239,7 +256,7 @@ class Halves:
             rotation: "fit", "none", or None keeps it.
             hnsw: Chroma's settings of the graph.
             progress: show a bar when standard error is a terminal.
-            without: records whose full vector is lost, which keep what Chroma searches.
+            without: records whose full vector is lost, which keep what Chroma searches, where it can still be read.
         """
         from tqdm import tqdm
 
@@ -264,9 +281,9 @@ class Halves:
                 records = {record[0]: record for record in self.coarse.get(batch)}
                 found, vectors = self.full_vectors([id_ for id_ in batch if id_ not in lost])
                 shortlist = dict(zip(found, halves.shortlist(vectors), strict=True)) if found else {}
-                stored = self.coarse.shortlist_vectors([id_ for id_ in batch if id_ in lost])
-                if facts.shortlist_dim == self.facts.shortlist_dim:
-                    shortlist |= stored
+                # With both vectors lost the record stays, and has none: a search that comes upon it raises.
+                shortlist |= {id_: np.zeros(facts.shortlist_dim, np.float32) for id_ in batch if id_ in lost}
+                shortlist |= self._readable([id_ for id_ in batch if id_ in lost])
                 kept = [id_ for id_ in batch if id_ in shortlist]
                 if kept:
                     coarse.upsert(
@@ -280,6 +297,16 @@ class Halves:
         coarse.replace(client, self.coarse)
         self.archive.drop_rotations(but=facts.rotation)
         return halves
+
+    def _readable(self, ids: list[str]) -> dict[str, Float32Array]:
+        """Return what Chroma searches, float32 [shortlist_dim] an id; ids of which it can't be read are left out."""
+        try:
+            return self.coarse.shortlist_vectors(ids)
+        except TwoStageIndexError:
+            if len(ids) == 1:
+                return {}
+            half = len(ids) // 2
+            return self._readable(ids[:half]) | self._readable(ids[half:])
 
     def _sample(self) -> Float32Array:
         """Return up to SAMPLE vectors of the archive, float32 [n, full_dim], spread over all of them."""

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import logging
 import os
+import time
 import uuid
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar, get_args
 
@@ -26,7 +27,20 @@ from mrl_rag.errors import (
 )
 from mrl_rag.index.archive import Archive, ArchivePrecision, LocalArchive
 from mrl_rag.index.chroma_archive import ChromaArchive
-from mrl_rag.index.coarse import Coarse, Facts, Metadata, Where, check_metadatas, check_where, is_ours, leftovers, pages
+from mrl_rag.index.chroma_files import graph_fault, graph_of, graphs, remove_dead, set_aside, sqlite_fault, was_saved
+from mrl_rag.index.coarse import (
+    Coarse,
+    Facts,
+    Metadata,
+    Where,
+    check_metadatas,
+    check_where,
+    chroma_errors,
+    is_ours,
+    is_panic,
+    leftovers,
+    pages,
+)
 from mrl_rag.index.halves import Halves, Hit, fitted
 from mrl_rag.index.lock import WriterLock, writing_threads
 from mrl_rag.index.plan import Plan, check_k, check_plan, default_plan
@@ -51,6 +65,9 @@ _DRIFT_SAMPLE = 256
 _PAGE = 2000
 # No model is longer; a larger number is a slip.
 _LONGEST_VECTOR = 65536
+# How long SQLite may look at Chroma's file, which nobody can write meanwhile.
+_VERIFY_SECONDS = 2
+_REPAIR_SECONDS = 600
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -151,7 +168,17 @@ class TwoStageIndex:
         self._writer_lock = WriterLock(self._folder)
         self._halves: Halves | None = None
         self._warned = ""
-        self._open()
+        try:
+            if self._open() is None and self._folder is not None and any(self._folder.glob("archive-*.sqlite3")):
+                damaged = self._sqlite_fault(_VERIFY_SECONDS)
+                if damaged:
+                    raise TwoStageIndexError(
+                        f"Chroma finds no collection {collection!r}, and its file in {self._folder} is damaged: "
+                        f"{damaged}. Bring the folder back from a backup."
+                    )
+        except BaseException:
+            self.close()
+            raise
 
     @classmethod
     def from_chroma(
@@ -329,9 +356,8 @@ class TwoStageIndex:
 
     def clear(self) -> None:
         """Remove every record. The index keeps its dimensions and fingerprint."""
-        opened = self._open()
-        if opened is not None:
-            self.delete(opened.coarse.ids(None, None))
+        if self._open() is not None:
+            self.delete(self._current(lambda halves: halves.coarse.ids(None, None)))
 
     def get(
         self,
@@ -523,31 +549,38 @@ class TwoStageIndex:
         Returns:
             A report of every difference; `report.ok` when there is none.
         """
-        return Report() if self._open() is None else self._current(verify)
+        if self._open() is None:
+            return Report()
+        return replace(self._current(verify, damaged=True), chroma_damaged=self._sqlite_fault(_VERIFY_SECONDS))
 
     def repair(self) -> Report:
         """Mend what can be mended, and lose nothing that was acknowledged.
 
         Orphans are removed, an interrupted replacement is finished or undone, and where the search structure or the
         rotation is lost or doesn't fit the archive, Chroma is filled anew from the archive. Records whose full vector
-        is gone or is not their document's stay as they are.
+        is gone or is not their document's stay as they are. In a folder, graphs of deleted collections are removed.
 
         Returns:
             What is left to do: records to upsert again. `report.ok` when nothing is.
         """
-        with self._writing():
+        with self._writing(damaged=True):
             opened = self._open()
             if opened is None:
                 return Report()
             opened.finish_interrupted()
             found = verify(opened)
-            opened.archive.delete(found.orphaned)
+            damaged = self._sqlite_fault(_REPAIR_SECONDS)
+            if not damaged:
+                # Otherwise the damage may hide a record that is there.
+                opened.archive.delete(found.orphaned)
             for name in leftovers(self._client, self._name):
                 self._client.delete_collection(name)
             if found.search_broken or found.misplaced:
                 lost = set(found.missing) | set(found.damaged)
                 self._halves = opened = opened.reindexed(self._client, None, found.new_rotation, None, False, lost)
-            return verify(opened)
+            if self._folder is not None and not damaged:
+                remove_dead(self._folder)
+            return replace(verify(opened), chroma_damaged=damaged)
 
     def close(self) -> None:
         """Let go of the files. A client that was passed in stays open."""
@@ -565,11 +598,13 @@ class TwoStageIndex:
             return self._halves
         with self._lock:
             if self._halves is None:
-                coarse = Coarse.open(self._client, self._name)
+                with chroma_errors():
+                    coarse = Coarse.open(self._client, self._name)
                 if coarse is None:
                     return None
                 coarse.check(self._full_dim, self._shortlist_dim, self._fingerprint, self._precision)
-                self._halves = Halves(coarse, self._open_archive(coarse.facts, create=False))
+                archive = self._open_archive(coarse.facts, create=False)
+                self._halves = Halves(coarse, archive, graph_fault=self._graph_fault(coarse))
             return self._halves
 
     def _create(self, rows: Float32Array) -> Halves:
@@ -622,10 +657,18 @@ class TwoStageIndex:
         return LocalArchive(path, facts.full_dim, facts.precision, create)
 
     @contextmanager
-    def _writing(self) -> Iterator[None]:
-        """Be the one thread, and in a folder the one process, that writes."""
-        with self._lock:
+    def _writing(self, damaged: bool = False) -> Iterator[None]:
+        """Be the one thread, and in a folder the one process, that writes.
+
+        Args:
+            damaged: whether to go on where Chroma can't read its graph, which is then taken out of its way.
+        """
+        with self._lock, chroma_errors():
             fresh = self._writer_lock.acquire()
+            if self._halves is not None and damaged:
+                self._set_graph_aside(self._halves)
+            elif self._halves is not None:
+                self._check_graph(self._halves)
             # Another index on this folder or server may have filled Chroma anew.
             self._forget_if_replaced()
             opened = self._open()
@@ -639,20 +682,72 @@ class TwoStageIndex:
             # Not closed: another thread may be reading.
             self._halves = None
 
-    def _current(self, work: Callable[[Halves], Answer]) -> Answer:
-        """Do what needs both halves; once more where another process has filled Chroma anew meanwhile."""
+    def _current(self, work: Callable[[Halves], Answer], damaged: bool = False) -> Answer:
+        """Do what needs both halves; once more where another process has filled Chroma anew meanwhile.
+
+        Args:
+            work: what to do.
+            damaged: whether it knows what to do where Chroma can't read its graph.
+        """
         from chromadb.errors import NotFoundError
 
         opened = self._open()
+        with chroma_errors():
+            try:
+                if not damaged:
+                    self._check_graph(opened)
+                return work(opened)  # type: ignore[arg-type]
+            except NotFoundError:
+                with self._lock:
+                    self._forget_if_replaced()
+                    opened = self._open()
+                if opened is None:
+                    raise
+                return work(opened)
+
+    def _graph_fault(self, coarse: Coarse) -> str:
+        """Say what is wrong with the files of Chroma's graph, "" where nothing is or there is no folder."""
+        if self._folder is None:
+            return ""
+        found = graphs(self._folder)
+        faults = {graph: fault for graph in found if (fault := graph_fault(graph))}
+        for _ in range(3 if faults else 0):
+            # Another process may be writing it.
+            time.sleep(0.1)
+            faults = {graph: fault for graph in faults if (fault := graph_fault(graph))}
+        if not faults:
+            return "" if found or not was_saved(self._folder, coarse.id) else "it is missing"
+        # Other collections' graphs are in the folder, too.
+        mine = graph_of(self._folder, coarse.id)
+        return next(iter(faults.values())) if mine is None else faults.get(mine, "")
+
+    def _check_graph(self, halves: Halves | None) -> None:
+        if halves is not None and halves.graph_fault:
+            # Another process may have repaired it since.
+            halves.graph_fault = self._graph_fault(halves.coarse)
+            if halves.graph_fault:
+                raise TwoStageIndexError(
+                    f"Chroma's graph of collection {self._name!r} is damaged: {halves.graph_fault}. Call repair(), "
+                    "which rebuilds it from the archive."
+                )
+
+    def _set_graph_aside(self, halves: Halves) -> None:
+        """Take a graph that Chroma can't read out of its way: it then reads the rest, and can be filled anew."""
+        halves.graph_fault = self._graph_fault(halves.coarse)
         try:
-            return work(opened)  # type: ignore[arg-type]
-        except NotFoundError:
-            with self._lock:
-                self._forget_if_replaced()
-                opened = self._open()
-            if opened is None:
-                raise
-            return work(opened)
+            if not halves.graph_fault:
+                with chroma_errors():
+                    halves.coarse.exists()
+                return
+        except TwoStageIndexError:
+            pass
+        graph = None if self._folder is None else graph_of(self._folder, halves.coarse.id)
+        if graph is not None:
+            set_aside(graph)
+            halves.graph_fault = ""
+
+    def _sqlite_fault(self, seconds: float) -> str:
+        return "" if self._folder is None else sqlite_fault(self._folder, seconds)
 
     def _diverse(self, hits: list[Hit], k: int, lambda_mult: float) -> list[Hit]:
         records = self.get([hit.id for hit in hits])
@@ -755,11 +850,23 @@ def _open_client(path: str | os.PathLike[str] | None) -> ClientAPI:
         raise IndexNotWritable(f"{folder} can't be written. Check its permissions, or pass another folder.")
     try:
         return chromadb.PersistentClient(folder)
-    except Exception as error:  # Chroma's Rust core raises its own kinds
+    except BaseException as error:
+        if not isinstance(error, Exception) and not is_panic(error):
+            raise
+        _forget_unstarted(folder)
         raise TwoStageIndexError(
-            f"Chroma can't open {folder}: {error}. Check that it is a folder of Chroma's and that nobody else "
-            "opened it with other settings."
+            f"Chroma can't open {folder}: {error}. Check that it is a folder of Chroma's, that its files can be "
+            "written, and that nobody else opened it with other settings; where chroma.sqlite3 is damaged, bring the "
+            "folder back from a backup."
         ) from error
+
+
+def _forget_unstarted(folder: Path) -> None:
+    """Let a folder be opened again: Chroma keeps what failed to start, and would hand it out."""
+    from chromadb.api.shared_system_client import SharedSystemClient
+
+    if str(folder) not in SharedSystemClient._identifier_to_refcount:
+        SharedSystemClient._identifier_to_system.pop(str(folder), None)
 
 
 def _persistent_folder(client: ClientAPI) -> Path | None:

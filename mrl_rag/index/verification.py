@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
 
-from mrl_rag.errors import ArchiveError
+from mrl_rag.errors import ArchiveError, TwoStageIndexError
 from mrl_rag.index.archive import document_hash
+from mrl_rag.index.coarse import chroma_errors
 from mrl_rag.index.halves import Halves
 from mrl_rag.truncation import Float32Array
 
@@ -32,6 +34,8 @@ class Report:
         orphaned: the archive has a full vector, Chroma no record. `repair` removes them.
         search_broken: Chroma's search raises, or doesn't find records by their own vectors; or the rotation is lost.
             `repair` fills Chroma anew.
+        chroma_damaged: what SQLite finds wrong with Chroma's own file of ids, documents and metadata, "" where nothing
+            is. `repair` can't mend it: bring the folder back from a backup, or fill a new one.
         new_rotation: "fit" where `repair` has to fit another rotation.
     """
 
@@ -43,25 +47,33 @@ class Report:
     interrupted: list[str] = field(default_factory=list)
     orphaned: list[str] = field(default_factory=list)
     search_broken: bool = False
+    chroma_damaged: str = ""
     new_rotation: Literal["fit"] | None = None
 
     @property
     def ok(self) -> bool:
         """Whether nothing is wrong."""
         lists = self.missing, self.damaged, self.stale, self.misplaced, self.interrupted, self.orphaned
-        return not any(lists) and not self.search_broken
+        return not any(lists) and not self.search_broken and not self.chroma_damaged
 
 
 def verify(halves: Halves) -> Report:
     """Compare both halves record by record, and try the search."""
     coarse, archive, report = halves.coarse, halves.archive, Report()
+    if halves.graph_fault:
+        # To let Chroma read it could end the process.
+        return Report(search_broken=True)
+    try:
+        with chroma_errors():
+            ids = coarse.ids(None, None)
+    except TwoStageIndexError:
+        return Report(search_broken=True)
     try:
         turnable = halves.rotation is None or bool(len(halves.rotation))
     except ArchiveError:
         turnable = False
         report.search_broken, report.new_rotation = True, "fit"
     report.interrupted = archive.held()[0]
-    ids = coarse.ids(None, None)
     report.records = len(ids)
     tried = set(ids[:: max(len(ids) // _TRIED, 1)])
     for batch in coarse.batches(ids):
@@ -69,13 +81,13 @@ def verify(halves: Halves) -> Report:
         report.missing += [id_ for id_ in batch if id_ not in known]
         report.damaged += [id_ for id_ in batch if id_ in bad]
         sound = [id_ for id_ in batch if id_ in known and id_ not in bad]
+        stored = _stored(halves, batch)
+        report.search_broken |= stored is None
         report.stale += [id_ for id_, document, _ in coarse.get(sound) if document_hash(document) != known[id_]]
         if turnable and sound:
             _, vectors = archive.read(sound)
             expected = halves.shortlist(vectors)
-            stored = _stored(halves, sound)
             if stored is None:
-                report.search_broken = True
                 continue
             report.misplaced += [
                 id_ for id_, row in zip(sound, expected, strict=True) if not _same(stored.get(id_), row)
@@ -88,11 +100,11 @@ def verify(halves: Halves) -> Report:
     return report
 
 
-def _stored(halves: Halves, ids: list[str]) -> dict[str, Float32Array] | None:
+def _stored(halves: Halves, ids: Sequence[str]) -> dict[str, Float32Array] | None:
     """Return what Chroma searches, None where it can't say."""
     try:
         return halves.coarse.shortlist_vectors(ids)
-    except Exception:  # Chroma's Rust core raises its own kinds
+    except TwoStageIndexError:
         return None
 
 
@@ -107,7 +119,8 @@ def _same(stored: Float32Array | None, expected: Float32Array) -> bool:
 def _found(halves: Halves, ids: list[str], vectors: Float32Array) -> bool:
     """Say whether most records are found by their own vectors: an approximate search may miss a few, a lost one all."""
     try:
-        answers = halves.coarse.search(vectors, 50, None, None)
-    except Exception:  # Chroma's Rust core raises its own kinds
+        with chroma_errors():
+            answers = halves.coarse.search(vectors, 50, None, None)
+    except TwoStageIndexError:
         return False
     return sum(id_ in answer for id_, answer in zip(ids, answers, strict=True)) * 2 >= len(ids)
