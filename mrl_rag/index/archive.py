@@ -174,14 +174,14 @@ class LocalArchive:
     def write(self, ids: Sequence[str], vectors: Float32Array, documents: Sequence[str | None]) -> None:
         """See `Archive.write`."""
         with self._transaction() as dropped:
-            dropped += self._slots("places", ids).values()
+            dropped += self._slots("places", ids).items()
             new = self._store("places", ids, vectors, documents)
         self._learn(new)
 
     def hold(self, ids: Sequence[str], vectors: Float32Array, documents: Sequence[str | None]) -> None:
         """See `Archive.hold`."""
         with self._transaction() as dropped:
-            dropped += self._slots("waiting", ids).values()
+            dropped += self._slots("waiting", ids).items()
             self._store("waiting", ids, vectors, documents)
 
     def held(self) -> tuple[list[str], Float32Array]:
@@ -200,8 +200,8 @@ class LocalArchive:
         with self._transaction() as dropped:
             waiting = self._slots("waiting", ids)
             new = {id_: slot for id_, slot in waiting.items() if id_ in taken}
-            dropped += self._slots("places", list(new)).values()
-            dropped += (slot for id_, slot in waiting.items() if id_ not in taken)
+            dropped += self._slots("places", list(new)).items()
+            dropped += ((id_, slot) for id_, slot in waiting.items() if id_ not in taken)
             self._connection.executemany(
                 "INSERT OR REPLACE INTO places SELECT * FROM waiting WHERE id = ?", [(id_,) for id_ in new]
             )
@@ -254,11 +254,18 @@ class LocalArchive:
     def delete(self, ids: Sequence[str]) -> None:
         """See `Archive.delete`."""
         with self._transaction() as dropped:
-            dropped += self._slots("places", ids).values()
+            dropped += self._slots("places", ids).items()
             self._connection.executemany("DELETE FROM places WHERE id = ?", [(id_,) for id_ in ids])
 
     def tidy(self) -> None:
         """See `Archive.tidy`."""
+        used = "SELECT slot FROM places UNION ALL SELECT slot FROM waiting"
+        with self._transaction():
+            # Where damage makes somebody's row look free, it must not be written over.
+            if self._connection.execute("SELECT slot FROM free LIMIT 1").fetchone():
+                self._connection.execute(f"DELETE FROM free WHERE slot IN ({used})")
+            last = f"(SELECT max(slot) FROM ({used}))"
+            self._connection.execute(f"UPDATE end SET slot = 1 + {last} WHERE slot <= {last}")
         with self._lock, self._named_errors():
             self._forget([slot for (slot,) in self._connection.execute("SELECT slot FROM free")])
 
@@ -372,21 +379,28 @@ class LocalArchive:
             yield from self._connection.execute(f"SELECT {columns} FROM {table} WHERE id IN ({marks})", part)
 
     @contextmanager
-    def _transaction(self) -> Iterator[list[int]]:
-        """Yield a list for the slots that are nobody's when it is committed."""
-        dropped: list[int] = []
+    def _transaction(self) -> Iterator[list[tuple[str, int]]]:
+        """Yield a list for the ids and slots of rows that are nobody's when it is committed."""
+        dropped: list[tuple[str, int]] = []
         with self._lock, self._named_errors():
             self._connection.execute("BEGIN IMMEDIATE")
             try:
                 yield dropped
-                self._connection.executemany("INSERT INTO free VALUES (?)", [(slot,) for slot in dropped if slot >= 0])
+                free = self._owned(dropped)
+                self._connection.executemany("INSERT INTO free VALUES (?)", [(slot,) for slot in free])
                 self._connection.execute("COMMIT")
             except BaseException:
                 if self._connection.in_transaction:
                     self._connection.execute("ROLLBACK")
                 raise
             # A reader that hasn't heard of it is told by the row itself.
-            self._forget([slot for slot in dropped if slot >= 0])
+            self._forget(free)
+
+    def _owned(self, rows: list[tuple[str, int]]) -> list[int]:
+        """Return the slots that do hold their ids' rows: a damaged entry may point at somebody else's."""
+        ids = [id_ for id_, _ in rows]
+        slots = np.array([slot for _, slot in rows], dtype=np.int64)
+        return np.delete(slots, self._rows.read(slots, ids)[1]).tolist()
 
     @property
     def _name(self) -> str:

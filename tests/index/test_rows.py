@@ -1,6 +1,8 @@
 """The row file tells whose a row is, whatever the reader believes."""
 
+import sqlite3
 import threading
+from contextlib import closing
 
 import numpy as np
 import pytest
@@ -104,6 +106,18 @@ def test_a_flipped_bit_is_never_read(archives, tmp_path):
             writer.read(["a"])
         assert writer.damaged(["a", "b"]) == {"a"}
         check(writer, b=2)
+
+
+def test_a_damaged_entry_takes_nobodys_row(archives, tmp_path):
+    writer, _ = archives
+    write(writer, a=1, b=2, c=3)
+    with closing(sqlite3.connect(next(tmp_path.glob("*.sqlite3")), isolation_level=None)) as connection:
+        connection.execute("UPDATE places SET slot = 1 WHERE id = 'a'")
+        connection.execute("INSERT INTO free VALUES (2)")
+        connection.execute("UPDATE end SET slot = 1")
+    writer.tidy()
+    write(writer, a=10, d=4, e=5)
+    check(writer, a=10, b=2, c=3, d=4, e=5)
 
 
 def test_readers_never_see_a_mixture_while_rows_change_hands(archives):
