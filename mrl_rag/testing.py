@@ -33,14 +33,17 @@ class DeterministicEncoder(Encoder):
         full_dim: length of the whole vector.
         dims: full_dim, and its half and quarter.
         max_length: longest input in words; a longer text is not cut.
-        fingerprint: changes with full_dim.
     """
 
     def __init__(self, full_dim: int = 384) -> None:
         self.full_dim = check_dim(full_dim, 65536)
         self.dims = tuple(dict.fromkeys(max(full_dim // part, 1) for part in (1, 2, 4)))
         self.max_length = 2**31
-        self.fingerprint = f"deterministic-{full_dim}"
+
+    @property
+    def fingerprint(self) -> str:
+        """A short text that changes with `full_dim`."""
+        return f"deterministic-{self.full_dim}"
 
     def encode(
         self, texts: Sequence[str], task: Task = "document", dim: int | None = None, progress: bool = False

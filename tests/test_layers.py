@@ -18,6 +18,7 @@ FLOORS = {
     "index": 3,
     "retriever": 4,
     "evaluation": 4,
+    "chroma": 4,
     "testing": 4,
     "cli": 7,
 }

@@ -12,6 +12,11 @@ from mrl_rag.truncation import Float32Array
 class Encoder(ABC):
     """Texts to vectors that can be cut; a class below says how."""
 
+    @property
+    @abstractmethod
+    def fingerprint(self) -> str:
+        """A short hash of all that changes a vector."""
+
     @abstractmethod
     def encode(
         self, texts: Sequence[str], task: Task = "document", dim: int | None = None, progress: bool = False

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 EXACT = 1000
 # One in this many candidates, the best by sign bits, is read whole where the archive keeps such; 4 * k at least.
 # benchmarks/README.md has the agreement with an exact scan at this share.
-_BITS_KEEP = 4
+_BITS_KEEP = 2
 # Queries whose full vectors are read and scored together: these fit a processor's cache.
 _TOGETHER = 8
 # Records that are all scored exactly where Chroma's search doesn't find as many as it should; more than one batch of a

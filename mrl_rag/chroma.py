@@ -1,0 +1,145 @@
+"""The encoder for those who use Chroma by itself: an `EmbeddingFunction`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from chromadb.api.types import Documents, EmbeddingFunction, Embeddings, Space
+from chromadb.utils.embedding_functions import register_embedding_function
+
+from mrl_rag.encoder import MatryoshkaEncoder
+from mrl_rag.encoder.base import Encoder
+from mrl_rag.errors import IndexMismatch, InvalidInput
+from mrl_rag.tasks import Task
+
+_SETTINGS = ("model", "dim", "max_length", "prompts", "revision")
+
+
+@register_embedding_function
+class MatryoshkaEmbeddingFunction(EmbeddingFunction[Documents]):
+    """Documents and queries to vectors, each with its prompt, for a plain Chroma collection.
+
+        from mrl_rag.chroma import MatryoshkaEmbeddingFunction
+        collection = client.create_collection("docs", embedding_function=MatryoshkaEmbeddingFunction(dim=128))
+        collection.add(ids=["a"], documents=["a text"])
+        collection.query(query_texts=["a question"])
+
+    Chroma stores what it was made with, and makes it again when the collection is opened: import this module before.
+    The model is loaded when it is first needed.
+
+    Args:
+        model: short name, local folder or hub id, as for `MatryoshkaEncoder`.
+        dim: length of the vectors, 1 <= dim <= the model's full dimension; None for the full one.
+        device: a torch device; None takes a GPU when there is one. Not stored.
+        max_length: longest input in tokens; None for the model's own.
+        prompts: task -> prompt, over the model's own.
+        revision: branch, tag or commit on the hub.
+        encoder: any encoder of this package, to use instead of making one of the above. Chroma can't make it again:
+            pass it when the collection is opened, too.
+    """
+
+    def __init__(
+        self,
+        model: str = "minilm",
+        dim: int | None = None,
+        device: str | None = None,
+        max_length: int | None = None,
+        prompts: Mapping[Task, str] | None = None,
+        revision: str | None = None,
+        encoder: Encoder | None = None,
+    ) -> None:
+        self._settings = {
+            "model": model,
+            "dim": dim,
+            "max_length": max_length,
+            "prompts": None if prompts is None else dict(prompts),
+            "revision": revision,
+        }
+        self._device = device
+        self._given = encoder
+        self._expected = ""
+
+    @cached_property
+    def encoder(self) -> Encoder:
+        """The encoder that does the work.
+
+        Raises:
+            IndexMismatch: it isn't the one that the collection was filled with.
+        """
+        if self._given is not None:
+            return self._given
+        if self._settings["model"] is None:
+            raise InvalidInput(
+                "the collection was made with an encoder object, which Chroma can't make again; open it with "
+                "embedding_function=MatryoshkaEmbeddingFunction(encoder=...)."
+            )
+        settings: dict[str, Any] = {key: self._settings[key] for key in _SETTINGS if key != "dim"}
+        encoder = MatryoshkaEncoder(device=self._device, **settings)
+        if self._expected and encoder.fingerprint != self._expected:
+            raise IndexMismatch(
+                f"the collection was filled by {self._settings['model']!r} with fingerprint {self._expected}; that "
+                f"model now has {encoder.fingerprint}. Bring its files back, or fill a new collection."
+            )
+        return encoder
+
+    def __call__(self, input: Documents) -> Embeddings:
+        """Embed passages, each with the model's document prompt: float32 [dim] each."""
+        return self._encode(input, "document")
+
+    def embed_query(self, input: Documents) -> Embeddings:
+        """Embed questions, each with the model's query prompt: float32 [dim] each."""
+        return self._encode(input, "query")
+
+    @staticmethod
+    def name() -> str:
+        """Return the name Chroma stores for this class."""
+        return "mrl-rag"
+
+    def default_space(self) -> Space:
+        """Return the metric that fits: cosine."""
+        return "cosine"
+
+    def get_config(self) -> dict[str, Any]:
+        """Return what Chroma stores to make this again."""
+        made_again = {} if self._given is None else {"model": None}
+        return {**self._settings, **made_again, "fingerprint": self._expected or self.encoder.fingerprint}
+
+    @staticmethod
+    def build_from_config(config: dict[str, Any]) -> MatryoshkaEmbeddingFunction:
+        """Make this again of what Chroma has stored."""
+        built = MatryoshkaEmbeddingFunction(**{key: config.get(key) for key in _SETTINGS})  # type: ignore[arg-type]
+        built._expected = config.get("fingerprint", "")
+        return built
+
+    @staticmethod
+    def validate_config(config: dict[str, Any]) -> None:
+        """Accept what `get_config` returns.
+
+        Raises:
+            InvalidInput: something else stands in it.
+        """
+        unknown = set(config) - {*_SETTINGS, "fingerprint"}
+        if unknown:
+            raise InvalidInput(
+                f"the configuration holds {sorted(unknown)}, which this embedding function doesn't have."
+            )
+
+    def validate_config_update(self, old_config: dict[str, Any], new_config: dict[str, Any]) -> None:
+        """Refuse to change what the stored vectors depend on.
+
+        Raises:
+            InvalidInput: the model or the dimension differs.
+        """
+        for key in ("fingerprint", "dim"):
+            if old_config.get(key) != new_config.get(key):
+                raise InvalidInput(
+                    f"{key} can't change from {old_config.get(key)!r} to {new_config.get(key)!r}: the vectors that are "
+                    "stored would no longer fit. Fill a new collection."
+                )
+
+    def _encode(self, texts: Documents, task: Task) -> Embeddings:
+        dim = self._settings["dim"]
+        return [np.array(row) for row in self.encoder.encode(list(texts), task, dim)]  # type: ignore[arg-type]

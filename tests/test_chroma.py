@@ -1,0 +1,58 @@
+"""Chroma by itself, with this package's encoder."""
+
+import chromadb
+import numpy as np
+import pytest
+
+from mrl_rag.chroma import MatryoshkaEmbeddingFunction
+from mrl_rag.errors import IndexMismatch, InvalidInput
+from mrl_rag.testing import DeterministicEncoder
+
+TEXTS = ["a cat sleeps on the sofa", "the stock market fell", "rain and thunder"]
+
+
+def test_a_collection_is_filled_asked_and_opened_again(tmp_path, minilm):
+    client = chromadb.PersistentClient(tmp_path)
+    collection = client.create_collection("docs", embedding_function=MatryoshkaEmbeddingFunction(dim=64))
+    collection.add(ids=["a", "b", "c"], documents=TEXTS)
+    stored = collection.get(ids=["a"], include=["embeddings"])["embeddings"][0]
+    np.testing.assert_allclose(stored, minilm.encode_documents(TEXTS[:1], dim=64)[0], atol=2e-3)
+    assert collection.configuration_json["hnsw"]["space"] == "cosine"
+    again = chromadb.PersistentClient(tmp_path).get_collection("docs")
+    assert again.query(query_texts=["weather"], n_results=1)["ids"] == [["c"]]
+
+
+def test_queries_get_their_own_prompt():
+    function = MatryoshkaEmbeddingFunction(encoder=DeterministicEncoder(32), dim=8)
+    document, query = function(["a cat"])[0], function.embed_query(["a cat"])[0]
+    np.testing.assert_array_equal(document, DeterministicEncoder(32).encode_documents(["a cat"], dim=8)[0])
+    assert not np.allclose(document, query)
+
+
+def test_an_encoder_object_is_asked_for_again(tmp_path):
+    function = MatryoshkaEmbeddingFunction(encoder=DeterministicEncoder(32))
+    chromadb.PersistentClient(tmp_path).create_collection("docs", embedding_function=function).add(
+        ["a"], documents=TEXTS[:1]
+    )
+    client = chromadb.PersistentClient(tmp_path)
+    with pytest.raises(InvalidInput, match=r"encoder=\.\.\."):
+        client.get_collection("docs").query(query_texts=["a"])
+    assert client.get_collection("docs", embedding_function=function).query(query_texts=["a"])["ids"] == [["a"]]
+
+
+def test_a_model_whose_files_have_changed_is_refused():
+    config = MatryoshkaEmbeddingFunction().get_config()
+    assert MatryoshkaEmbeddingFunction.build_from_config(config).get_config() == config
+    with pytest.raises(IndexMismatch, match="fingerprint 0000"):
+        MatryoshkaEmbeddingFunction.build_from_config(config | {"fingerprint": "0000"})(["a"])
+
+
+def test_what_vectors_depend_on_cannot_change():
+    function = MatryoshkaEmbeddingFunction(encoder=DeterministicEncoder(32))
+    config = function.get_config()
+    function.validate_config(config)
+    function.validate_config_update(config, config)
+    with pytest.raises(InvalidInput, match="dim can't change from None to 8"):
+        function.validate_config_update(config, config | {"dim": 8})
+    with pytest.raises(InvalidInput, match="'nonsense'"):
+        function.validate_config({"nonsense": 1})
