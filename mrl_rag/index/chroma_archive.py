@@ -9,6 +9,7 @@ import numpy as np
 
 from mrl_rag.errors import ArchiveError
 from mrl_rag.index.archive import document_hash
+from mrl_rag.index.coarse import Limits
 from mrl_rag.truncation import Float32Array
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ class ChromaArchive:
         from chromadb.errors import NotFoundError
 
         self._full_dim = full_dim
-        self._max_batch = client.get_max_batch_size() or 1000
+        self._limits = Limits.of(client)
         try:
             self._collection: Collection = (
                 client.create_collection(name, configuration={"hnsw": {"space": "cosine"}}, embedding_function=None)
@@ -74,7 +75,7 @@ class ChromaArchive:
             ArchiveError: a row has another length.
         """
         rows: dict[str, Float32Array] = {}
-        for part in self._parts(ids):
+        for part in self._limits.batches(ids):
             answer = self._collection.get(ids=[f"vector:{id_}" for id_ in part], include=["embeddings"])
             embeddings = answer["embeddings"] if answer["embeddings"] is not None else []
             for key, vector in zip(answer["ids"], embeddings, strict=True):
@@ -100,7 +101,7 @@ class ChromaArchive:
     def known(self, ids: Sequence[str]) -> dict[str, bytes | None]:
         """See `Archive.known`."""
         known: dict[str, bytes | None] = {}
-        for part in self._parts(ids):
+        for part in self._limits.batches(ids):
             answer = self._collection.get(ids=[f"vector:{id_}" for id_ in part], include=["metadatas"])
             for key, metadata in zip(answer["ids"], answer["metadatas"] or [], strict=True):
                 known[key.removeprefix("vector:")] = _hash_in(metadata)
@@ -108,9 +109,9 @@ class ChromaArchive:
 
     def ids(self) -> Iterator[list[str]]:
         """See `Archive.ids`."""
-        answer = self._collection.get(where={"kind": "vector"}, include=[])
-        if answer["ids"]:
-            yield sorted(key.removeprefix("vector:") for key in answer["ids"])
+        found = self._keys("vector")
+        if found:
+            yield sorted(found)
 
     def delete(self, ids: Sequence[str]) -> None:
         """See `Archive.delete`."""
@@ -130,7 +131,7 @@ class ChromaArchive:
             ArchiveError: rows of it are missing.
         """
         rows: dict[str, Float32Array] = {}
-        for part in self._parts([f"rotation:{name}:{row}" for row in range(self._full_dim)]):
+        for part in self._limits.batches([f"rotation:{name}:{row}" for row in range(self._full_dim)]):
             answer = self._collection.get(ids=list(part), include=["embeddings"])
             embeddings = answer["embeddings"] if answer["embeddings"] is not None else []
             rows |= {key: np.asarray(row, dtype=np.float32) for key, row in zip(answer["ids"], embeddings, strict=True)}
@@ -143,14 +144,13 @@ class ChromaArchive:
 
     def drop_rotations(self, but: str) -> None:
         """See `Archive.drop_rotations`."""
-        found = self._collection.get(where={"kind": "rotation"}, include=[])["ids"]
-        self._delete("rotation", [k.removeprefix("rotation:") for k in found if not k.startswith(f"rotation:{but}:")])
+        self._delete("rotation", [key for key in self._keys("rotation") if not key.startswith(f"{but}:")])
 
     def close(self) -> None:
         """See `Archive.close`."""
 
     def _upsert(self, kind: str, ids: Sequence[str], vectors: Float32Array, hashes: Sequence[bytes | None]) -> None:
-        for part in self._parts(range(len(ids))):
+        for part in self._limits.batches(range(len(ids))):
             self._collection.upsert(
                 ids=[f"{kind}:{ids[row]}" for row in part],
                 embeddings=vectors[part[0] : part[-1] + 1],
@@ -158,18 +158,22 @@ class ChromaArchive:
             )
 
     def _waiting(self) -> tuple[list[str], Float32Array, list[bytes | None]]:
-        answer = self._collection.get(where={"kind": "waiting"}, include=["embeddings", "metadatas"])
-        ids = [key.removeprefix("waiting:") for key in answer["ids"]]
-        vectors = np.asarray(answer["embeddings"], dtype=np.float32).reshape(len(ids), self._full_dim)
-        return ids, vectors, [_hash_in(metadata) for metadata in answer["metadatas"] or []]
+        ids: list[str] = []
+        vectors = [np.empty((0, self._full_dim), dtype=np.float32)]
+        hashes: list[bytes | None] = []
+        for part in self._limits.batches(self._keys("waiting")):
+            answer = self._collection.get(ids=[f"waiting:{id_}" for id_ in part], include=["embeddings", "metadatas"])
+            ids += (key.removeprefix("waiting:") for key in answer["ids"])
+            vectors.append(np.asarray(answer["embeddings"], dtype=np.float32).reshape(-1, self._full_dim))
+            hashes += map(_hash_in, answer["metadatas"] or [])
+        return ids, np.concatenate(vectors), hashes
+
+    def _keys(self, kind: str) -> list[str]:
+        return [key.removeprefix(f"{kind}:") for key in self._limits.matching(self._collection, {"kind": kind})]
 
     def _delete(self, kind: str, ids: Sequence[str]) -> None:
-        for part in self._parts(ids):
+        for part in self._limits.batches(ids):
             self._collection.delete(ids=[f"{kind}:{id_}" for id_ in part])
-
-    def _parts(self, items: Sequence[Any]) -> Iterator[Sequence[Any]]:
-        for start in range(0, len(items), self._max_batch):
-            yield items[start : start + self._max_batch]
 
 
 def _hash_in(metadata: Any) -> bytes | None:

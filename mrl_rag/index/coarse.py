@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -14,7 +16,7 @@ from mrl_rag.tasks import SURROGATE_ADVICE, is_unicode
 from mrl_rag.truncation import Float32Array
 
 if TYPE_CHECKING:
-    from chromadb.api import ClientAPI
+    from chromadb.api import ClientAPI, ServerAPI
     from chromadb.api.models.Collection import Collection
 
 Metadata: TypeAlias = Mapping[str, Any]
@@ -24,6 +26,14 @@ T = TypeVar("T")
 _FORMAT = 2
 _PREFIX = "mrl_rag:"
 _REPLACES = f"{_PREFIX}replaces"
+# docs.trychroma.com/cloud/quotas-limits: records a write, results a query; a "get" has the same limit. The client's own
+# `get_max_batch_size` says more than the service takes (chroma-core/chroma#5453).
+_CLOUD_HOST = "trychroma.com"
+_CLOUD_LIMIT = 300
+# Records read at a time, to copy a collection.
+_PAGE = 2000
+# Collections listed at a time.
+_LISTED = 100
 _OLD = "-mrl_rag-old-"
 NEW = "-mrl_rag-new-"
 # What SQLite says within an error of Chroma's.
@@ -53,13 +63,62 @@ class Facts:
     precision: Literal["float16", "int8", "binary", "float32"] = "float16"
 
 
+@dataclass(frozen=True)
+class Limits:
+    """What a client takes in one request.
+
+    Attributes:
+        batch: how many records at most are written, or asked for by id.
+        results: how many at most a query or a condition may return.
+    """
+
+    batch: int
+    results: int
+
+    @classmethod
+    def of(cls, client: ClientAPI | ServerAPI) -> Limits:
+        """Return the limits of a client."""
+        batch = client.get_max_batch_size() or 1000
+        if str(client.get_settings().chroma_server_host or "").endswith(_CLOUD_HOST):
+            return cls(min(batch, _CLOUD_LIMIT), _CLOUD_LIMIT)
+        return cls(batch, sys.maxsize)
+
+    def batches(self, items: Sequence[T]) -> Iterator[Sequence[T]]:
+        """Cut a sequence into parts that the client takes in one request."""
+        for start in range(0, len(items), self.batch):
+            yield items[start : start + self.batch]
+
+    def matching(
+        self,
+        collection: Collection,
+        where: Where | None,
+        where_document: Where | None = None,
+        wanted: int | None = None,
+    ) -> list[str]:
+        """Return the ids of up to `wanted` records that match, in Chroma's order; None for all."""
+        found: list[str] = []
+        while wanted is None or len(found) < wanted:
+            size = self.results if wanted is None else min(self.results, wanted - len(found))
+            answer = collection.get(
+                where=where,  # type: ignore[arg-type]
+                where_document=where_document,  # type: ignore[arg-type]
+                limit=None if size == sys.maxsize else size,
+                offset=len(found) or None,
+                include=[],
+            )
+            found += answer["ids"]
+            if len(answer["ids"]) < size:
+                break
+        return found
+
+
 class Coarse:
     """A collection that carries `Facts`. Records hold what their user wrote and nothing of ours."""
 
     def __init__(self, client: ClientAPI, collection: Collection, facts: Facts) -> None:
         self.facts = facts
         self._collection = collection
-        self._max_batch = client.get_max_batch_size() or 1000
+        self._limits = Limits.of(client)
 
     @classmethod
     def open(cls, client: ClientAPI, name: str) -> Coarse | None:
@@ -197,8 +256,7 @@ class Coarse:
 
     def batches(self, items: Sequence[T]) -> Iterator[Sequence[T]]:
         """Cut a sequence into parts that the client takes in one call."""
-        for start in range(0, len(items), self._max_batch):
-            yield items[start : start + self._max_batch]
+        yield from self._limits.batches(items)
 
     def upsert(
         self,
@@ -259,13 +317,7 @@ class Coarse:
 
     def ids(self, where: Where | None, where_document: Where | None, limit: int | None = None) -> list[str]:
         """Return the ids of the records that match, in Chroma's order."""
-        answer = self._collection.get(
-            where=where,  # type: ignore[arg-type]
-            where_document=where_document,  # type: ignore[arg-type]
-            limit=limit,
-            include=[],
-        )
-        return answer["ids"]
+        return self._limits.matching(self._collection, where, where_document, limit)
 
     def search(
         self, queries: Float32Array, size: int, where: Where | None, where_document: Where | None
@@ -282,7 +334,7 @@ class Coarse:
         for positions in self.batches(range(len(queries))):
             answer = self._collection.query(
                 query_embeddings=queries[positions[0] : positions[-1] + 1],
-                n_results=size,
+                n_results=min(size, self._limits.results),
                 where=where,  # type: ignore[arg-type]
                 where_document=where_document,  # type: ignore[arg-type]
                 include=[],
@@ -309,7 +361,7 @@ def _as_metadata(facts: Facts) -> dict[str, Any]:
 
 def _renamed(client: ClientAPI, name: str) -> Collection | None:
     """Finish the renaming that a crash cut short, if there was one."""
-    for collection in client.list_collections():
+    for collection in _collections(client):
         if (collection.metadata or {}).get(_REPLACES) == name:
             kept = {key: value for key, value in collection.metadata.items() if key != _REPLACES}
             collection.modify(name=name, metadata=kept)
@@ -317,15 +369,22 @@ def _renamed(client: ClientAPI, name: str) -> Collection | None:
     return None
 
 
+def _collections(client: ClientAPI) -> Iterator[Collection]:
+    for offset in itertools.count(0, _LISTED):
+        part = client.list_collections(limit=_LISTED, offset=offset)
+        yield from part
+        if len(part) < _LISTED:
+            return
+
+
 def is_ours(collection: Collection) -> bool:
     """Say whether a collection is one half of a two-stage index."""
     return f"{_PREFIX}format" in (collection.metadata or {})
 
 
-def pages(
-    collection: Collection, size: int
-) -> Iterator[tuple[list[str], Float32Array, list[str | None], list[dict[str, Any]]]]:
-    """Yield ids, vectors (float32 [n, d]), documents and metadatas of a collection, `size` records at a time."""
+def pages(collection: Collection) -> Iterator[tuple[list[str], Float32Array, list[str | None], list[dict[str, Any]]]]:
+    """Yield ids, vectors (float32 [n, d]), documents and metadatas of a collection, some 2000 records at a time."""
+    size = min(_PAGE, Limits.of(collection._client).results)
     for start in range(0, collection.count(), size):
         answer = collection.get(limit=size, offset=start, include=["embeddings", "documents", "metadatas"])
         if answer["ids"]:
@@ -336,7 +395,7 @@ def pages(
 
 def leftovers(client: ClientAPI, name: str) -> list[str]:
     """Return the collections that a reindexing of `name` left behind when it was cut short."""
-    return [c.name for c in client.list_collections() if c.name.startswith((f"{name}{_OLD}", f"{name}{NEW}"))]
+    return [c.name for c in _collections(client) if c.name.startswith((f"{name}{_OLD}", f"{name}{NEW}"))]
 
 
 def is_panic(error: BaseException) -> bool:

@@ -61,8 +61,6 @@ _LOG = logging.getLogger("mrl_rag")
 _DRIFT = 0.9
 # On fewer the share says little.
 _DRIFT_SAMPLE = 256
-# Records that `from_chroma` reads at a time.
-_PAGE = 2000
 # No model is longer; a larger number is a slip.
 _LONGEST_VECTOR = 65536
 # How long SQLite may look at Chroma's file, which nobody can write meanwhile.
@@ -230,7 +228,7 @@ class TwoStageIndex:
         target = name or (f"{collection.name}-two-stage" if client is not None else collection.name)
         index = cls(path, target, None, shortlist_dim, fingerprint, client, rotation=rotation, precision=precision)
         with tqdm(total=collection.count(), desc="copy", unit="record", disable=None if progress else True) as bar:
-            for ids, vectors, documents, metadatas in pages(collection, _PAGE):
+            for ids, vectors, documents, metadatas in pages(collection):
                 new = index.changed(ids, documents, metadatas)
                 if new:
                     index.upsert(
