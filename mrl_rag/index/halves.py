@@ -134,10 +134,11 @@ class Halves:
         where: Where | None,
         where_document: Where | None,
         explain: bool,
+        within: Sequence[str] | None = None,
     ) -> list[list[Hit]]:
         """Return the k nearest records a query; see `TwoStageIndex.search`."""
         start = time.perf_counter()
-        shortlists = self._shortlists(queries, k, plan.sizes[0], where, where_document)
+        shortlists = self._shortlists(queries, k, plan.sizes[0], where, where_document, within)
         spent = (time.perf_counter() - start) * 1e3
         ids, vectors = self.full_vectors(list(dict.fromkeys(id_ for found in shortlists for id_ in found)))
         row = {id_: i for i, id_ in enumerate(ids)}
@@ -165,8 +166,18 @@ class Halves:
         return Hit(id_, hit.score, document, dict(metadata), (first[id_], *hit.stages) if first else ())
 
     def _shortlists(
-        self, queries: Float32Array, k: int, size: int, where: Where | None, where_document: Where | None
+        self,
+        queries: Float32Array,
+        k: int,
+        size: int,
+        where: Where | None,
+        where_document: Where | None,
+        within: Sequence[str] | None,
     ) -> list[list[str]]:
+        if within is not None:
+            unconditional = where is None and where_document is None
+            met = set(within if unconditional else self.coarse.ids(where, where_document))
+            return [[id_ for id_ in within if id_ in met]] * len(queries)
         asked = self.shortlist(queries)
         if where is None and where_document is None:
             return self.coarse.search(asked, size, None, None)
