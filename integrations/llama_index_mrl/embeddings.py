@@ -167,4 +167,4 @@ def _described(encoder: Encoder) -> dict[str, Any]:
 
 
 def _restored(cls: type[MatryoshkaEmbedding], encoder: Encoder, fields: dict[str, Any]) -> MatryoshkaEmbedding:
-    return cls(encoder=encoder, **fields)
+    return cls(encoder=encoder).model_copy(update=fields)

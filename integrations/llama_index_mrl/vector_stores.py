@@ -111,7 +111,7 @@ class MatryoshkaVectorStore(BasePydanticVectorStore):
         elif host is not None:
             import chromadb
 
-            client = chromadb.HttpClient(host, int(port or 8000), ssl, headers)
+            client = chromadb.HttpClient(host, int(port or 8000), ssl, dict(headers or {}))
         if index is None:
             # A client says where it is; the folder then only names it.
             folder = persist_dir if client is None else None
