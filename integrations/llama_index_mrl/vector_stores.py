@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 # LlamaIndex's name, in what it stores, for the document a node came from.
 _SOURCE = "document_id"
+# What LlamaIndex adds to a node's own metadata.
+_INTERNAL = {"_node_content", "_node_type", "document_id", "doc_id", "ref_doc_id"}
 # Candidates for MMR, a multiple of the nodes asked for, and its balance; the defaults of LlamaIndex's own stores.
 _MMR_PREFETCH = 4.0
 _MMR_THRESHOLD = 0.5
@@ -47,7 +49,8 @@ class MatryoshkaVectorStore(BasePydanticVectorStore):
     values that Chroma can't hold (None, dicts, empty or mixed lists) come back, too; filters see the key as missing.
     Every filter operator and condition is there, as `llama_index_mrl.filters` says: comparisons of numbers, `==`,
     `!=`, `in`, `nin`, `contains`, `any` and `all` are Chroma's work; for the others the metadata of all candidates is
-    read. Records written by LangChain or by plain `TwoStageIndex` come back as text nodes.
+    read. Records written by LangChain or by plain `TwoStageIndex` come back as text nodes, and nodes whose text or
+    metadata these have changed come back changed.
 
     `to_dict` and pickle carry where the index is, not what it holds; one in memory can't be pickled. `copy.deepcopy`
     shares the index.
@@ -341,10 +344,14 @@ def _result(hits: Sequence[Hit]) -> VectorStoreQueryResult:
 
 
 def _node(found: Hit | Record) -> BaseNode:
-    if "_node_content" in found.metadata:
-        # A multimodal node without text has none to be set.
-        return metadata_dict_to_node(found.metadata, text=found.document or None)
-    return TextNode(id_=found.id, text=found.document or "", metadata=found.metadata)
+    if "_node_content" not in found.metadata:
+        return TextNode(id_=found.id, text=found.document or "", metadata=found.metadata)
+    # A multimodal node without text has none to be set.
+    node = metadata_dict_to_node(found.metadata, text=found.document or None)
+    # Another framework, or plain Chroma, may have changed the record since; it changes what Chroma holds.
+    own = {key: value for key, value in node.metadata.items() if key in _INTERNAL or not _storable(value)}
+    node.metadata = {key: value for key, value in found.metadata.items() if key not in _INTERNAL} | own
+    return node
 
 
 def _metadata(node: BaseNode) -> dict[str, Any]:
