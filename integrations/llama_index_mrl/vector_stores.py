@@ -116,9 +116,7 @@ class MatryoshkaVectorStore(BasePydanticVectorStore):
 
             client = chromadb.HttpClient(host, int(port or 8000), ssl, dict(headers or {}))
         if index is None:
-            # A client says where it is; the folder then only names it.
-            folder = persist_dir if client is None else None
-            index = TwoStageIndex(folder, collection_name, full_dim, shortlist_dim, fingerprint, client=client)
+            index = TwoStageIndex(persist_dir, collection_name, full_dim, shortlist_dim, fingerprint, client=client)
         fields |= {"full_dim": full_dim, "shortlist_dim": shortlist_dim, "fingerprint": fingerprint}
         fields |= {"collection_name": index.name, "headers": headers, **_place(index)}
         super().__init__(**fields)
@@ -183,10 +181,13 @@ class MatryoshkaVectorStore(BasePydanticVectorStore):
         """Carry where the index is.
 
         Raises:
-            InvalidInput: it is in memory.
+            InvalidInput: it is in memory, or in another database than Chroma's default.
         """
         if self.persist_dir is None and self.host is None:
-            raise InvalidInput("this index is in memory and can't be pickled; give it a persist_dir, or use a server.")
+            raise InvalidInput(
+                "this index is in memory, or in a database of its own, and can't be pickled; give it a persist_dir, or "
+                "use a server's default database."
+            )
         return _restored, (type(self), {name: getattr(self, name) for name in type(self).model_fields})
 
     def add(self, nodes: Sequence[BaseNode], **kwargs: Any) -> list[str]:
@@ -383,8 +384,12 @@ def _client_with_room(collection: Collection) -> ClientAPI:
 
 
 def _place(index: TwoStageIndex) -> dict[str, Any]:
-    """Return the fields that say where an index is, all None for memory."""
+    """Return the fields that say where an index is: none for memory, or another database than Chroma's default."""
+    from chromadb.config import DEFAULT_DATABASE, DEFAULT_TENANT
+
     settings = index.client.get_settings()
+    if (index.client.tenant, index.client.database) != (DEFAULT_TENANT, DEFAULT_DATABASE):
+        return {}
     if settings.is_persistent:
         return {"persist_dir": settings.persist_directory}
     if settings.chroma_server_host is None:

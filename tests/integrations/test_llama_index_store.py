@@ -184,6 +184,8 @@ def test_conditions_in_chromas_language_come_on_top():
 def test_a_misspelt_setting_is_refused(tmp_path):
     with pytest.raises(ValueError, match="persist_directory"):
         MatryoshkaVectorStore(persist_directory=str(tmp_path))
+    with pytest.raises(InvalidInput, match="both given"):
+        MatryoshkaVectorStore(persist_dir=str(tmp_path), client=chromadb.EphemeralClient())
 
 
 @pytest.mark.parametrize("place", ["folder", "server", "client on a folder", "client of a server"])
