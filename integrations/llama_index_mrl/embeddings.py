@@ -2,14 +2,35 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, TypeAlias
+import asyncio
+from collections.abc import Callable
+from typing import Any, Literal, Protocol, TypeAlias
+from weakref import WeakKeyDictionary
 
+import numpy as np
+import numpy.typing as npt
 from llama_index.core.base.embeddings.base import BaseEmbedding
 from llama_index.core.bridge.pydantic import Field, PrivateAttr
+from pydantic import computed_field
 
 from mrl_rag import MatryoshkaEncoder
+from mrl_rag.errors import IndexMismatch, InvalidInput
 
 Task: TypeAlias = Literal["query", "document", "classification", "clustering"]
+
+
+class Encoder(Protocol):
+    """What every encoder of mrl-rag has."""
+
+    @property
+    def fingerprint(self) -> str:
+        """A short hash of all that changes a vector."""
+
+    def encode(self, texts: list[str], task: Task = ..., dim: int | None = ...) -> npt.NDArray[np.float32]:
+        """Return float32 [n, dim], unit rows."""
+
+    async def aencode(self, texts: list[str], task: Task = ..., dim: int | None = ...) -> npt.NDArray[np.float32]:
+        """Return the same without blocking the event loop."""
 
 
 class MatryoshkaEmbedding(BaseEmbedding):
@@ -17,16 +38,25 @@ class MatryoshkaEmbedding(BaseEmbedding):
 
         embed_model = MatryoshkaEmbedding()                      # the default model, full dimension
         embed_model = MatryoshkaEmbedding(dim=128)               # the first 128 numbers, at unit length
-        embed_model = MatryoshkaEmbedding(encoder=my_encoder)    # one that exists already
+        embed_model = MatryoshkaEmbedding(encoder=my_encoder)    # one that exists already, local or remote
         Settings.embed_model = embed_model
 
+    All that changes a vector stands in its fields, the encoder's `fingerprint` among them, so that an
+    `IngestionPipeline` never takes one model's cached vectors for another's. `copy.deepcopy` shares the encoder; a
+    pickled model loads its weights again.
+
     Args:
-        encoder: a `MatryoshkaEncoder` to use instead of making one of the fields.
+        encoder: a `MatryoshkaEncoder`, `OpenAIEncoder`, `CachedEncoder`, ... to use instead of making one of the
+            fields, which then describe it.
+        fingerprint: what the encoder's must be, as `to_dict` wrote it; None for any.
         **fields: the fields below, and `BaseEmbedding`'s own.
 
     Raises:
         UnknownModel: no such model.
         InvalidDimension: `dim` is not an integer in range.
+        InvalidInput: `embeddings_cache` is given: LlamaIndex looks vectors up there by text alone, and would take a
+            query's for a document's. `encoder=CachedEncoder(encoder, "vectors.sqlite3")` keeps them apart.
+        IndexMismatch: the encoder has another fingerprint.
     """
 
     model_name: str = Field(default="minilm", description="Short name, local folder or hub id.")
@@ -44,9 +74,18 @@ class MatryoshkaEmbedding(BaseEmbedding):
         default="truncate", description="What becomes of a text longer than max_length."
     )
 
-    _encoder: MatryoshkaEncoder = PrivateAttr()
+    _encoder: Encoder = PrivateAttr()
+    # An event loop's own lock: asyncio's don't serve two loops.
+    _turns: WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Lock] = PrivateAttr(default_factory=WeakKeyDictionary)
 
-    def __init__(self, encoder: MatryoshkaEncoder | None = None, **fields: Any) -> None:
+    def __init__(self, encoder: Encoder | None = None, fingerprint: str | None = None, **fields: Any) -> None:
+        if fields.get("embeddings_cache") is not None:
+            raise InvalidInput(
+                "embeddings_cache is given; LlamaIndex looks vectors up there by text alone, and would take a query's "
+                "for a document's. Pass encoder=CachedEncoder(encoder, 'vectors.sqlite3') instead."
+            )
+        if encoder is not None:
+            fields |= _described(encoder)
         super().__init__(**fields)
         self._encoder = encoder or MatryoshkaEncoder(
             self.model_name,
@@ -61,16 +100,37 @@ class MatryoshkaEmbedding(BaseEmbedding):
         )
         if self.dim is not None:
             self._encoder.encode([], dim=self.dim)
+        if fingerprint is not None and fingerprint != self.fingerprint:
+            raise IndexMismatch(
+                f"these settings are of an encoder with fingerprint {fingerprint}; {self.model_name!r} has "
+                f"{self.fingerprint}. Pass that encoder: from_dict(settings, encoder=encoder)."
+            )
 
     @classmethod
     def class_name(cls) -> str:
         """Return the name LlamaIndex stores for this class."""
         return "MatryoshkaEmbedding"
 
+    @computed_field  # type: ignore[prop-decorator]
     @property
-    def encoder(self) -> MatryoshkaEncoder:
+    def fingerprint(self) -> str:
+        """The encoder's fingerprint: a short hash of all that changes a vector but `dim`, `task` and `dtype`."""
+        return self._encoder.fingerprint
+
+    @property
+    def encoder(self) -> Encoder:
         """The encoder that does the work."""
         return self._encoder
+
+    def __deepcopy__(self, memo: dict[int, Any] | None = None) -> MatryoshkaEmbedding:
+        """Copy the fields, and share the encoder."""
+        shared = {id(held): held for held in (self._encoder, self._turns)}
+        return super().__deepcopy__((memo or {}) | shared)
+
+    def __reduce__(self) -> tuple[Callable[..., MatryoshkaEmbedding], tuple[Any, ...]]:
+        """Carry the fields and the encoder, which carries its settings without its weights."""
+        fields = {name: getattr(self, name) for name, field in type(self).model_fields.items() if not field.exclude}
+        return _restored, (type(self), self._encoder, fields)
 
     def _get_query_embedding(self, query: str) -> list[float]:
         return self._encoder.encode([query], self.task or "query", self.dim)[0].tolist()  # type: ignore[no-any-return]
@@ -85,7 +145,26 @@ class MatryoshkaEmbedding(BaseEmbedding):
         return (await self._encoder.aencode([query], self.task or "query", self.dim))[0].tolist()  # type: ignore[no-any-return]
 
     async def _aget_text_embedding(self, text: str) -> list[float]:
-        return (await self._aget_text_embeddings([text]))[0]
+        return (await self._encoder.aencode([text], self.task or "document", self.dim))[0].tolist()  # type: ignore[no-any-return]
 
     async def _aget_text_embeddings(self, texts: list[str]) -> list[list[float]]:
-        return (await self._encoder.aencode(texts, self.task or "document", self.dim)).tolist()  # type: ignore[no-any-return]
+        # LlamaIndex starts all batches at once. More than one in flight would only hold threads and memory.
+        async with self._turns.setdefault(asyncio.get_running_loop(), asyncio.Lock()):
+            return (await self._encoder.aencode(texts, self.task or "document", self.dim)).tolist()  # type: ignore[no-any-return]
+
+
+def _described(encoder: Encoder) -> dict[str, Any]:
+    """Return the fields that say which encoder it is, and make it again where fields can."""
+    if not isinstance(encoder, MatryoshkaEncoder):
+        return {"model_name": str(getattr(encoder, "model", type(encoder).__name__))}
+    return {
+        "model_name": encoder.model,
+        "dtype": str(encoder.dtype).removeprefix("torch."),
+        "max_length": encoder.max_length,
+        "prompts": dict(encoder.prompts),
+        "long_inputs": encoder.long_inputs,
+    }
+
+
+def _restored(cls: type[MatryoshkaEmbedding], encoder: Encoder, fields: dict[str, Any]) -> MatryoshkaEmbedding:
+    return cls(encoder=encoder).model_copy(update=fields)

@@ -47,13 +47,15 @@ class TwoStageRetriever(BaseRetriever):
         super().__init__(**kwargs)
 
     def _retrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
-        vector = query_bundle.embedding or self._embed_model.get_agg_embedding_from_queries(query_bundle.embedding_strs)
+        vector = query_bundle.embedding
+        if vector is None:
+            vector = self._embed_model.get_agg_embedding_from_queries(query_bundle.embedding_strs)
         return _scored(self._vector_store.query(self._query(vector), plan=self._plan))
 
     async def _aretrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
-        vector = query_bundle.embedding or await self._embed_model.aget_agg_embedding_from_queries(
-            query_bundle.embedding_strs
-        )
+        vector = query_bundle.embedding
+        if vector is None:
+            vector = await self._embed_model.aget_agg_embedding_from_queries(query_bundle.embedding_strs)
         return _scored(await self._vector_store.aquery(self._query(vector), plan=self._plan))
 
     def _query(self, vector: list[float]) -> VectorStoreQuery:

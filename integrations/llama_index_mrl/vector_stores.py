@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import asyncio
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from llama_index.core.bridge.pydantic import Field, PrivateAttr
-from llama_index.core.indices.query.embedding_utils import get_top_k_mmr_embeddings
-from llama_index.core.schema import BaseNode, MetadataMode, TextNode
+from llama_index.core.bridge.pydantic import ConfigDict, Field, PrivateAttr
+from llama_index.core.schema import BaseNode, ImageNode, IndexNode, MetadataMode, TextNode
 from llama_index.core.vector_stores.types import (
     BasePydanticVectorStore,
-    FilterCondition,
-    FilterOperator,
     MetadataFilters,
     VectorStoreQuery,
     VectorStoreQueryMode,
@@ -19,61 +17,78 @@ from llama_index.core.vector_stores.types import (
 )
 from llama_index.core.vector_stores.utils import metadata_dict_to_node, node_to_metadata_dict
 
+from llama_index_mrl.filters import Where, condition
 from mrl_rag import Hit, Plan, Record, TwoStageIndex
-from mrl_rag.errors import InvalidInput
+from mrl_rag.errors import IndexMismatch, InvalidInput
 
 if TYPE_CHECKING:
     from chromadb.api import ClientAPI
+    from chromadb.api.models.Collection import Collection
 
 # LlamaIndex's name, in what it stores, for the document a node came from.
 _SOURCE = "document_id"
-_OPERATORS = {
-    FilterOperator.EQ: "$eq",
-    FilterOperator.NE: "$ne",
-    FilterOperator.GT: "$gt",
-    FilterOperator.GTE: "$gte",
-    FilterOperator.LT: "$lt",
-    FilterOperator.LTE: "$lte",
-    FilterOperator.IN: "$in",
-    FilterOperator.NIN: "$nin",
-}
-_CONDITIONS = {FilterCondition.AND: "$and", FilterCondition.OR: "$or"}
-# Candidates for MMR, a multiple of the nodes asked for; the default of LlamaIndex's own stores.
-_MMR_PREFETCH = 4
+# What LlamaIndex adds to a node's own metadata.
+_INTERNAL = {"_node_content", "_node_type", "document_id", "doc_id", "ref_doc_id"}
+# Candidates for MMR, a multiple of the nodes asked for, and its balance; the defaults of LlamaIndex's own stores.
+_MMR_PREFETCH = 4.0
+_MMR_THRESHOLD = 0.5
 
 
 class MatryoshkaVectorStore(BasePydanticVectorStore):
     """Chroma searched at a low dimension, the shortlist reranked at full dimension.
 
         store = MatryoshkaVectorStore(persist_dir="./db")
+        store = MatryoshkaVectorStore("docs", host="localhost", port=8000)                 # beside `chroma run`
+        store = MatryoshkaVectorStore(chroma_collection=client.create_collection("docs"))  # as ChromaVectorStore
         index = VectorStoreIndex.from_documents(
             documents, storage_context=StorageContext.from_defaults(vector_store=store), embed_model=embed_model)
-        index = VectorStoreIndex.from_vector_store(store, embed_model=embed_model)    # filled already
+        index = VectorStoreIndex.from_vector_store(store, embed_model=embed_model)         # filled already
         index.as_query_engine(llm=llm).query("a question")
 
-    Similarities are cosines at full dimension. Records written by LangChain or by plain `TwoStageIndex` come back
-    as text nodes.
+    Similarities are cosines at full dimension. Nodes come back as they were added, but for their embedding. Metadata
+    values that Chroma can't hold (None, dicts, empty or mixed lists) come back, too; filters see the key as missing.
+    Every filter operator and condition is there, as `llama_index_mrl.filters` says: comparisons of numbers, `==`,
+    `!=`, `in`, `nin`, `contains`, `any` and `all` are Chroma's work; for the others the metadata of all candidates is
+    read. Records written by LangChain or by plain `TwoStageIndex` come back as text nodes, and nodes whose text or
+    metadata these have changed come back changed.
+
+    `to_dict` and pickle carry where the index is, not what it holds; one in memory can't be pickled. `copy.deepcopy`
+    shares the index.
 
     Args:
         collection_name: of the Chroma collection.
-        persist_dir: a folder; None for memory, or where `client` is given.
+        persist_dir: a folder; None for memory, or where a client, collection or host is given.
         client: a chromadb client to use instead of `persist_dir`.
         full_dim: length of the vectors; None for the stored one, or that of the first vectors.
         shortlist_dim: length that Chroma searches; None for the stored one, or `TwoStageIndex`'s default.
         fingerprint: of the encoder, so that an index of another one is refused.
+        host: of a Chroma server.
+        port: of the server.
+        ssl: whether the server wants https.
+        headers: sent to the server, as for authorisation; `to_dict` leaves them out.
+        chroma_collection: gives client and name. It is a two-stage index's, or an empty one: that is replaced by one
+            of the same name, so get the collection anew where you use it by itself.
         index: a `TwoStageIndex` to use instead of all of the above.
+        **fields: `BasePydanticVectorStore`'s own.
 
     Raises:
-        IndexMismatch: the collection was filled with another model, dimension or metric.
+        IndexMismatch: the collection was filled with another model, dimension or metric, or single-stage:
+            `TwoStageIndex.from_chroma` makes a two-stage index of it without encoding.
         TwoStageIndexError: as `TwoStageIndex` does.
     """
 
+    model_config = ConfigDict(extra="forbid")
+
     stores_text: bool = True
     collection_name: str = Field(default="llama_index", description="Name of the Chroma collection.")
-    persist_dir: str | None = Field(default=None, description="A folder; None for memory.")
+    persist_dir: str | None = Field(default=None, description="A folder; None for memory or a server.")
     full_dim: int | None = Field(default=None, description="Length of the vectors.")
     shortlist_dim: int | None = Field(default=None, description="Length that Chroma searches.")
     fingerprint: str | None = Field(default=None, description="Fingerprint of the encoder.")
+    host: str | None = Field(default=None, description="Host of the Chroma server.")
+    port: int | None = Field(default=None, description="Port of the Chroma server.")
+    ssl: bool = Field(default=False, description="Whether the Chroma server wants https.")
+    headers: dict[str, str] | None = Field(default=None, exclude=True, repr=False, description="Sent to the server.")
 
     _index: TwoStageIndex = PrivateAttr()
 
@@ -86,15 +101,62 @@ class MatryoshkaVectorStore(BasePydanticVectorStore):
         shortlist_dim: int | None = None,
         fingerprint: str | None = None,
         *,
+        host: str | None = None,
+        port: int | str | None = None,
+        ssl: bool = False,
+        headers: dict[str, str] | None = None,
+        chroma_collection: Collection | None = None,
         index: TwoStageIndex | None = None,
         **fields: Any,
     ) -> None:
-        fields |= {"collection_name": collection_name, "persist_dir": persist_dir}
-        fields |= {"full_dim": full_dim, "shortlist_dim": shortlist_dim, "fingerprint": fingerprint}
-        super().__init__(**fields)
+        if chroma_collection is not None:
+            client, collection_name = _client_with_room(chroma_collection), chroma_collection.name
+        elif host is not None:
+            import chromadb
+
+            client = chromadb.HttpClient(host, int(port or 8000), ssl, dict(headers or {}))
         if index is None:
             index = TwoStageIndex(persist_dir, collection_name, full_dim, shortlist_dim, fingerprint, client=client)
+        fields |= {"full_dim": full_dim, "shortlist_dim": shortlist_dim, "fingerprint": fingerprint}
+        fields |= {"collection_name": index.name, "headers": headers, **_place(index)}
+        super().__init__(**fields)
         self._index = index
+
+    @classmethod
+    def from_collection(cls, collection: Collection) -> MatryoshkaVectorStore:
+        """Make a store of a Chroma collection; as `chroma_collection`."""
+        return cls(chroma_collection=collection)
+
+    @classmethod
+    def from_params(
+        cls,
+        collection_name: str,
+        host: str | None = None,
+        port: int | str | None = None,
+        ssl: bool = False,
+        headers: dict[str, str] | None = None,
+        persist_dir: str | None = None,
+        **kwargs: Any,
+    ) -> MatryoshkaVectorStore:
+        """Make a store in a folder or beside a server.
+
+        Args:
+            collection_name: of the Chroma collection.
+            host: of a Chroma server.
+            port: of the server.
+            ssl: whether the server wants https.
+            headers: sent to the server.
+            persist_dir: a folder, instead of the server.
+            **kwargs: the constructor's other arguments.
+
+        Raises:
+            InvalidInput: neither a folder nor a server is given.
+        """
+        if persist_dir is None and host is None:
+            raise InvalidInput("persist_dir and host are both None; give a folder or a server.")
+        if persist_dir is not None:
+            return cls(collection_name, persist_dir, **kwargs)
+        return cls(collection_name, host=host, port=port, ssl=ssl, headers=headers, **kwargs)
 
     @classmethod
     def class_name(cls) -> str:
@@ -111,113 +173,233 @@ class MatryoshkaVectorStore(BasePydanticVectorStore):
         """The two-stage index that does the work."""
         return self._index
 
+    def __deepcopy__(self, memo: dict[int, Any] | None = None) -> MatryoshkaVectorStore:
+        """Copy the fields, and share the index."""
+        return super().__deepcopy__((memo or {}) | {id(self._index): self._index})
+
+    def __reduce__(self) -> tuple[Callable[..., MatryoshkaVectorStore], tuple[Any, ...]]:
+        """Carry where the index is.
+
+        Raises:
+            InvalidInput: it is in memory, or in another database than Chroma's default.
+        """
+        if self.persist_dir is None and self.host is None:
+            raise InvalidInput(
+                "this index is in memory, or in a database of its own, and can't be pickled; give it a persist_dir, or "
+                "use a server's default database."
+            )
+        return _restored, (type(self), {name: getattr(self, name) for name in type(self).model_fields})
+
     def add(self, nodes: Sequence[BaseNode], **kwargs: Any) -> list[str]:
         """Store nodes that carry their embedding; a node whose id is there already is replaced.
 
         Args:
-            nodes: n nodes.
+            nodes: n nodes; of those with one id the last is stored.
             **kwargs: not used; the base class asks for it.
 
         Returns:
             The n ids.
         """
-        ids = [node.node_id for node in nodes]
-        self._index.upsert(
-            ids,
-            [node.get_embedding() for node in nodes],
-            [node.get_content(metadata_mode=MetadataMode.NONE) for node in nodes],
-            [node_to_metadata_dict(node, remove_text=True, flat_metadata=True) for node in nodes],
-        )
-        return ids
+        nodes = list(nodes)
+        chosen = {node.node_id: node for node in nodes}
+        if chosen:
+            self._index.upsert(
+                list(chosen),
+                [node.get_embedding() for node in chosen.values()],
+                [node.get_content(metadata_mode=MetadataMode.NONE) for node in chosen.values()],
+                [_metadata(node) for node in chosen.values()],
+            )
+        return [node.node_id for node in nodes]
+
+    async def async_add(self, nodes: Sequence[BaseNode], **kwargs: Any) -> list[str]:
+        """As `add`, without blocking the event loop."""
+        return await asyncio.to_thread(self.add, nodes, **kwargs)
 
     def delete(self, ref_doc_id: str, **delete_kwargs: Any) -> None:
         """Remove every node of a document."""
         self._index.delete(where={_SOURCE: ref_doc_id})
 
+    async def adelete(self, ref_doc_id: str, **delete_kwargs: Any) -> None:
+        """As `delete`, without blocking the event loop."""
+        await asyncio.to_thread(self.delete, ref_doc_id)
+
     def delete_nodes(
         self, node_ids: list[str] | None = None, filters: MetadataFilters | None = None, **delete_kwargs: Any
     ) -> None:
-        """Remove nodes by id, by filter, or by both."""
-        where = _where(filters)
-        if node_ids is not None or where is not None:
-            self._index.delete(node_ids, where)
+        """Remove nodes by id, by filter, or by both; nothing without either."""
+        ids, where = self._narrowed(node_ids, filters, None)
+        if ids is not None or where is not None:
+            self._index.delete(ids, where)
+
+    async def adelete_nodes(
+        self, node_ids: list[str] | None = None, filters: MetadataFilters | None = None, **delete_kwargs: Any
+    ) -> None:
+        """As `delete_nodes`, without blocking the event loop."""
+        await asyncio.to_thread(self.delete_nodes, node_ids, filters)
 
     def get_nodes(self, node_ids: list[str] | None = None, filters: MetadataFilters | None = None) -> list[BaseNode]:
-        """Return nodes by id, by filter, or by both; all of them without either."""
-        return [_node(record) for record in self._index.get(node_ids, _where(filters))]
+        """Return nodes by id, in the order asked, by filter, or by both; all of them without either."""
+        return [_node(record) for record in self._index.get(*self._narrowed(node_ids, filters, None))]
+
+    async def aget_nodes(
+        self, node_ids: list[str] | None = None, filters: MetadataFilters | None = None
+    ) -> list[BaseNode]:
+        """As `get_nodes`, without blocking the event loop."""
+        return await asyncio.to_thread(self.get_nodes, node_ids, filters)
 
     def clear(self) -> None:
         """Remove every node."""
         self._index.clear()
 
-    def query(self, query: VectorStoreQuery, plan: Plan | None = None, **kwargs: Any) -> VectorStoreQueryResult:
-        """Search, in mode DEFAULT or MMR.
+    async def aclear(self) -> None:
+        """As `clear`, without blocking the event loop."""
+        await asyncio.to_thread(self.clear)
+
+    def query(
+        self,
+        query: VectorStoreQuery,
+        plan: Plan | None = None,
+        where: Where | None = None,
+        where_document: Where | None = None,
+        mmr_threshold: float | None = None,
+        mmr_prefetch_factor: float | None = None,
+        mmr_prefetch_k: int | None = None,
+        **kwargs: Any,
+    ) -> VectorStoreQueryResult:
+        """Search, in mode DEFAULT or MMR; `as_retriever(vector_store_kwargs={...})` gives what isn't in the query.
 
         Args:
-            query: LlamaIndex's query; `query_embedding` is a full vector.
+            query: LlamaIndex's query; `query_embedding` is a full vector. `doc_ids` and `node_ids` restrict it, but
+                for no node ids, or those of image and index nodes alone: LlamaIndex's `VectorStoreIndex` passes those
+                it has added with every query, and means all nodes.
             plan: dimensions and shortlist sizes; None for the index's default.
-            **kwargs: `mmr_prefetch_k`, how many of the nearest MMR chooses from.
+            where: condition on metadata, in Chroma's language, besides the query's filters.
+            where_document: condition on the text, in Chroma's language.
+            mmr_threshold: 1 for the nearest only, 0 for the most different; None for the query's own, or 0.5.
+            mmr_prefetch_factor: how many of the nearest MMR chooses from, a multiple of the nodes asked for; 4.
+            mmr_prefetch_k: the same as a number.
+            **kwargs: not used; the base class asks for it.
+
+        Returns:
+            Nodes, their cosines and ids: nearest first, or in the order in which MMR chose them.
 
         Raises:
-            InvalidInput: a mode, filter or restriction this store doesn't have, or no embedding.
+            InvalidInput: a mode this store doesn't have, a filter with a value of the wrong kind, or no embedding.
+            InvalidPlan: `similarity_top_k` is less than 1.
         """
         if query.query_embedding is None:
-            raise InvalidInput("the query has no embedding; search this store through an index or retriever.")
-        if query.node_ids:
-            raise InvalidInput(f"node_ids={query.node_ids!r}: this store can't search within given nodes; use filters.")
-        where = _where(query.filters)
-        if query.doc_ids:
+            raise InvalidInput(
+                "the query has no embedding; search this store through an index or retriever, or call get_nodes."
+            )
+        if query.doc_ids is not None:
             within = {_SOURCE: {"$in": list(query.doc_ids)}}
-            where = within if where is None else {"$and": [within, where]}
-        k = query.similarity_top_k
+            where = {"$and": [within, where]} if where else within
+        if query.doc_ids == []:
+            return _result([])
+        ids, where = self._narrowed(self._restriction(query.node_ids), query.filters, where)
+        vectors, k = [query.query_embedding], query.similarity_top_k
         if query.mode == VectorStoreQueryMode.DEFAULT:
-            hits = self._index.search([query.query_embedding], k, plan, where)[0]
-            return _result([_node(hit) for hit in hits], [hit.score for hit in hits])
+            return _result(self._index.search(vectors, k, plan, where, where_document, ids=ids)[0])
         if query.mode != VectorStoreQueryMode.MMR:
             raise InvalidInput(f"mode={query.mode.value!r}: this store has 'default' and 'mmr'.")
-        fetch_k = int(kwargs.get("mmr_prefetch_k") or k * _MMR_PREFETCH)
-        hits = self._index.search([query.query_embedding], max(k, fetch_k), plan, where)[0]
-        records = self._index.get([hit.id for hit in hits])
-        _, chosen = get_top_k_mmr_embeddings(
-            query.query_embedding,
-            [record.vector.tolist() for record in records],
-            similarity_top_k=k,
-            embedding_ids=list(range(len(records))),
-            mmr_threshold=query.mmr_threshold,
-        )
-        cosine = {hit.id: hit.score for hit in hits}
-        nearest = [records[position] for position in chosen]
-        return _result([_node(record) for record in nearest], [cosine[record.id] for record in nearest])
+        if mmr_prefetch_factor is not None and mmr_prefetch_k is not None:
+            raise InvalidInput("mmr_prefetch_factor and mmr_prefetch_k are both given; pass one of them.")
+        fetch_k = mmr_prefetch_k or int(k * (mmr_prefetch_factor or _MMR_PREFETCH))
+        thresholds = (mmr_threshold, query.mmr_threshold, _MMR_THRESHOLD)
+        threshold = next(given for given in thresholds if given is not None)
+        hits = self._index.search_mmr(vectors, k, max(fetch_k, 1), threshold, plan, where, where_document, ids=ids)
+        return _result(hits[0])
+
+    async def aquery(self, query: VectorStoreQuery, **kwargs: Any) -> VectorStoreQueryResult:
+        """As `query`, without blocking the event loop."""
+        return await asyncio.to_thread(self.query, query, **kwargs)
+
+    def _restriction(self, node_ids: list[str] | None) -> list[str] | None:
+        if not node_ids:
+            return None
+        bookkeeping = self._index.metadatas({"_node_type": {"$in": [ImageNode.class_name(), IndexNode.class_name()]}})
+        return None if set(node_ids) <= set(bookkeeping) else node_ids
+
+    def _narrowed(
+        self, node_ids: Sequence[str] | None, filters: MetadataFilters | None, where: Where | None
+    ) -> tuple[list[str] | None, Where | None]:
+        """Return the same restrictions as ids and a condition in Chroma's language."""
+        ids = None if node_ids is None else list(node_ids)
+        wanted = condition(filters)
+        if wanted is None:
+            return ids, where
+        both = [part for part in (where, wanted.where) if part]
+        where = {"$and": both} if len(both) > 1 else both[0] if both else None
+        if wanted.exact:
+            return ids, where
+        met = [id_ for id_, metadata in self._index.metadatas(where).items() if wanted.meets(metadata)]
+        return (met if ids is None else [id_ for id_ in ids if id_ in set(met)]), None
 
 
-def _result(nodes: list[BaseNode], similarities: list[float]) -> VectorStoreQueryResult:
-    return VectorStoreQueryResult(nodes=nodes, similarities=similarities, ids=[node.node_id for node in nodes])
+def _result(hits: Sequence[Hit]) -> VectorStoreQueryResult:
+    return VectorStoreQueryResult(
+        nodes=[_node(hit) for hit in hits],
+        similarities=[hit.score for hit in hits],
+        ids=[hit.id for hit in hits],
+    )
 
 
 def _node(found: Hit | Record) -> BaseNode:
-    text = found.document or ""
-    if "_node_content" in found.metadata:
-        return metadata_dict_to_node(found.metadata, text=text)
-    return TextNode(id_=found.id, text=text, metadata=found.metadata)
+    if "_node_content" not in found.metadata:
+        return TextNode(id_=found.id, text=found.document or "", metadata=found.metadata)
+    # A multimodal node without text has none to be set.
+    node = metadata_dict_to_node(found.metadata, text=found.document or None)
+    # Another framework, or plain Chroma, may have changed the record since; it changes what Chroma holds.
+    own = {key: value for key, value in node.metadata.items() if key in _INTERNAL or not _storable(value)}
+    node.metadata = {key: value for key, value in found.metadata.items() if key not in _INTERNAL} | own
+    return node
 
 
-def _where(filters: MetadataFilters | None) -> dict[str, Any] | None:
-    if filters is None or not filters.filters:
-        return None
-    parts = []
-    for part in filters.filters:
-        if isinstance(part, MetadataFilters):
-            nested = _where(part)
-            parts += [] if nested is None else [nested]
-        elif part.operator in _OPERATORS:
-            parts.append({part.key: {_OPERATORS[part.operator]: part.value}})
-        else:
-            raise InvalidInput(
-                f"filter operator {part.operator.value!r} on {part.key!r}: this store has "
-                f"{', '.join(repr(operator.value) for operator in _OPERATORS)}."
+def _metadata(node: BaseNode) -> dict[str, Any]:
+    """Return what Chroma stores beside the text: the node itself as JSON, and of its metadata what Chroma can hold."""
+    metadata = node_to_metadata_dict(node, remove_text=True)
+    return {key: value for key, value in metadata.items() if _storable(value)}
+
+
+def _storable(value: Any) -> bool:
+    if isinstance(value, list):
+        return bool(value) and len({type(part) for part in value}) == 1 and not isinstance(value[0], list | dict | None)
+    return isinstance(value, str | int | float)
+
+
+def _client_with_room(collection: Collection) -> ClientAPI:
+    """Return a client for the place of a collection, where an empty single-stage one makes room."""
+    import chromadb
+
+    client = chromadb.Client(collection._client.get_settings(), collection.tenant, collection.database)
+    if not any(key.startswith("mrl_rag:") for key in collection.metadata or {}):
+        if collection.count():
+            raise IndexMismatch(
+                f"collection {collection.name!r} is single-stage and holds {collection.count()} records. Make a "
+                "two-stage index of it, without encoding, and pass it: "
+                "index=TwoStageIndex.from_chroma(collection, client=client, in_place=True)."
             )
-    if len(parts) < 2 and filters.condition != FilterCondition.NOT:
-        return parts[0] if parts else None
-    if filters.condition not in _CONDITIONS:
-        raise InvalidInput(f"filter condition {filters.condition!r}: this store has 'and' and 'or'.")
-    return {_CONDITIONS[filters.condition]: parts}
+        client.delete_collection(collection.name)
+    return client
+
+
+def _place(index: TwoStageIndex) -> dict[str, Any]:
+    """Return the fields that say where an index is: none for memory, or another database than Chroma's default."""
+    from chromadb.config import DEFAULT_DATABASE, DEFAULT_TENANT
+
+    settings = index.client.get_settings()
+    if (index.client.tenant, index.client.database) != (DEFAULT_TENANT, DEFAULT_DATABASE):
+        return {}
+    if settings.is_persistent:
+        return {"persist_dir": settings.persist_directory}
+    if settings.chroma_server_host is None:
+        return {}
+    return {
+        "host": settings.chroma_server_host,
+        "port": settings.chroma_server_http_port,
+        "ssl": bool(settings.chroma_server_ssl_enabled),
+    }
+
+
+def _restored(cls: type[MatryoshkaVectorStore], fields: dict[str, Any]) -> MatryoshkaVectorStore:
+    return cls(**fields)

@@ -155,11 +155,12 @@ class Halves:
         where: Where | None,
         where_document: Where | None,
         explain: bool,
+        within: Sequence[str] | None = None,
     ) -> list[list[Hit]]:
         """Return the k nearest records a query; see `TwoStageIndex.search`."""
         queries = normalize(queries)
         start = time.perf_counter()
-        shortlists, approximate = self._shortlists(queries, k, plan.sizes[0], where, where_document)
+        shortlists, approximate = self._shortlists(queries, k, plan.sizes[0], where, where_document, within)
         trails = [_trail(plan.dims[0], [(id_, None) for id_ in found], start) for found in shortlists if explain]
         if approximate:
             shortlists = self._cut_by_bits(queries, shortlists, max(plan.sizes[0] // _BITS_KEEP, 4 * k), trails)
@@ -210,9 +211,19 @@ class Halves:
         return kept
 
     def _shortlists(
-        self, queries: Float32Array, k: int, size: int, where: Where | None, where_document: Where | None
+        self,
+        queries: Float32Array,
+        k: int,
+        size: int,
+        where: Where | None,
+        where_document: Where | None,
+        within: Sequence[str] | None,
     ) -> tuple[list[list[str]], bool]:
         """Return the candidates a query, and whether there may be nearer records than these."""
+        if within is not None:
+            unconditional = where is None and where_document is None
+            met = set(within if unconditional else self.coarse.ids(where, where_document))
+            return [[id_ for id_ in within if id_ in met]] * len(queries), False
         asked = self.shortlist(queries)
         if where is None and where_document is None:
             found = self.coarse.search(asked, size, None, None)

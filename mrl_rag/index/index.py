@@ -264,6 +264,11 @@ class TwoStageIndex:
         return stored if stored in ("auto", "none") else "fitted"
 
     @property
+    def name(self) -> str:
+        """The collection's name."""
+        return self._name
+
+    @property
     def client(self) -> ClientAPI:
         """The chromadb client this index is on."""
         return self._client
@@ -386,6 +391,21 @@ class TwoStageIndex:
             return []
         return self._current(lambda halves: _records(halves, wanted, where, where_document, limit))
 
+    def metadatas(self, where: Where | None = None) -> dict[str, dict[str, Any]]:
+        """Return the metadata of records by their ids, without their vectors.
+
+        Args:
+            where: condition on metadata, in Chroma's language; None for every record.
+
+        Raises:
+            InvalidInput: the condition isn't in Chroma's language.
+        """
+        where, _ = check_where(where, None)
+        if self._open() is None:
+            return {}
+        records = self._current(lambda halves: halves.coarse.get(halves.coarse.ids(where, None)))
+        return {id_: metadata for id_, _, metadata in records}
+
     def changed(
         self,
         ids: Sequence[str],
@@ -431,13 +451,14 @@ class TwoStageIndex:
         where: Where | None = None,
         where_document: Where | None = None,
         *,
+        ids: Sequence[str] | None = None,
         score_threshold: float | None = None,
         explain: bool = False,
     ) -> list[list[Hit]]:
         """Return the k nearest records a query.
 
         With a condition, records that meet it are scored exactly, all of them, where there are 1000 or fewer. Where
-        there are more, the shortlist grows until it holds k.
+        there are more, the shortlist grows until it holds k. With `ids` those are scored exactly, however many.
 
         Args:
             query_vectors: float array [n, full_dim].
@@ -445,6 +466,7 @@ class TwoStageIndex:
             plan: dimensions and shortlist sizes; None for the index's own.
             where: condition on metadata, in Chroma's language.
             where_document: condition on the document, in Chroma's language.
+            ids: search among these records alone; unknown ones are passed over. None for all.
             score_threshold: leave out hits with a lower cosine; None for all.
             explain: give each hit its rank, score and milliseconds at each stage.
 
@@ -455,6 +477,7 @@ class TwoStageIndex:
         Raises:
             InvalidVectors: another length than `full_dim`, or NaN or infinity.
             InvalidPlan: k < 1, or the plan doesn't fit this index or k.
+            InvalidIds: an id is not a non-empty string.
             InvalidInput: a condition isn't in Chroma's language, or `score_threshold` is not a number.
             ArchiveError: a candidate's full vector is missing or damaged.
         """
@@ -462,15 +485,16 @@ class TwoStageIndex:
         k = check_k(k)
         where, where_document = check_where(where, where_document)
         floor = _check_threshold(score_threshold)
+        within = None if ids is None else list(dict.fromkeys(check_ids(ids, unique=False)))
         if self.full_dim is not None and len(queries):
             self._check_length(queries, "query_vectors", self.full_dim)
         opened = self._open()
-        if opened is None or not len(queries):
+        if opened is None or not len(queries) or within == []:
             return [[] for _ in queries]
         dims = opened.facts.shortlist_dim, opened.facts.full_dim
         wanted = plan or self.plan
         plan = default_plan(*dims, k) if wanted is None else check_plan(wanted, *dims, k)
-        answers = self._current(lambda halves: halves.search(queries, k, plan, where, where_document, explain))
+        answers = self._current(lambda halves: halves.search(queries, k, plan, where, where_document, explain, within))
         return answers if floor is None else [[hit for hit in answer if hit.score >= floor] for answer in answers]
 
     def search_mmr(
@@ -482,6 +506,8 @@ class TwoStageIndex:
         plan: Plan | None = None,
         where: Where | None = None,
         where_document: Where | None = None,
+        *,
+        ids: Sequence[str] | None = None,
     ) -> list[list[Hit]]:
         """Return k records a query that are near it and unlike each other, by maximal marginal relevance.
 
@@ -496,6 +522,7 @@ class TwoStageIndex:
             plan: dimensions and shortlist sizes; None for the index's own.
             where: condition on metadata, in Chroma's language.
             where_document: condition on the document, in Chroma's language.
+            ids: choose among these records alone; None for all.
 
         Returns:
             n lists of hits in the order in which they were chosen; scores are cosines with the query.
@@ -506,7 +533,8 @@ class TwoStageIndex:
         """
         if not isinstance(lambda_mult, int | float) or not 0 <= lambda_mult <= 1:
             raise InvalidInput(f"lambda_mult is {lambda_mult!r}; it must be a number from 0 to 1.")
-        fetched = self.search(query_vectors, max(check_k(k), check_k(fetch_k)), plan, where, where_document)
+        fetch_k = max(check_k(k), check_k(fetch_k))
+        fetched = self.search(query_vectors, fetch_k, plan, where, where_document, ids=ids)
         return [self._diverse(hits, k, lambda_mult) for hits in fetched]
 
     def reindex(

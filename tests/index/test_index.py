@@ -519,3 +519,23 @@ def test_a_hits_metadata_is_the_callers_to_change(filled, vectors):
     one, two = filled.search(vectors[[0, 0]], k=1)
     one[0].metadata["page"] = "changed"
     assert two[0].metadata["page"] == 0
+
+
+def test_a_search_among_given_ids_is_exact_and_passes_over_unknown_ones(filled, vectors):
+    among = [f"id-{i}" for i in range(0, 300, 7)]
+    unit = truncate(vectors, 32)
+    expected = sorted(among, key=lambda id_: -(unit[int(id_[3:])] @ unit[1]))
+    found = filled.search(vectors[1:2], k=5, ids=[*among, "nobody", among[0]])[0]
+    assert [hit.id for hit in found] == expected[:5]
+    assert len(filled.search(vectors[1:2], k=500, ids=among)[0]) == len(among)
+    assert {h.id for h in filled.search(vectors[1:2], k=9, ids=among, where={"page": {"$lt": 20}})[0]} == set(among[:3])
+    assert {h.id for h in filled.search_mmr(vectors[1:2], k=3, ids=among[:3])[0]} == set(among[:3])
+    assert filled.search(vectors[1:2], ids=[])[0] == []
+
+
+def test_metadata_is_read_without_vectors(filled):
+    assert len(filled.metadatas()) == 300
+    assert filled.metadatas({"page": {"$lt": 2}}) == {
+        "id-0": {"page": 0, "even": True},
+        "id-1": {"page": 1, "even": False},
+    }
