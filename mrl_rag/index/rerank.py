@@ -22,7 +22,7 @@ class Stage:
         dim: how many numbers it looked at.
         rank: 1 for its best candidate.
         score: cosine at `dim`; None for Chroma's stage, which is asked for ids alone.
-        milliseconds: that the stage took, for all queries of the call together.
+        milliseconds: that the stage took, for all queries that went through it together.
     """
 
     dim: int
