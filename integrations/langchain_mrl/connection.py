@@ -45,7 +45,8 @@ def connect(
     if client is not None:
         return client
     place = {"tenant": tenant or DEFAULT_TENANT, "database": database or DEFAULT_DATABASE}
-    settings = client_settings or Settings()
+    # A copy: chromadb writes into the settings it is given.
+    settings = client_settings.model_copy() if client_settings else Settings()
     if host is not None:
         return chromadb.HttpClient(host, port or 8000, ssl, headers, settings, **place)
     if chroma_cloud_api_key is not None:
