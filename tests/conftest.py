@@ -1,5 +1,10 @@
 import json
+import socket
+import subprocess
+import sys
+import time
 import warnings
+from pathlib import Path
 
 import pytest
 
@@ -97,3 +102,23 @@ def _long_texts_may_be_cut():
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*longer than max_length")
         yield
+
+
+@pytest.fixture(scope="session")
+def chroma_server(tmp_path_factory):
+    """The port of a real `chroma run` on loopback."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [str(Path(sys.executable).parent / "chroma"), "run", "--host", "127.0.0.1", "--port", str(port)]
+    folder = tmp_path_factory.mktemp("server")
+    with subprocess.Popen(
+        [*command, "--path", str(folder)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    ) as server:
+        for _ in range(300):
+            with socket.socket() as probe:
+                if probe.connect_ex(("127.0.0.1", port)) == 0:
+                    break
+            time.sleep(0.1)
+        yield port
+        server.terminate()

@@ -1,11 +1,20 @@
-"""mrl-rag under LangChain: `Embeddings`, `VectorStore` and `BaseRetriever`."""
+"""mrl-rag under LangChain: `Embeddings`, `VectorStore`, retrievers and document compressors."""
 
 from mrl_rag.extras import require
 
 require("langchain_core", extra="langchain")
 
+from langchain_mrl.compressors import MatryoshkaReranker, TokenBudget  # noqa: E402
 from langchain_mrl.embeddings import MatryoshkaEmbeddings  # noqa: E402
+from langchain_mrl.indexing import MatryoshkaDocumentIndex  # noqa: E402
 from langchain_mrl.retrievers import TwoStageRetriever  # noqa: E402
 from langchain_mrl.vectorstores import MatryoshkaVectorStore  # noqa: E402
 
-__all__ = ["MatryoshkaEmbeddings", "MatryoshkaVectorStore", "TwoStageRetriever"]
+__all__ = [
+    "MatryoshkaDocumentIndex",
+    "MatryoshkaEmbeddings",
+    "MatryoshkaReranker",
+    "MatryoshkaVectorStore",
+    "TokenBudget",
+    "TwoStageRetriever",
+]

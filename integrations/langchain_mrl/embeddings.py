@@ -8,8 +8,11 @@ from langchain_core.embeddings import Embeddings
 from pydantic import BaseModel, ConfigDict, Field
 
 from mrl_rag import MatryoshkaEncoder
+from mrl_rag.errors import InvalidInput
 
 Task: TypeAlias = Literal["query", "document", "classification", "clustering"]
+
+_WITH_AN_ENCODER = {"encoder", "dim", "task", "show_progress"}
 
 
 class MatryoshkaEmbeddings(BaseModel, Embeddings):
@@ -20,9 +23,22 @@ class MatryoshkaEmbeddings(BaseModel, Embeddings):
         embeddings = MatryoshkaEmbeddings(encoder=my_encoder)    # one that exists already
         embeddings.embed_query("a question")                     # the model's query prompt is put before it
 
+    With LangChain's cache, give queries a store of their own. `query_embedding_cache=True` would keep a question and
+    a passage of the same words under one key, though a model with prompts gives them different vectors:
+
+        CacheBackedEmbeddings.from_bytes_store(
+            embeddings,
+            LocalFileStore("./cache/documents"),
+            namespace=embeddings.namespace,
+            query_embedding_cache=LocalFileStore("./cache/queries"),
+        )
+
+    `mrl_rag.CachedEncoder` as `encoder` keeps both in one file, and apart.
+
     Raises:
         UnknownModel: no such model.
         InvalidDimension: `dim` is not an integer in range.
+        InvalidInput: `encoder` comes with settings for making another.
     """
 
     model: str = "minilm"
@@ -50,7 +66,7 @@ class MatryoshkaEmbeddings(BaseModel, Embeddings):
     show_progress: bool = False
     """Show a bar while documents are embedded, on a terminal."""
     encoder: Any = Field(default=None, exclude=True, repr=False)
-    """A `MatryoshkaEncoder` to use instead of making one of the above."""
+    """An encoder of `mrl_rag` to use instead of making one of the above."""
 
     model_config = ConfigDict(extra="forbid", protected_namespaces=())
 
@@ -69,13 +85,27 @@ class MatryoshkaEmbeddings(BaseModel, Embeddings):
                 local_files_only=self.local_files_only,
                 long_inputs=self.long_inputs,
             )
+        elif idle := sorted(set(fields) - _WITH_AN_ENCODER):
+            raise InvalidInput(f"encoder is given, and so is {', '.join(idle)}: set that where the encoder is made.")
+        else:
+            self.model = str(getattr(self.encoder, "model", type(self.encoder).__name__))
         if self.dim is not None:
             self.encoder.encode([], dim=self.dim)
 
     @property
     def fingerprint(self) -> str:
-        """The encoder's fingerprint: a short hash of all that changes a vector."""
-        return str(self.encoder.fingerprint)
+        """A short hash of all that changes a vector, but for its length: the encoder's, and `task` where it is set."""
+        return f"{self.encoder.fingerprint}-{self.task}" if self.task else str(self.encoder.fingerprint)
+
+    @property
+    def length(self) -> int:
+        """How many numbers a vector has: `dim`, or the model's full dimension."""
+        return self.dim or int(self.encoder.full_dim)
+
+    @property
+    def namespace(self) -> str:
+        """Key prefix for a cache of these vectors: another one for another model, recipe, task or dimension."""
+        return f"{self.fingerprint}-{self.length}-"
 
     def embed_documents(self, texts: list[str]) -> list[list[float]]:
         """Embed passages, each with the model's document prompt."""
@@ -84,7 +114,11 @@ class MatryoshkaEmbeddings(BaseModel, Embeddings):
 
     def embed_query(self, text: str) -> list[float]:
         """Embed a question, with the model's query prompt."""
-        return self.encoder.encode([text], task=self.task or "query", dim=self.dim)[0].tolist()  # type: ignore[no-any-return]
+        return self.embed_queries([text])[0]
+
+    def embed_queries(self, texts: list[str]) -> list[list[float]]:
+        """Embed questions together, each with the model's query prompt."""
+        return self.encoder.encode(texts, task=self.task or "query", dim=self.dim).tolist()  # type: ignore[no-any-return]
 
     async def aembed_documents(self, texts: list[str]) -> list[list[float]]:
         """Embed passages without blocking the event loop."""
@@ -92,4 +126,8 @@ class MatryoshkaEmbeddings(BaseModel, Embeddings):
 
     async def aembed_query(self, text: str) -> list[float]:
         """Embed a question; questions awaited at the same time share a forward pass."""
-        return (await self.encoder.aencode([text], task=self.task or "query", dim=self.dim))[0].tolist()  # type: ignore[no-any-return]
+        return (await self.aembed_queries([text]))[0]
+
+    async def aembed_queries(self, texts: list[str]) -> list[list[float]]:
+        """Embed questions together without blocking the event loop."""
+        return (await self.encoder.aencode(texts, task=self.task or "query", dim=self.dim)).tolist()  # type: ignore[no-any-return]

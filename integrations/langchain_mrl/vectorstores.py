@@ -3,19 +3,38 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-import numpy as np
 from langchain_core.documents import Document
 from langchain_core.embeddings import Embeddings
+from langchain_core.runnables import run_in_executor
+from langchain_core.utils.iter import batch_iterate
 from langchain_core.vectorstores import VectorStore
-from langchain_core.vectorstores.utils import maximal_marginal_relevance
 
+from langchain_mrl.connection import check_metric, connect
+from langchain_mrl.embeddings import MatryoshkaEmbeddings
 from mrl_rag import Hit, Plan, Record, TwoStageIndex
+from mrl_rag.errors import InvalidIds, InvalidInput, InvalidTexts
 
 if TYPE_CHECKING:
     from chromadb.api import ClientAPI
+    from chromadb.api.models.Collection import Collection
+    from chromadb.config import Settings
+    from numpy.typing import NDArray
+    from tqdm import tqdm
+
+# Texts embedded and committed together: an interruption loses no more than these.
+_BATCH = 512
+
+Given = tuple[str | None, str, Mapping[str, Any] | None]
+
+
+class _Batch(NamedTuple):
+    names: list[str]
+    ids: list[str]
+    texts: list[str]
+    metadatas: list[Mapping[str, Any] | None]
 
 
 class MatryoshkaVectorStore(VectorStore):
@@ -24,22 +43,49 @@ class MatryoshkaVectorStore(VectorStore):
         store = MatryoshkaVectorStore(MatryoshkaEmbeddings(), persist_directory="./db")
         store = MatryoshkaVectorStore.from_texts(["a text"], MatryoshkaEmbeddings())
         store = MatryoshkaVectorStore(OpenAIEmbeddings(model="text-embedding-3-large"), shortlist_dim=256)
+        store = MatryoshkaVectorStore.from_existing(chroma)                    # a `langchain_chroma.Chroma`
         store.similarity_search("a question", k=4, filter={"page": 1})
         store.as_retriever(search_kwargs={"k": 4})
 
-    Scores are cosines at full dimension: higher is nearer. (`langchain_chroma` returns distances.) Relevance scores
-    are the same, with negative ones at 0.
+    The methods and arguments are those of `langchain_chroma.Chroma`, with these differences. Scores are cosines at
+    full dimension, -1 to 1: higher is nearer. Relevance scores are the same with negative ones at 0, so a
+    `score_threshold` of 0.5 asks for a cosine of 0.5; what is a good one depends on the embeddings. A record whose id
+    is there already is replaced whole. Two stores in memory have nothing in common. Unknown arguments are refused.
+
+    Filters are Chroma's, or plain dicts: several keys, or several operators of one key, mean all of them, at any depth.
+
+        {"page": 1, "source": "a.pdf"}    {"page": {"$gte": 1, "$lt": 9}}    {"$or": [{"page": 1}, {"source": "b.pdf"}]}
+        {"tags": {"$contains": "draft"}}  # of a list
+
+    Metadata values are strings, numbers, booleans and non-empty lists of one of these. A key with None is not stored;
+    anything else is refused, and nothing of its batch is stored
+    (`langchain_community.vectorstores.utils.filter_complex_metadata` removes it).
+
+    A copy, deep or not, is the same store. A pickled one carries where it is, and opens it again: that takes
+    `persist_directory` or `host`.
 
     Args:
         embedding: any LangChain `Embeddings`; None for a store that is only searched by vector.
         collection_name: of the Chroma collection.
-        persist_directory: a folder; None for memory, or where `client` is given.
-        client: a chromadb client to use instead of `persist_directory`.
+        persist_directory: a folder; None for memory, or where one of the next is given.
+        client: a chromadb client.
         shortlist_dim: length that Chroma searches; None for the stored one, or `TwoStageIndex`'s default.
+        embedding_function: the same as `embedding`.
+        host: of a Chroma server.
+        port: of the server; None for 8000.
+        ssl: speak https with the server.
+        headers: sent to the server with each request.
+        chroma_cloud_api_key: of Chroma Cloud, with `tenant` and `database`.
+        tenant: None for Chroma's default.
+        database: None for Chroma's default.
+        client_settings: chromadb's.
+        collection_metadata: None, or the metric of every two-stage index, {"hnsw:space": "cosine"}.
+        collection_configuration: None, or the same as {"hnsw": {"space": "cosine"}}.
         index: a `TwoStageIndex` to use instead of all of the above but `embedding`.
 
     Raises:
-        IndexMismatch: the collection was filled with another model, dimension or metric.
+        InvalidInput: `embedding` is no embeddings, or two arguments exclude each other.
+        IndexMismatch: the collection was filled with another model, dimension or metric, or by plain Chroma.
         TwoStageIndexError: as `TwoStageIndex` does.
     """
 
@@ -51,18 +97,83 @@ class MatryoshkaVectorStore(VectorStore):
         client: ClientAPI | None = None,
         shortlist_dim: int | None = None,
         *,
+        embedding_function: Embeddings | None = None,
+        host: str | None = None,
+        port: int | None = None,
+        ssl: bool = False,
+        headers: dict[str, str] | None = None,
+        chroma_cloud_api_key: str | None = None,
+        tenant: str | None = None,
+        database: str | None = None,
+        client_settings: Settings | None = None,
+        collection_metadata: dict[str, Any] | None = None,
+        collection_configuration: dict[str, Any] | None = None,
         index: TwoStageIndex | None = None,
     ) -> None:
-        self._embedding = embedding
+        if embedding is not None and embedding_function is not None:
+            raise InvalidInput("embedding and embedding_function are both given; they mean the same, so pass one.")
+        self._embedding = embedding if embedding is not None else embedding_function
+        if self._embedding is not None and not hasattr(self._embedding, "embed_query"):
+            raise InvalidInput(
+                f"embedding is {self._embedding!r}; it must be a LangChain Embeddings. The collection's name is "
+                "collection_name=."
+            )
+        check_metric(collection_metadata, collection_configuration)
+        place = {
+            "persist_directory": persist_directory,
+            "host": host,
+            "port": port,
+            "ssl": ssl,
+            "headers": headers,
+            "chroma_cloud_api_key": chroma_cloud_api_key,
+            "tenant": tenant,
+            "database": database,
+            "client_settings": client_settings,
+        }
+        # What pickling carries, where that is enough to open the store again.
+        self._settings: dict[str, Any] | None = None
+        # The client that nobody but this store knows, and so nobody else closes.
+        self._client: ClientAPI | None = None
         if index is None:
+            connected = connect(client, **place)  # type: ignore[arg-type]
+            if client is None:
+                self._client = connected
+                if (persist_directory or host or chroma_cloud_api_key) is not None:
+                    self._settings = place | {"embedding": self._embedding, "collection_name": collection_name}
+            ours = isinstance(self._embedding, MatryoshkaEmbeddings)
             index = TwoStageIndex(
-                persist_directory,
+                persist_directory if connected is None else None,
                 collection=collection_name,
+                full_dim=self._embedding.length if ours else None,  # type: ignore[union-attr]
                 shortlist_dim=shortlist_dim,
-                fingerprint=getattr(embedding, "fingerprint", None),
-                client=client,
+                fingerprint=getattr(self._embedding, "fingerprint", None),
+                client=connected,
             )
         self.index = index
+
+    def close(self) -> None:
+        """Let go of files and connections. A client that was passed in stays open."""
+        self.index.close()
+        if self._client is not None:
+            self._client.close()  # type: ignore[attr-defined]
+
+    def __copy__(self) -> MatryoshkaVectorStore:
+        copied = type(self).__new__(type(self))
+        copied.__dict__.update(self.__dict__)
+        return copied
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> MatryoshkaVectorStore:
+        return self.__copy__()
+
+    def __getstate__(self) -> dict[str, Any]:
+        if self._settings is None:
+            raise InvalidInput(
+                "a store in memory, or of a client= or index=, can't be pickled; pass persist_directory=."
+            )
+        return self._settings | {"shortlist_dim": self.index.shortlist_dim}
+
+    def __setstate__(self, settings: dict[str, Any]) -> None:
+        self.__init__(**settings)  # type: ignore[misc]
 
     @property
     def embeddings(self) -> Embeddings | None:
@@ -72,71 +183,333 @@ class MatryoshkaVectorStore(VectorStore):
     @classmethod
     def from_texts(
         cls,
-        texts: list[str],
-        embedding: Embeddings,
-        metadatas: list[dict[Any, Any]] | None = None,
+        texts: Iterable[str],
+        embedding: Embeddings | None = None,
+        metadatas: Iterable[dict[Any, Any] | None] | None = None,
         *,
-        ids: list[str] | None = None,
+        ids: Iterable[str | None] | None = None,
+        batch_size: int | None = None,
+        progress: bool = False,
         **kwargs: Any,
     ) -> MatryoshkaVectorStore:
-        """Make a store and add texts to it.
+        """Make a store and add texts to it; see `add_texts`.
 
         Args:
             texts: n strings.
             embedding: any LangChain `Embeddings`.
-            metadatas: n dicts.
-            ids: n ids; None makes new ones.
+            metadatas: n dicts, None for a text without.
+            ids: n ids; None, or None in place of one, makes a new one.
+            batch_size: texts embedded and committed together.
+            progress: show a bar when standard error is a terminal.
             **kwargs: the constructor's other arguments.
         """
         store = cls(embedding, **kwargs)
-        store.add_texts(texts, metadatas, ids=ids)
+        store.add_texts(texts, metadatas, ids=ids, batch_size=batch_size, progress=progress)
         return store
+
+    @classmethod
+    async def afrom_texts(
+        cls,
+        texts: Iterable[str],
+        embedding: Embeddings | None = None,
+        metadatas: Iterable[dict[Any, Any] | None] | None = None,
+        *,
+        ids: Iterable[str | None] | None = None,
+        batch_size: int | None = None,
+        progress: bool = False,
+        **kwargs: Any,
+    ) -> MatryoshkaVectorStore:
+        """Make a store and add texts to it without blocking the event loop; see `from_texts`."""
+        store = await run_in_executor(None, cls, embedding, **kwargs)
+        await store.aadd_texts(texts, metadatas, ids=ids, batch_size=batch_size, progress=progress)
+        return store
+
+    @classmethod
+    def from_documents(
+        cls,
+        documents: Iterable[Document],
+        embedding: Embeddings | None = None,
+        *,
+        ids: Iterable[str | None] | None = None,
+        batch_size: int | None = None,
+        progress: bool = False,
+        **kwargs: Any,
+    ) -> MatryoshkaVectorStore:
+        """Make a store and add documents to it; see `from_texts`."""
+        store = cls(embedding, **kwargs)
+        store.add_documents(documents, ids=ids, batch_size=batch_size, progress=progress)
+        return store
+
+    @classmethod
+    async def afrom_documents(
+        cls,
+        documents: Iterable[Document],
+        embedding: Embeddings | None = None,
+        *,
+        ids: Iterable[str | None] | None = None,
+        batch_size: int | None = None,
+        progress: bool = False,
+        **kwargs: Any,
+    ) -> MatryoshkaVectorStore:
+        """Make a store and add documents to it without blocking the event loop; see `from_texts`."""
+        store = await run_in_executor(None, cls, embedding, **kwargs)
+        await store.aadd_documents(documents, ids=ids, batch_size=batch_size, progress=progress)
+        return store
+
+    @classmethod
+    def from_existing(
+        cls,
+        existing: VectorStore | Collection,
+        embedding: Embeddings | None = None,
+        collection_name: str | None = None,
+        persist_directory: str | None = None,
+        client: ClientAPI | None = None,
+        shortlist_dim: int | None = None,
+        *,
+        in_place: bool = False,
+        progress: bool = False,
+    ) -> MatryoshkaVectorStore:
+        """Make a store of a Chroma collection that holds full vectors. Nothing is embedded again.
+
+            MatryoshkaVectorStore.from_existing(chroma, persist_directory="./two_stage")   # a `langchain_chroma.Chroma`
+            MatryoshkaVectorStore.from_existing(collection, embeddings, client=client)     # a chromadb collection
+
+        The collection stays as it is, but for its name with `in_place`. After an interruption, call again: it goes on
+        from there.
+
+        Args:
+            existing: a `langchain_chroma.Chroma`, or a chromadb collection.
+            embedding: what filled the collection; None takes that of `existing`.
+            collection_name: of the new collection; None for the old one's, with "-two-stage" after it where `client` is
+                given.
+            persist_directory: folder of the new store; None for memory, or where `client` is given.
+            client: a chromadb client for the new store.
+            shortlist_dim: length that Chroma will search; None for `TwoStageIndex`'s default.
+            in_place: give the new collection the name of the old one, which gets "-single-stage" after it. `client`
+                must be the one it is on.
+            progress: show a bar when standard error is a terminal.
+
+        Raises:
+            InvalidInput: `in_place` without `client`, or with `collection_name`.
+            IndexMismatch: the collection is a two-stage index already.
+        """
+        embedding = embedding if embedding is not None else getattr(existing, "embeddings", None)
+        collection: Any = getattr(existing, "_collection", existing)
+        index = TwoStageIndex.from_chroma(
+            collection,
+            persist_directory,
+            collection_name,
+            client=client,
+            in_place=in_place,
+            shortlist_dim=shortlist_dim,
+            fingerprint=getattr(embedding, "fingerprint", None),
+            progress=progress,
+        )
+        return cls(embedding, index=index)
 
     def add_texts(
         self,
         texts: Iterable[str],
-        metadatas: list[dict[Any, Any]] | None = None,
+        metadatas: Iterable[dict[Any, Any] | None] | None = None,
         *,
-        ids: list[str] | None = None,
+        ids: Iterable[str | None] | None = None,
+        batch_size: int | None = None,
+        progress: bool = False,
         **kwargs: Any,
     ) -> list[str]:
-        """Embed and store texts; a record whose id is there already is replaced.
+        """Embed and store texts; a record whose id is there already is replaced whole.
+
+        Texts are taken, embedded and committed a batch at a time: a generator of any length needs the memory of one
+        batch, and an interruption or an error loses only the batch in flight.
 
         Args:
             texts: n strings.
-            metadatas: n dicts.
-            ids: n ids; None, or None in place of one, makes a new one.
-            **kwargs: not used; the base class asks for it.
+            metadatas: n dicts, None for a text without.
+            ids: n ids; None, or None in place of one, makes a new one. Of texts with equal ids the last is stored.
+            batch_size: texts embedded and committed together; None for 512.
+            progress: show a bar when standard error is a terminal.
+            **kwargs: none; the base class asks for it.
+
+        Returns:
+            The n ids.
+
+        Raises:
+            InvalidTexts: `texts` is a bare string, or one of them is not a string.
+            InvalidIds: an id is not a string, or there are more or fewer than texts.
+            InvalidInput: Chroma can't store a metadata.
+            ValueError: generators of texts, metadatas and ids are not of one length.
+        """
+        _no_more(kwargs)
+        return self._add(_pairs(texts, metadatas, ids), batch_size, progress, _length(texts))
+
+    async def aadd_texts(
+        self,
+        texts: Iterable[str],
+        metadatas: Iterable[dict[Any, Any] | None] | None = None,
+        *,
+        ids: Iterable[str | None] | None = None,
+        batch_size: int | None = None,
+        progress: bool = False,
+        **kwargs: Any,
+    ) -> list[str]:
+        """Embed and store texts without blocking the event loop; see `add_texts`."""
+        _no_more(kwargs)
+        return await self._aadd(_pairs(texts, metadatas, ids), batch_size, progress, _length(texts))
+
+    def add_documents(
+        self,
+        documents: Iterable[Document],
+        *,
+        ids: Iterable[str | None] | None = None,
+        batch_size: int | None = None,
+        progress: bool = False,
+        **kwargs: Any,
+    ) -> list[str]:
+        """Embed and store documents; see `add_texts`.
+
+        Args:
+            documents: n documents.
+            ids: n ids, before the documents' own; None takes those, and makes one where there is none.
+            batch_size: documents embedded and committed together; None for 512.
+            progress: show a bar when standard error is a terminal.
+            **kwargs: none; the base class asks for it.
 
         Returns:
             The n ids.
         """
-        texts = list(texts)
-        named = [id_ or str(uuid.uuid4()) for id_ in (ids or [""] * len(texts))]
-        vectors = self._embeddings.embed_documents(texts) if texts else []
-        self.index.upsert(named, vectors, texts, metadatas)
-        return named
+        _no_more(kwargs)
+        return self._add(_unpacked(documents, ids), batch_size, progress, _length(documents))
 
-    def delete(self, ids: list[str] | None = None, **kwargs: Any) -> bool | None:
+    async def aadd_documents(
+        self,
+        documents: Iterable[Document],
+        *,
+        ids: Iterable[str | None] | None = None,
+        batch_size: int | None = None,
+        progress: bool = False,
+        **kwargs: Any,
+    ) -> list[str]:
+        """Embed and store documents without blocking the event loop; see `add_documents`."""
+        _no_more(kwargs)
+        return await self._aadd(_unpacked(documents, ids), batch_size, progress, _length(documents))
+
+    def update_document(self, document_id: str, document: Document) -> None:
+        """Update one document; see `update_documents`."""
+        self.update_documents([document_id], [document])
+
+    def update_documents(self, ids: list[str], documents: list[Document]) -> None:
+        """Replace the texts of documents that are there, and the metadata keys that the new ones have.
+
+        Args:
+            ids: n ids; those that are not there are passed over.
+            documents: n documents.
+        """
+        stored = {record.id: record.metadata for record in self.index.get(ids)}
+        known = [(id_, document) for id_, document in zip(ids, documents, strict=True) if id_ in stored]
+        self.add_texts(
+            [document.page_content for _, document in known],
+            [stored[id_] | document.metadata for id_, document in known],
+            ids=[id_ for id_, _ in known],
+        )
+
+    def delete(
+        self,
+        ids: str | list[str] | None = None,
+        *,
+        filter: dict[str, Any] | None = None,
+        where: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> bool | None:
         """Remove records; unknown ids are passed over.
 
         Args:
-            ids: None removes every record, or every one that meets `filter`.
-            **kwargs: `filter`, a condition on metadata.
+            ids: one or more; None for every record, or every one that meets the condition.
+            filter: condition on metadata; with `ids`, a record must meet it to be removed.
+            where: the same as `filter`.
+            **kwargs: none; the base class asks for it.
 
         Returns:
             True.
+
+        Raises:
+            InvalidIds: the condition is empty and there are no ids. `delete()` removes everything.
         """
-        where = _where(kwargs.get("filter"))
-        if ids is None and where is None:
+        _no_more(kwargs)
+        condition = where if filter is None else filter
+        if ids is None and condition is None:
             self.index.clear()
         else:
-            self.index.delete(ids, where)
+            self.index.delete([ids] if isinstance(ids, str) else ids, _where(condition))
         return True
+
+    def delete_collection(self) -> None:
+        """Remove the collection and its full vectors. What is added next makes a new one."""
+        self.index.drop()
+
+    def reset_collection(self) -> None:
+        """Start over with an empty collection: the same as `delete_collection`."""
+        self.index.drop()
 
     def get_by_ids(self, ids: Sequence[str], /) -> list[Document]:
         """Return documents in the order asked, unknown ids left out."""
         return [_document(record) for record in self.index.get(ids)]
+
+    def get(
+        self,
+        ids: str | list[str] | None = None,
+        where: dict[str, Any] | None = None,
+        limit: int | None = None,
+        offset: int | None = None,
+        where_document: dict[str, Any] | None = None,
+        include: Sequence[str] | None = None,
+    ) -> dict[str, Any]:
+        """Return what is stored, as Chroma's collections do.
+
+        Args:
+            ids: one or more, which give the order; None for every record that meets the conditions, by their ids.
+            where: condition on metadata.
+            limit: how many at most; None for all.
+            offset: how many to pass over.
+            where_document: condition on the text, Chroma's operators.
+            include: of "documents", "metadatas", "embeddings"; None for the first two.
+
+        Returns:
+            "ids", and those three, None for one that was not asked for. Embeddings are the full vectors.
+        """
+        start = offset or 0
+        end = None if limit is None else start + limit
+        records = self.index.get([ids] if isinstance(ids, str) else ids, _where(where), where_document, end)[start:]
+        wanted = ("documents", "metadatas") if include is None else include
+        return {
+            "ids": [record.id for record in records],
+            "documents": [record.document for record in records] if "documents" in wanted else None,
+            "metadatas": [record.metadata for record in records] if "metadatas" in wanted else None,
+            "embeddings": [record.vector for record in records] if "embeddings" in wanted else None,
+        }
+
+    def search_hits(
+        self, queries: Sequence[str], k: int = 4, filter: dict[str, Any] | None = None, **search: Any
+    ) -> list[list[Hit]]:
+        """Return the core's own hits of many questions, embedded and searched together.
+
+        Args:
+            queries: n questions.
+            k: how many hits a question at most.
+            filter: condition on metadata.
+            **search: `where_document`, a condition on the text; `plan`, a `Plan`; `score_threshold`, the lowest cosine;
+                `explain`, to give each hit its rank and score at each stage.
+
+        Returns:
+            n lists, best first.
+        """
+        return self._search(self._embed_queries(queries), k, filter, **search)
+
+    async def asearch_hits(
+        self, queries: Sequence[str], k: int = 4, filter: dict[str, Any] | None = None, **search: Any
+    ) -> list[list[Hit]]:
+        """Return the core's own hits without blocking the event loop; see `search_hits`."""
+        vectors = await self._aembed_queries(queries)
+        return await run_in_executor(None, self._search, vectors, k, filter, **search)
 
     def similarity_search(
         self, query: str, k: int = 4, filter: dict[str, Any] | None = None, **kwargs: Any
@@ -147,30 +520,43 @@ class MatryoshkaVectorStore(VectorStore):
             query: the question.
             k: how many at most.
             filter: condition on metadata, a plain dict or Chroma's operators.
-            **kwargs: `where_document`, a condition on the text; `plan`, a `Plan`.
+            **kwargs: `where_document`, a condition on the text; `plan`, a `Plan`; `score_threshold`, the lowest cosine.
         """
-        return [document for document, _ in self.similarity_search_with_score(query, k, filter, **kwargs)]
+        return [_document(hit) for hit in self.search_hits([query], k, filter, **kwargs)[0]]
+
+    async def asimilarity_search(
+        self, query: str, k: int = 4, filter: dict[str, Any] | None = None, **kwargs: Any
+    ) -> list[Document]:
+        """Return the k nearest documents without blocking the event loop; see `similarity_search`."""
+        return [_document(hit) for hit in (await self.asearch_hits([query], k, filter, **kwargs))[0]]
 
     def similarity_search_with_score(
         self, query: str, k: int = 4, filter: dict[str, Any] | None = None, **kwargs: Any
     ) -> list[tuple[Document, float]]:
         """Return the k nearest documents to a question, each with its cosine at full dimension."""
-        return self.similarity_search_by_vector_with_score(self._embeddings.embed_query(query), k, filter, **kwargs)
+        return [(_document(hit), hit.score) for hit in self.search_hits([query], k, filter, **kwargs)[0]]
+
+    async def asimilarity_search_with_score(
+        self, query: str, k: int = 4, filter: dict[str, Any] | None = None, **kwargs: Any
+    ) -> list[tuple[Document, float]]:
+        """Return documents and cosines without blocking the event loop; see `similarity_search_with_score`."""
+        return [(_document(hit), hit.score) for hit in (await self.asearch_hits([query], k, filter, **kwargs))[0]]
+
+    def similarity_search_with_vectors(
+        self, query: str, k: int = 4, filter: dict[str, Any] | None = None, **kwargs: Any
+    ) -> list[tuple[Document, NDArray[Any]]]:
+        """Return the k nearest documents to a question, each with its vector, float32 [full_dim]."""
+        hits = self.search_hits([query], k, filter, **kwargs)[0]
+        return [(_document(record), record.vector) for record in self.index.get([hit.id for hit in hits])]
 
     def similarity_search_by_vector(
         self, embedding: list[float], k: int = 4, filter: dict[str, Any] | None = None, **kwargs: Any
     ) -> list[Document]:
         """Return the k nearest documents to a full vector."""
-        return [document for document, _ in self.similarity_search_by_vector_with_score(embedding, k, filter, **kwargs)]
+        return [_document(hit) for hit in self._search([embedding], k, filter, **kwargs)[0]]
 
     def similarity_search_by_vector_with_score(
-        self,
-        embedding: list[float],
-        k: int = 4,
-        filter: dict[str, Any] | None = None,
-        where_document: dict[str, Any] | None = None,
-        plan: Plan | None = None,
-        **kwargs: Any,
+        self, embedding: list[float], k: int = 4, filter: dict[str, Any] | None = None, **kwargs: Any
     ) -> list[tuple[Document, float]]:
         """Return the k nearest documents to a full vector, each with its cosine at full dimension.
 
@@ -178,12 +564,17 @@ class MatryoshkaVectorStore(VectorStore):
             embedding: full_dim numbers.
             k: how many at most.
             filter: condition on metadata, a plain dict or Chroma's operators.
-            where_document: condition on the text, Chroma's operators.
-            plan: dimensions and shortlist sizes; None for the index's default.
-            **kwargs: not used; the base class asks for it.
+            **kwargs: as for `similarity_search`.
         """
-        hits = self.index.search([embedding], k, plan, _where(filter), where_document)[0]
-        return [(_document(hit), hit.score) for hit in hits]
+        return [(_document(hit), hit.score) for hit in self._search([embedding], k, filter, **kwargs)[0]]
+
+    def similarity_search_by_vector_with_relevance_scores(
+        self, embedding: list[float], k: int = 4, filter: dict[str, Any] | None = None, **kwargs: Any
+    ) -> list[tuple[Document, float]]:
+        """Return the k nearest documents to a full vector, each with its relevance, 0 to 1; higher is nearer."""
+        relevance = self._select_relevance_score_fn()
+        scored = self.similarity_search_by_vector_with_score(embedding, k, filter, **kwargs)
+        return [(document, relevance(score)) for document, score in scored]
 
     def max_marginal_relevance_search(
         self,
@@ -194,9 +585,33 @@ class MatryoshkaVectorStore(VectorStore):
         filter: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> list[Document]:
-        """Return k documents that are near a question and unlike each other."""
-        vector = self._embeddings.embed_query(query)
+        """Return k documents that are near a question and unlike each other, in the order they were chosen.
+
+        Args:
+            query: the question.
+            k: how many at most.
+            fetch_k: how many of the nearest to choose from.
+            lambda_mult: 1 for the nearest only, 0 for the most different.
+            filter: condition on metadata, a plain dict or Chroma's operators.
+            **kwargs: `where_document`, a condition on the text; `plan`, a `Plan`.
+        """
+        vector = self._embed_queries([query])[0]
         return self.max_marginal_relevance_search_by_vector(vector, k, fetch_k, lambda_mult, filter, **kwargs)
+
+    async def amax_marginal_relevance_search(
+        self,
+        query: str,
+        k: int = 4,
+        fetch_k: int = 20,
+        lambda_mult: float = 0.5,
+        filter: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> list[Document]:
+        """Return diverse documents without blocking the event loop; see `max_marginal_relevance_search`."""
+        vector = (await self._aembed_queries([query]))[0]
+        return await run_in_executor(
+            None, self.max_marginal_relevance_search_by_vector, vector, k, fetch_k, lambda_mult, filter, **kwargs
+        )
 
     def max_marginal_relevance_search_by_vector(
         self,
@@ -209,24 +624,56 @@ class MatryoshkaVectorStore(VectorStore):
         plan: Plan | None = None,
         **kwargs: Any,
     ) -> list[Document]:
-        """Return k documents that are near a full vector and unlike each other, by LangChain's own measure.
+        """Return k documents that are near a full vector and unlike each other; see `max_marginal_relevance_search`."""
+        _no_more(kwargs)
+        hits = self.index.search_mmr([embedding], k, fetch_k, lambda_mult, plan, _where(filter), where_document)[0]
+        return [_document(hit) for hit in hits]
 
-        Args:
-            embedding: full_dim numbers.
-            k: how many at most.
-            fetch_k: how many of the nearest to choose from.
-            lambda_mult: 1 for the nearest only, 0 for the most different.
-            filter: condition on metadata, a plain dict or Chroma's operators.
-            where_document: condition on the text, Chroma's operators.
-            plan: dimensions and shortlist sizes; None for the index's default.
-            **kwargs: not used; the base class asks for it.
-        """
-        hits = self.index.search([embedding], max(k, fetch_k), plan, _where(filter), where_document)[0]
-        records = self.index.get([hit.id for hit in hits])
-        chosen = maximal_marginal_relevance(
-            np.array(embedding, dtype=np.float32), [record.vector.tolist() for record in records], lambda_mult, k
+    def _search(
+        self,
+        vectors: list[list[float]],
+        k: int,
+        filter: dict[str, Any] | None,
+        where_document: dict[str, Any] | None = None,
+        plan: Plan | None = None,
+        score_threshold: float | None = None,
+        explain: bool = False,
+    ) -> list[list[Hit]]:
+        return self.index.search(
+            vectors, k, plan, _where(filter), where_document, score_threshold=score_threshold, explain=explain
         )
-        return [_document(records[position]) for position in chosen]
+
+    def _embed_queries(self, queries: Sequence[str]) -> list[list[float]]:
+        embeddings = self._embeddings
+        if isinstance(embeddings, MatryoshkaEmbeddings):
+            return embeddings.embed_queries(list(queries))
+        return [embeddings.embed_query(query) for query in queries]
+
+    async def _aembed_queries(self, queries: Sequence[str]) -> list[list[float]]:
+        embeddings = self._embeddings
+        if isinstance(embeddings, MatryoshkaEmbeddings):
+            return await embeddings.aembed_queries(list(queries))
+        return [await embeddings.aembed_query(query) for query in queries]
+
+    def _add(self, records: Iterator[Given], size: int | None, progress: bool, total: int | None) -> list[str]:
+        names: list[str] = []
+        with _bar(total, progress) as bar:
+            for batch in _batches(records, size):
+                vectors = self._embeddings.embed_documents(batch.texts)
+                self.index.upsert(batch.ids, vectors, batch.texts, batch.metadatas)
+                names += batch.names
+                bar.update(len(batch.names))
+        return names
+
+    async def _aadd(self, records: Iterator[Given], size: int | None, progress: bool, total: int | None) -> list[str]:
+        names: list[str] = []
+        with _bar(total, progress) as bar:
+            for batch in _batches(records, size):
+                vectors = await self._embeddings.aembed_documents(batch.texts)
+                await run_in_executor(None, self.index.upsert, batch.ids, vectors, batch.texts, batch.metadatas)
+                names += batch.names
+                bar.update(len(batch.names))
+        return names
 
     def _select_relevance_score_fn(self) -> Callable[[float], float]:
         return lambda cosine: min(max(cosine, 0.0), 1.0)
@@ -234,7 +681,7 @@ class MatryoshkaVectorStore(VectorStore):
     @property
     def _embeddings(self) -> Embeddings:
         if self._embedding is None:
-            raise ValueError("this store has no embeddings; pass embedding= to search or add by text.")
+            raise InvalidInput("this store has no embeddings; pass embedding= to search or add by text.")
         return self._embedding
 
 
@@ -243,7 +690,73 @@ def _document(found: Hit | Record) -> Document:
 
 
 def _where(filter: dict[str, Any] | None) -> dict[str, Any] | None:
-    """Several keys in one dict mean all of them, as elsewhere in LangChain; Chroma wants an `$and`."""
+    """Chroma wants one key and one operator a dict, and two operands or more of `$and` and `$or`."""
     if not filter:
         return None
-    return filter if len(filter) == 1 else {"$and": [{key: value} for key, value in filter.items()]}
+    if not isinstance(filter, dict):
+        raise InvalidInput(
+            f"filter is {filter!r}; it must be a dict, as in {{'page': 1}} or {{'page': {{'$gte': 1}}}}."
+        )
+    parts: list[dict[str, Any]] = []
+    for key, value in filter.items():
+        if key in ("$and", "$or") and isinstance(value, list) and value:
+            inner: list[Any] = [_where(each) for each in value]
+            parts.append(inner[0] if len(inner) == 1 else {key: inner})
+        elif isinstance(value, dict) and len(value) > 1:
+            parts += [{key: {operator: operand}} for operator, operand in value.items()]
+        else:
+            parts.append({key: value})
+    return parts[0] if len(parts) == 1 else {"$and": parts}
+
+
+def _pairs(
+    texts: Iterable[str], metadatas: Iterable[Mapping[str, Any] | None] | None, ids: Iterable[str | None] | None
+) -> Iterator[Given]:
+    """Yield (id, text, metadata) without reading ahead; lengths that can be known are compared first."""
+    for name, strings in (("texts", texts), ("ids", ids)):
+        if isinstance(strings, str):
+            raise InvalidTexts(f"{name} is a single string ({strings[:40]!r}); pass a list of strings.")
+    # LangChain's callers pass [] where they have none.
+    columns = {"texts": texts, "metadatas": metadatas or None, "ids": ids or None}
+    given: dict[str, Iterable[Any]] = {name: column for name, column in columns.items() if column is not None}
+    lengths = {name: len(column) for name, column in given.items() if isinstance(column, Sized)}
+    if len(set(lengths.values())) > 1:
+        counted = ", ".join(f"{length} {name}" for name, length in lengths.items())
+        raise InvalidIds(f"there are {counted}; give one of each a record.")
+
+    def rows() -> Iterator[Given]:
+        for values in zip(*given.values(), strict=True):
+            row = dict(zip(given, values, strict=True))
+            yield row.get("ids"), row["texts"], row.get("metadatas")
+
+    return rows()
+
+
+def _unpacked(documents: Iterable[Document], ids: Iterable[str | None] | None) -> Iterator[Given]:
+    for id_, document, _ in _pairs(documents, None, ids):  # type: ignore[arg-type]
+        yield id_ or document.id, document.page_content, document.metadata  # type: ignore[attr-defined]
+
+
+def _batches(records: Iterator[Given], size: int | None) -> Iterator[_Batch]:
+    if size is not None and (isinstance(size, bool) or not isinstance(size, int) or size < 1):
+        raise InvalidInput(f"batch_size is {size!r}; it must be an integer of at least 1.")
+    for batch in batch_iterate(size or _BATCH, records):
+        names = [id_ or str(uuid.uuid4()) for id_, _, _ in batch]
+        # The last of equal ids, as if each had been stored in turn.
+        kept = {name: (text, metadata) for name, (_, text, metadata) in zip(names, batch, strict=True)}
+        yield _Batch(names, list(kept), [text for text, _ in kept.values()], [note for _, note in kept.values()])
+
+
+def _bar(total: int | None, progress: bool) -> tqdm[Any]:
+    from tqdm import tqdm
+
+    return tqdm(total=total, desc="index", unit="text", disable=None if progress else True)
+
+
+def _length(items: Iterable[Any]) -> int | None:
+    return len(items) if isinstance(items, Sized) else None
+
+
+def _no_more(kwargs: dict[str, Any]) -> None:
+    if kwargs:
+        raise TypeError(f"unexpected arguments: {', '.join(kwargs)}")

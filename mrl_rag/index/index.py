@@ -362,6 +362,22 @@ class TwoStageIndex:
         if self._open() is not None:
             self.delete(self._current(lambda halves: halves.coarse.ids(None, None)))
 
+    def drop(self) -> None:
+        """Remove the index itself: records, full vectors and what it remembers. The next upsert makes a new one."""
+        with self._writing():
+            opened = self._open()
+            if opened is None:
+                return
+            # Chroma first: a crash in between leaves an archive that no collection names.
+            self._client.delete_collection(opened.coarse.name)
+            self._halves = None
+            opened.archive.close()
+            if self._folder is not None:
+                for file in self._folder.glob(f"archive-{opened.facts.archive}.sqlite3*"):
+                    file.unlink()
+            elif not self._owns_client:
+                self._client.delete_collection(f"mrl_rag-archive-{opened.facts.archive}")
+
     def get(
         self,
         ids: Sequence[str] | None = None,

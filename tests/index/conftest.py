@@ -1,34 +1,8 @@
-import socket
-import subprocess
-import sys
-import time
-from pathlib import Path
-
 import chromadb
 import numpy as np
 import pytest
 
 from mrl_rag import TwoStageIndex
-
-
-@pytest.fixture(scope="session")
-def chroma_server(tmp_path_factory):
-    """The port of a real `chroma run` on loopback."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    command = [str(Path(sys.executable).parent / "chroma"), "run", "--host", "127.0.0.1", "--port", str(port)]
-    folder = tmp_path_factory.mktemp("server")
-    with subprocess.Popen(
-        [*command, "--path", str(folder)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    ) as server:
-        for _ in range(300):
-            with socket.socket() as probe:
-                if probe.connect_ex(("127.0.0.1", port)) == 0:
-                    break
-            time.sleep(0.1)
-        yield port
-        server.terminate()
 
 
 @pytest.fixture(params=["memory", "folder", "client_in_memory", "server"])

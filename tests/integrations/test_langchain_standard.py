@@ -1,13 +1,18 @@
-"""LangChain's own standard suites, sync and async."""
+"""LangChain's own standard suites, complete, sync and async; stores and indexes in each place one can live."""
+
+import uuid
 
 import pytest
-from langchain_mrl import MatryoshkaEmbeddings, MatryoshkaVectorStore, TwoStageRetriever
+from langchain_mrl import MatryoshkaDocumentIndex, MatryoshkaEmbeddings, MatryoshkaVectorStore, TwoStageRetriever
 from langchain_tests.integration_tests import (
     EmbeddingsIntegrationTests,
     RetrieversIntegrationTests,
     VectorStoreIntegrationTests,
 )
+from langchain_tests.integration_tests.indexer import AsyncDocumentIndexTestSuite, DocumentIndexerTestSuite
 from langchain_tests.unit_tests import EmbeddingsUnitTests
+
+from mrl_rag.testing import DeterministicEncoder
 
 
 class TestEmbeddingsUnit(EmbeddingsUnitTests):
@@ -30,22 +35,37 @@ class TestEmbeddings(EmbeddingsIntegrationTests):
         return {"model": "minilm", "dim": 64, "device": "cpu"}
 
 
-class TestVectorStoreInMemory(VectorStoreIntegrationTests):
-    @pytest.fixture
-    def vectorstore(self):
-        return MatryoshkaVectorStore(self.get_embeddings())
+@pytest.fixture(params=["memory", "folder", "server"])
+def place(request, tmp_path):
+    if request.param == "memory":
+        return {}
+    if request.param == "folder":
+        return {"persist_directory": str(tmp_path)}
+    return {"client": request.getfixturevalue("server"), "collection_name": f"standard-{uuid.uuid4().hex}"}
 
 
-class TestVectorStoreInAFolder(VectorStoreIntegrationTests):
+class TestVectorStore(VectorStoreIntegrationTests):
     @pytest.fixture
-    def vectorstore(self, tmp_path):
-        return MatryoshkaVectorStore(self.get_embeddings(), persist_directory=str(tmp_path))
+    def vectorstore(self, place):
+        return MatryoshkaVectorStore(self.get_embeddings(), **place)
+
+
+class TestDocumentIndex(DocumentIndexerTestSuite):
+    @pytest.fixture
+    def index(self, place, words):
+        return MatryoshkaDocumentIndex(vectorstore=MatryoshkaVectorStore(words, **place))
+
+
+class TestDocumentIndexAsync(AsyncDocumentIndexTestSuite):
+    @pytest.fixture
+    async def index(self, place, words):
+        return MatryoshkaDocumentIndex(vectorstore=MatryoshkaVectorStore(words, **place))
 
 
 class TestRetriever(RetrieversIntegrationTests):
     @pytest.fixture(autouse=True)
-    def _shared_encoder(self, minilm):
-        self.encoder = minilm
+    def _in_each_place(self, place):
+        self.place = place
 
     @property
     def retriever_constructor(self):
@@ -54,7 +74,8 @@ class TestRetriever(RetrieversIntegrationTests):
     @property
     def retriever_constructor_params(self):
         texts = ["a cat", "a dog", "the sea", "a poem about rain"]
-        return {"vectorstore": MatryoshkaVectorStore.from_texts(texts, MatryoshkaEmbeddings(encoder=self.encoder))}
+        embeddings = MatryoshkaEmbeddings(encoder=DeterministicEncoder())
+        return {"vectorstore": MatryoshkaVectorStore.from_texts(texts, embeddings, **self.place)}
 
     @property
     def retriever_query_example(self):
