@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -145,7 +146,8 @@ class Coarse:
         if f"{_PREFIX}format" not in stored:
             raise IndexMismatch(
                 f"collection {name!r} is a plain Chroma collection (metric {space!r}), without the archive of full "
-                "vectors that a two-stage index needs. Use another collection name."
+                "vectors that a two-stage index needs. TwoStageIndex.from_chroma(collection, ...) makes one of it; "
+                "or use another collection name."
             )
         if stored[f"{_PREFIX}format"] != _FORMAT:
             raise IndexMismatch(
@@ -472,8 +474,11 @@ def check_metadatas(metadatas: Sequence[Metadata | None]) -> list[Metadata]:
                     texts = value if isinstance(value, list) else [value]
                     if not all(is_unicode(text) for text in (key, *texts) if isinstance(text, str)):
                         raise ValueError(f"{key!r} is no valid Unicode; {SURROGATE_ADVICE}")
-                    # Chroma itself would store nothing for it, and say nothing.
-                    if isinstance(value, float) and value != value:
-                        raise ValueError(f"{key!r} is NaN; leave the key out")
+                    # Chroma itself would store nothing for such a float, or another number, and say nothing.
+                    for number in texts:
+                        if isinstance(number, float) and not math.isfinite(number):
+                            raise ValueError(f"{key!r} is {number}; leave the key out")
+                        if isinstance(number, int) and not -(2**63) <= number < 2**63:
+                            raise ValueError(f"{key!r} is {number}, no 64-bit integer; store it as a string")
         checked.append(metadata or {})
     return checked

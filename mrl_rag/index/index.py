@@ -373,9 +373,9 @@ class TwoStageIndex:
             self._halves = None
             opened.archive.close()
             if self._folder is not None:
-                for file in self._folder.glob(f"archive-{opened.facts.archive}.sqlite3*"):
+                for file in self._folder.glob(f"archive-{opened.facts.archive}.*"):
                     file.unlink()
-            elif not self._owns_client:
+            elif self._shared:
                 self._client.delete_collection(f"mrl_rag-archive-{opened.facts.archive}")
 
     def get(
@@ -650,9 +650,8 @@ class TwoStageIndex:
             return self._halves
 
     def _create(self, rows: Float32Array) -> Halves:
-        full_dim = rows.shape[1]
-        self._full_dim = self._full_dim or full_dim
-        self._check_length(rows, "vectors", self._full_dim)
+        full_dim = self._full_dim or rows.shape[1]
+        self._check_length(rows, "vectors", full_dim)
         shortlist_dim = check_dim(self._shortlist_dim or _default_shortlist(full_dim), full_dim)
         facts = Facts(
             full_dim,

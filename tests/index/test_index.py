@@ -213,6 +213,8 @@ def test_after_any_writes_the_index_holds_what_a_dict_would(steps):
         (InvalidInput, {"metadatas": [{"a": 1}, {"a": {"b": 1}}]}),
         (InvalidInput, {"metadatas": [{"a": 1}, {1: 1}]}),
         (InvalidInput, {"metadatas": [{"a": 1}, {"a": float("nan")}]}),
+        (InvalidInput, {"metadatas": [{"a": 1}, {"a": [1.0, float("inf")]}]}),
+        (InvalidInput, {"metadatas": [{"a": 1}, {"a": 2**63}]}),
     ],
 )
 def test_a_bad_upsert_is_refused_and_writes_nothing(vectors, error, change):
@@ -307,6 +309,23 @@ def test_a_newer_format_is_refused(tmp_path):
     chromadb.PersistentClient(tmp_path).create_collection("docs", metadata={"mrl_rag:format": 99})
     with pytest.raises(IndexMismatch, match="format 99"):
         TwoStageIndex(tmp_path)
+
+
+def test_a_dropped_index_leaves_nothing_and_may_have_another_length(open_index, vectors):
+    index = open_index()
+    index.upsert(["a"], vectors[:1])
+    index.drop()
+    index.drop()
+    assert (len(index), index.search([[1.0, 2.0]])) == (0, [[]])
+    index.upsert(["b"], [[1.0, 2.0]])
+    assert [hit.id for hit in index.search([[1.0, 2.0]])[0]] == ["b"]
+
+
+def test_a_dropped_index_leaves_no_files(folder):
+    index = TwoStageIndex(folder)
+    index.drop()
+    assert not list(folder.glob("archive-*"))
+    assert len(TwoStageIndex(folder)) == 0
 
 
 def archive_file(folder):
