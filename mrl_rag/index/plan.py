@@ -21,6 +21,7 @@ class Plan:
         Plan(dims=(64, 384), sizes=(50,))             # search at 64, rerank 50 at 384
         Plan(dims=(64, 384), sizes=(200,))            # a longer shortlist: nearer to an exact scan
         Plan(dims=(64, 128, 384), sizes=(200, 50))    # a funnel: 200 at 64, 50 of them at 128, those at 384
+        Plan.funnel(64, 384, size=200)                # the same idea: 64, 128, 256, 384 for 200, 100, 50
 
     Attributes:
         dims: the dimension of each stage, never falling; the first is searched in Chroma.
@@ -46,6 +47,26 @@ class Plan:
             raise InvalidPlan(f"dims={self.dims} fall; each stage must look at as many numbers or more.")
         if any(low < high for low, high in pairwise(self.sizes)):
             raise InvalidPlan(f"sizes={self.sizes} rise; each stage must hand on as many candidates or fewer.")
+
+    @classmethod
+    def funnel(cls, shortlist_dim: int, full_dim: int, size: int) -> Plan:
+        """Return the plan in which each stage looks at twice the numbers of half the candidates.
+
+        Funnel retrieval of Kusupati et al., "Matryoshka Representation Learning" (2022), section 4.3.1.
+
+        Args:
+            shortlist_dim: the first stage's dimension.
+            full_dim: the last stage's; reached in one step from more than half of it.
+            size: how many candidates the first stage hands on.
+
+        Raises:
+            InvalidPlan: a number is not a positive integer, or the first dimension is above the last.
+        """
+        first, last, most = (_positive_integers("a funnel's number", (n,))[0] for n in (shortlist_dim, full_dim, size))
+        dims = [first]
+        while dims[-1] * 2 < last:
+            dims.append(dims[-1] * 2)
+        return cls((*dims, last), tuple(max(most >> stage, 1) for stage in range(len(dims))))
 
 
 def default_plan(shortlist_dim: int, full_dim: int, k: int) -> Plan:
@@ -88,6 +109,6 @@ def _positive_integers(name: str, values: object) -> tuple[int, ...]:
     except TypeError:
         checked = (-1,)
     if min(checked, default=1) < 1:
-        shown = values[0] if name == "k" and isinstance(values, tuple) else values
+        shown = values[0] if isinstance(values, tuple) and len(values) == 1 else values
         raise InvalidPlan(f"{name} is {shown!r}; it must be made of integers of at least 1.")
     return checked

@@ -36,3 +36,11 @@ def test_candidates_found_elsewhere_are_ranked_by_cosine():
     assert len(rank([1.0], [[1], [2]], k=1)) == 1
     with pytest.raises(InvalidVectors, match="3 numbers and the query 2"):
         rank([1, 2], [[1, 2, 3]])
+
+
+def test_a_funnel_doubles_the_numbers_and_halves_the_candidates():
+    assert Plan.funnel(64, 768, size=800) == Plan(dims=(64, 128, 256, 512, 768), sizes=(800, 400, 200, 100))
+    assert Plan.funnel(384, 384, size=10) == Plan(dims=(384, 384), sizes=(10,))
+    for wrong in ((0, 384, 10), (64, 384, 0), (512, 384, 10), ("64", 384, 10)):
+        with pytest.raises(InvalidPlan):
+            Plan.funnel(*wrong)
