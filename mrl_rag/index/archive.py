@@ -97,6 +97,9 @@ class Archive(Protocol):
     def known(self, ids: Sequence[str]) -> dict[str, bytes | None]:
         """Return the document hash of those of `ids` that have a row."""
 
+    def unchanged(self, ids: Sequence[str], vectors: Float32Array) -> set[str]:
+        """Return those of `ids` whose row is what `write` would make of their vectors, float32 [n, full_dim]."""
+
     def ids(self) -> Iterator[list[str]]:
         """Yield the ids of all rows, some thousands at a time."""
 
@@ -238,6 +241,16 @@ class LocalArchive:
         """See `Archive.known`."""
         with self._lock, self._named_errors():
             return dict(self._select("id, document_hash", "places", ids))
+
+    def unchanged(self, ids: Sequence[str], vectors: Float32Array) -> set[str]:
+        """See `Archive.unchanged`."""
+        with self._lock, self._named_errors():
+            known = self._slots("places", ids)
+            slots = np.array([known.get(id_, -1) for id_ in ids], dtype=np.int64)
+            rows, wrong = self._rows.read(slots, ids)
+        same = (rows == pack_rows(vectors, self._rows_as)).all(axis=1)
+        same[wrong] = False
+        return {id_ for id_, equal in zip(ids, same, strict=True) if equal}
 
     def ids(self) -> Iterator[list[str]]:
         """See `Archive.ids`."""

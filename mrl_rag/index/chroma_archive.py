@@ -107,6 +107,14 @@ class ChromaArchive:
                 known[key.removeprefix("vector:")] = _hash_in(metadata)
         return known
 
+    def unchanged(self, ids: Sequence[str], vectors: Float32Array) -> set[str]:
+        """See `Archive.unchanged`."""
+        given = dict(zip(ids, vectors, strict=True))
+        # Chroma normalises once more: the last digit may be another.
+        return {
+            id_ for id_, row in zip(*self.read(ids), strict=True) if np.allclose(row, given[id_], rtol=0, atol=1e-6)
+        }
+
     def ids(self) -> Iterator[list[str]]:
         """See `Archive.ids`."""
         found = self._keys("vector")

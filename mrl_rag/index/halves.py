@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from mrl_rag.errors import ArchiveError, TwoStageIndexError
-from mrl_rag.index.archive import Archive
+from mrl_rag.index.archive import Archive, document_hash
 from mrl_rag.index.coarse import NEW, Coarse, Facts, Metadata, Where
 from mrl_rag.index.plan import Plan
 from mrl_rag.index.rerank import Ranked, Stage, rerank
@@ -103,6 +103,12 @@ class Halves:
         # The archive first: a crash in between leaves a row that no search can return. A row that replaces another
         # waits: the crash must not take the old record's vector.
         known = self.archive.known(ids)
+        changed = self._changed(known, ids, vectors, documents, metadatas)
+        if len(changed) < len(ids):
+            ids, vectors = [ids[row] for row in changed], vectors[changed]
+            documents, metadatas = [documents[row] for row in changed], [metadatas[row] for row in changed]
+        if not ids:
+            return
         old = [row for row, id_ in enumerate(ids) if id_ in known]
         new = [row for row, id_ in enumerate(ids) if id_ not in known]
         if new:
@@ -113,6 +119,30 @@ class Halves:
         self.coarse.upsert(ids, self.shortlist(vectors), documents, metadatas, replaced)
         if old:
             self.archive.settle(replaced, accepted=replaced)
+
+    def _changed(
+        self,
+        known: Mapping[str, bytes | None],
+        ids: list[str],
+        vectors: Float32Array,
+        documents: Sequence[str | None],
+        metadatas: Sequence[Metadata],
+    ) -> list[int]:
+        """Return the rows that aren't stored already as they are: to write the others again would change nothing."""
+        maybe = [
+            row
+            for row, (id_, document) in enumerate(zip(ids, documents, strict=True))
+            if id_ in known and known[id_] == document_hash(document)
+        ]
+        if not maybe:
+            return list(range(len(ids)))
+        same = self.archive.unchanged([ids[row] for row in maybe], vectors[maybe])
+        stored = {record[0]: record[1:] for record in self.coarse.get([ids[row] for row in maybe if ids[row] in same])}
+        return [
+            row
+            for row, (id_, document, metadata) in enumerate(zip(ids, documents, metadatas, strict=True))
+            if stored.get(id_) != (document, dict(metadata))
+        ]
 
     def finish_interrupted(self) -> None:
         """Settle the rows that an interrupted writer left waiting, by which record Chroma has."""

@@ -285,7 +285,7 @@ class TwoStageIndex:
         metadatas: Sequence[Metadata | None] | None = None,
         progress: bool = False,
     ) -> None:
-        """Store records; a record whose id is there already is replaced whole.
+        """Store records; a record whose id is there already is replaced whole, or left where nothing differs.
 
         Everything is checked before anything is written. Records are then committed in batches of the size
         the client takes; an interruption loses at most the batch in flight.

@@ -1,4 +1,5 @@
 import sqlite3
+import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import chromadb
@@ -20,6 +21,7 @@ from mrl_rag.errors import (
     InvalidTexts,
     InvalidVectors,
 )
+from mrl_rag.index.coarse import Limits
 
 
 def exact_scan(vectors, query, k):
@@ -119,7 +121,7 @@ def test_records_and_order_survive_opening_again(filled, open_index, vectors):
 
 
 def test_batches_are_cut_to_what_the_client_takes(filled, monkeypatch, vectors):
-    monkeypatch.setattr(filled._halves.coarse, "_max_batch", 7)
+    monkeypatch.setattr(filled._halves.coarse, "_limits", Limits(batch=7, results=sys.maxsize))
     filled.upsert([f"more-{i}" for i in range(50)], vectors[:50])
     assert len(filled) == 350
     assert len(filled.get([f"more-{i}" for i in range(50)])) == 50
@@ -311,6 +313,28 @@ def test_a_newer_format_is_refused(tmp_path):
         TwoStageIndex(tmp_path)
 
 
+def test_what_is_stored_already_is_not_written_again(filled, vectors, monkeypatch):
+    written = []
+    upsert = type(filled._halves.coarse).upsert
+    monkeypatch.setattr(
+        type(filled._halves.coarse),
+        "upsert",
+        lambda self, ids, *rest, **more: written.append(ids) or upsert(self, ids, *rest, **more),
+    )
+    ids = [f"id-{i}" for i in range(5)]
+    texts = [f"text {i}" for i in range(5)]
+    notes = [{"page": i, "even": i % 2 == 0} for i in range(5)]
+    filled.upsert(ids, vectors[:5], texts, notes)
+    assert written == []
+    filled.upsert(
+        ids, [vectors[9], *vectors[1:5]], [*texts[:1], "new", *texts[2:]], [*notes[:2], {"page": 2}, *notes[3:]]
+    )
+    assert written == [["id-0", "id-1", "id-2"]]
+    assert [record.document for record in filled.get(ids)] == ["text 0", "new", "text 2", "text 3", "text 4"]
+    assert filled.get(["id-2"])[0].metadata == {"page": 2}
+    assert filled.verify().ok
+
+
 def test_a_dropped_index_leaves_nothing_and_may_have_another_length(open_index, vectors):
     index = open_index()
     index.upsert(["a"], vectors[:1])
@@ -443,7 +467,7 @@ def test_a_delete_that_stops_halfway_leaves_no_record_without_its_vector(tmp_pat
 def test_an_upsert_that_stops_between_batches_keeps_what_was_committed(tmp_path, vectors, monkeypatch):
     index = TwoStageIndex(tmp_path, full_dim=32)
     index.upsert(["first"], vectors[:1])
-    monkeypatch.setattr(index._halves.coarse, "_max_batch", 10)
+    monkeypatch.setattr(index._halves.coarse, "_limits", Limits(batch=10, results=sys.maxsize))
     write, calls = index._halves.archive.write, []
 
     def stop_at_the_third(*rows):
