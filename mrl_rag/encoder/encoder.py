@@ -6,7 +6,7 @@ import hashlib
 import json
 import threading
 import warnings
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from functools import cached_property
@@ -17,22 +17,20 @@ import numpy as np
 import numpy.typing as npt
 
 from mrl_rag.encoder.base import Encoder
-from mrl_rag.encoder.batching import Row, token_batches
+from mrl_rag.encoder.batching import Row
 from mrl_rag.encoder.loading import (
     Recipe,
     config_sha256,
     file_sha256,
     find_model,
-    load_network,
+    load_config,
+    load_tokenizer,
     lower_cased,
     read_recipe,
 )
 from mrl_rag.encoder.merging import CallMerger
-from mrl_rag.encoder.pooling import pool
-from mrl_rag.encoder.rotary import DynamicRotary
 from mrl_rag.errors import (
     EncoderClosed,
-    EncoderOutOfMemory,
     InvalidInput,
     InvalidTexts,
     InvalidVectors,
@@ -43,6 +41,8 @@ from mrl_rag.truncation import Float32Array, as_rows, check_dim, layer_norm, nor
 
 if TYPE_CHECKING:
     import torch
+
+    from mrl_rag.encoder.network import Network
 
 # Tokens a forward pass, padding counted. On a CPU a batch past the caches gains nothing.
 _TOKEN_BUDGET = {"cpu": 4096, "cuda": 65536}
@@ -125,7 +125,7 @@ class MatryoshkaEncoder(Encoder):
     ) -> None:
         import torch
 
-        from mrl_rag.encoder.steps import load_steps
+        from mrl_rag.encoder.network import Network
 
         # What pickling carries.
         self._settings: dict[str, Any] = {
@@ -155,18 +155,9 @@ class MatryoshkaEncoder(Encoder):
         self.prompts = _merge_prompts(self._recipe.prompts, prompts)
         self.device = torch.device(device) if device is not None else _pick_device()
         self.dtype = _as_dtype(dtype) if dtype is not None else _pick_dtype(self.device)
-        network, tokenizer = load_network(
-            self._folder, self._recipe, dtype=self.dtype, trust_remote_code=trust_remote_code
-        )
-        self._network: torch.nn.Module | None = network.to(self.device)
-        self._rotary = DynamicRotary(network)
-        config: Any = network.config
-        steps, self.full_dim = load_steps(self._folder, self._recipe.steps, config.hidden_size)
-        self._steps: torch.nn.Module = steps.to(self.device)
-        self.dims: tuple[int, ...] = spec.dims if spec else (self.full_dim,)
-        self._layer_norm = spec is not None and spec.layer_norm
+        config = load_config(self._folder, self._recipe, trust_remote_code=trust_remote_code)
+        tokenizer = load_tokenizer(self._folder, self._recipe, trust_remote_code=trust_remote_code)
         self.max_length = _pick_max_length(max_length, self._recipe, spec, tokenizer, config)
-        self._head = _check_head(head, self.full_dim)
 
         # The Rust tokenizer is configured once, here: changing its truncation a call is what makes
         # tokenizers unsafe to share between threads.
@@ -176,10 +167,24 @@ class MatryoshkaEncoder(Encoder):
         if self._recipe.lower_case:
             self._tokenizer.normalizer = lower_cased(self._tokenizer.normalizer)
         self._specials: int = self._tokenizer.num_special_tokens_to_add(False)
-        self._pad_id: int = tokenizer.pad_token_id or 0
         self._skips = {task: self._prompt_length(task, tokenizer.all_special_ids) for task in self.prompts}
         budget = max(_TOKEN_BUDGET.get(self.device.type, _TOKEN_BUDGET["cpu"]), self.max_length)
-        self._merger = CallMerger(self._forward_halving, budget)
+        samples = self._tokenizer.encode_batch(["a text", "another one, and longer"])
+        network = Network(
+            self._folder,
+            self._recipe,
+            device=self.device,
+            dtype=self.dtype,
+            trust_remote_code=trust_remote_code,
+            pad_id=tokenizer.pad_token_id or 0,
+            sample=[Row(encoding.ids) for encoding in samples],
+        )
+        self._network: Network | None = network
+        self.full_dim = network.full_dim
+        self.dims: tuple[int, ...] = spec.dims if spec else (self.full_dim,)
+        self._layer_norm = spec is not None and spec.layer_norm
+        self._head = _check_head(head, self.full_dim)
+        self._merger = CallMerger(self._forward, budget, padded=not network.packs)
         self._owner = ThreadPoolExecutor(1, thread_name_prefix="mrl_rag-encoder")
         self._last = threading.local()
 
@@ -226,8 +231,8 @@ class MatryoshkaEncoder(Encoder):
                 pieces.cut += cut
                 vectors = np.empty((len(rows), self.full_dim), dtype=np.float32)
                 # A turn a batch, not one for all: a question needn't wait until a corpus is done.
-                for batch in token_batches([len(row.ids) for row in rows], self._merger.token_budget):
-                    vectors[batch] = self._merger.run([rows[i] for i in batch], task)
+                for batch in self._merger.batches(rows):
+                    vectors[batch] = self._merger.run([rows[i] for i in batch])
                     bar.update(len(batch) * len(window) / len(rows))
                 pieces.add(owners, self._finish(vectors), [len(row.ids) - row.skip for row in rows])
         return self._report(pieces, dim)
@@ -246,7 +251,7 @@ class MatryoshkaEncoder(Encoder):
         rows, owners, cut = self._tokenize(texts, task, 0)
         pieces.cut += cut
         if rows:
-            answer = self._merger.submit(rows, task)
+            answer = self._merger.submit(rows)
             serving = asyncio.get_running_loop().run_in_executor(self._owner, self._merger.serve, answer)
             vectors = await asyncio.wrap_future(answer)
             await serving
@@ -303,7 +308,6 @@ class MatryoshkaEncoder(Encoder):
         import torch
 
         self._network = None
-        self._steps = torch.nn.Sequential()
         self._owner.shutdown(wait=False)
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
@@ -380,53 +384,11 @@ class MatryoshkaEncoder(Encoder):
             )
         return truncate(pieces.sums, dim)
 
-    def _forward_halving(self, rows: list[Row], task: Hashable) -> Float32Array:
-        """Run the network; where memory doesn't suffice, in halves, down to one row."""
-        import torch
-
-        try:
-            return self._forward(rows, task)
-        except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-            if not isinstance(error, torch.OutOfMemoryError | MemoryError) and "can't allocate memory" not in str(
-                error
-            ):
-                raise
-            if len(rows) == 1:
-                raise EncoderOutOfMemory(
-                    f"a text of {len(rows[0].ids)} tokens alone does not fit the memory of {self.device}: {error} "
-                    "Lower max_length, or free memory there."
-                ) from error
-        # Outside of `except`: the error holds on to the tensors that did not fit.
-        if self.device.type == "cuda":
-            torch.cuda.empty_cache()
-        half = len(rows) // 2
-        return np.concatenate([self._forward_halving(rows[:half], task), self._forward_halving(rows[half:], task)])
-
-    def _forward(self, rows: list[Row], task: Hashable) -> Float32Array:
-        import torch
-
-        # In this order: `close` takes the network first, so whoever has one has its steps.
-        steps, network = self._steps, self._network
+    def _forward(self, rows: Sequence[Row]) -> Float32Array:
+        network = self._network
         if network is None:
             raise EncoderClosed("this encoder was closed while it was encoding; make a new one.")
-        groups = self._rotary.groups([len(row.ids) for row in rows])
-        if len(groups) > 1:
-            vectors = np.empty((len(rows), self.full_dim), dtype=np.float32)
-            for group in groups:
-                vectors[group] = self._forward([rows[i] for i in group], task)
-            return vectors
-        self._rotary.reset()
-        lengths = torch.tensor([len(row.ids) for row in rows])
-        skips = torch.tensor([row.skip for row in rows])
-        tokens = torch.full((len(rows), int(lengths.max())), self._pad_id)  # [n, tokens]
-        for padded, row in zip(tokens, rows, strict=True):
-            padded[: len(row.ids)] = torch.tensor(row.ids)
-        mask = torch.arange(tokens.shape[1]) < lengths[:, None]
-        tokens, mask, lengths, skips = (tensor.to(self.device) for tensor in (tokens, mask, lengths, skips))
-        with torch.inference_mode():
-            hidden = network(input_ids=tokens, attention_mask=mask).last_hidden_state
-            found: Float32Array = steps(pool(hidden, lengths, self._recipe.pooling, skips)).cpu().numpy()
-        return found
+        return network.run(rows)
 
     def _finish(self, pooled: Float32Array) -> Float32Array:
         """The table's layer norm and the head: what comes between the model's own modules and the cut."""

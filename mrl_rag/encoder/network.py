@@ -1,0 +1,164 @@
+"""Token rows in, pooled vectors out: a model's network on its device."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from mrl_rag.encoder.attention import PACKED
+from mrl_rag.encoder.batching import Packing, Row, length_groups
+from mrl_rag.encoder.loading import Recipe, load_network
+from mrl_rag.encoder.pooling import pool
+from mrl_rag.encoder.rotary import DynamicRotary
+from mrl_rag.encoder.steps import load_steps
+from mrl_rag.errors import EncoderOutOfMemory
+from mrl_rag.truncation import Float32Array
+
+# How far packed vectors may be from padded ones, in cosine distance: far above rounding, far below a wrong mask.
+_TOLERANCE = {torch.float32: 1e-5, torch.float16: 1e-3, torch.bfloat16: 5e-3}
+
+
+class Network:
+    """A network, pooling, and the modules after it.
+
+    Sequences are packed end to end where the network takes that, and padded to the longest elsewhere.
+
+    Args:
+        folder: the model's folder.
+        recipe: what `read_recipe` read there.
+        device: where it runs.
+        dtype: number format of the network.
+        trust_remote_code: let the folder run code of its own.
+        pad_id: the token that pads.
+        sample: rows of different lengths, to try packing on.
+
+    Attributes:
+        module: the network itself.
+        packs: whether sequences are packed.
+
+    Raises:
+        ModelFilesError: as `load_network` and `load_steps`.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        recipe: Recipe,
+        *,
+        device: torch.device,
+        dtype: torch.dtype,
+        trust_remote_code: bool,
+        pad_id: int,
+        sample: Sequence[Row],
+    ) -> None:
+        module: Any = load_network(folder, recipe, dtype=dtype, trust_remote_code=trust_remote_code)
+        self.module = module.to(device)
+        self._device = device
+        self._pooling = recipe.pooling
+        self._pad_id = pad_id
+        self._rotary = DynamicRotary(module)
+        steps, self.full_dim = load_steps(folder, recipe.steps, module.config.hidden_size)
+        self._steps = steps.to(device)
+        # RoBERTa and its kin count positions from there on.
+        tables = [table for name, table in module.named_modules() if name.endswith("position_embeddings")]
+        padding = getattr(tables[0], "padding_idx", None) if tables else None
+        self._first_position = 0 if padding is None else padding + 1
+        self.packs = False
+        if device.type == "cpu" or (device.type == "cuda" and dtype != torch.float32):
+            self.packs = self._try_packing(sample)
+
+    def run(self, rows: Sequence[Row]) -> Float32Array:
+        """Return the vectors of rows, float32 [n, full_dim].
+
+        Where memory doesn't suffice, they run in halves, down to one row.
+
+        Raises:
+            EncoderOutOfMemory: one row alone does not fit.
+        """
+        try:
+            return self._forward(rows)
+        except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+            known = isinstance(error, torch.OutOfMemoryError | MemoryError)
+            if not known and "can't allocate memory" not in str(error):
+                raise
+            if len(rows) == 1:
+                raise EncoderOutOfMemory(
+                    f"a text of {len(rows[0].ids)} tokens alone does not fit the memory of {self._device}: {error} "
+                    "Lower max_length, or free memory there."
+                ) from error
+        # Outside of `except`: the error holds on to the tensors that did not fit.
+        if self._device.type == "cuda":
+            torch.cuda.empty_cache()
+        half = len(rows) // 2
+        return np.concatenate([self.run(rows[:half]), self.run(rows[half:])])
+
+    def _forward(self, rows: Sequence[Row]) -> Float32Array:
+        groups = self._rotary.groups([len(row.ids) for row in rows])
+        if len(groups) > 1:
+            vectors = np.empty((len(rows), self.full_dim), dtype=np.float32)
+            for group in groups:
+                vectors[group] = self._forward([rows[i] for i in group])
+            return vectors
+        self._rotary.reset()
+        with torch.inference_mode():
+            hidden, lengths = self._packed(rows) if self.packs else self._padded(rows)
+            skips = self._put([row.skip for row in rows]) if any(row.skip for row in rows) else None
+            found: Float32Array = self._steps(pool(hidden, lengths, self._pooling, skips)).cpu().numpy()
+        return found
+
+    def _packed(self, rows: Sequence[Row]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return hidden states [tokens, d] of the rows end to end, and their lengths."""
+        counts = [len(row.ids) for row in rows]
+        ids = np.concatenate([row.ids for row in rows])
+        places = np.concatenate([np.arange(self._first_position, self._first_position + n) for n in counts])
+        # One copy for all.
+        inputs = self._put(np.concatenate([ids, places, counts]))
+        tokens, positions, lengths = torch.split(inputs, [len(ids), len(ids), len(rows)])
+        offsets = torch.nn.functional.pad(lengths.cumsum(0), (1, 0)).int()
+        packing = Packing(length_groups(counts), offsets, max(counts))
+        found = self.module(input_ids=tokens[None], position_ids=positions[None], packing=packing)
+        return found.last_hidden_state[0], lengths
+
+    def _padded(self, rows: Sequence[Row]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return what `_packed` does."""
+        lengths = np.array([len(row.ids) for row in rows])
+        mask = np.arange(lengths.max()) < lengths[:, None]  # [n, tokens]
+        tokens = np.full(mask.shape, self._pad_id, dtype=np.int64)
+        tokens[mask] = np.concatenate([row.ids for row in rows])
+        seen = self._put(mask)
+        hidden = self.module(input_ids=self._put(tokens), attention_mask=seen.long()).last_hidden_state
+        return hidden[seen], self._put(lengths)
+
+    def _put(self, values: Any) -> torch.Tensor:
+        """Copy to the device, without waiting for it."""
+        tensor = torch.as_tensor(values)
+        return tensor.pin_memory().to(self._device, non_blocking=True) if self._device.type == "cuda" else tensor
+
+    def _try_packing(self, sample: Sequence[Row]) -> bool:
+        """Pack the sample, and keep to packing if the vectors are those of padding.
+
+        Some networks don't follow the attention interface, some don't heed the positions they are given, some ask
+        for what packed attention hasn't.
+        """
+        usual = self.module.config._attn_implementation
+        expected = self._forward(sample)
+        try:
+            self.module.set_attn_implementation(PACKED)
+            self.packs = True
+            if _distance(self._forward(sample), expected) < _TOLERANCE[self.module.dtype]:
+                return True
+        except (AttributeError, NotImplementedError, RuntimeError, TypeError, ValueError):
+            pass
+        self.packs = False
+        self.module.set_attn_implementation(usual)
+        return False
+
+
+def _distance(vectors: Float32Array, others: Float32Array) -> float:
+    """The largest cosine distance of two rows."""
+    lengths = np.linalg.norm(vectors, axis=1) * np.linalg.norm(others, axis=1)
+    return float((1 - (vectors * others).sum(axis=1) / np.maximum(lengths, 1e-12)).max())
