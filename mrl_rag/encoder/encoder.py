@@ -53,6 +53,7 @@ _TOKEN_BUDGET = {"cpu": 4096, "cuda": 65536}
 _INLINE = 16
 
 Device: TypeAlias = "str | torch.device"
+Backend: TypeAlias = Literal["torch", "openvino"]
 LongInputs: TypeAlias = Literal["truncate", "average", "error"]
 
 
@@ -98,6 +99,8 @@ class MatryoshkaEncoder(Encoder):
             "average" splits it evenly, each piece with the prompt, and averages the pieces' unit vectors weighted by
             their tokens (the recipe of OpenAI's cookbook, "Embedding texts that are longer than the model's maximum
             context length"); "error" refuses it.
+        backend: what runs the network: "torch", the default, or on a CPU "openvino" (extra `openvino`), which takes
+            some seconds more to load and answers a short question sooner. Not every architecture can be converted.
 
     Attributes:
         full_dim: length of the whole vector.
@@ -126,6 +129,7 @@ class MatryoshkaEncoder(Encoder):
         trust_remote_code: bool = False,
         local_files_only: bool | None = None,
         long_inputs: LongInputs = "truncate",
+        backend: Backend | None = None,
     ) -> None:
 
         from mrl_rag.encoder.network import Network
@@ -143,6 +147,7 @@ class MatryoshkaEncoder(Encoder):
             "trust_remote_code": trust_remote_code,
             "local_files_only": local_files_only,
             "long_inputs": long_inputs,
+            "backend": backend,
         }
         self.long_inputs = _check_long_inputs(long_inputs)
         self.model = str(model)
@@ -159,6 +164,7 @@ class MatryoshkaEncoder(Encoder):
         self.prompts = _merge_prompts(self._recipe.prompts, prompts)
         devices = _check_devices(device)
         self.device = devices[0]
+        backend = _check_backend(backend, devices)
         self.dtype = _as_dtype(dtype) if dtype is not None else _pick_dtype(self.device)
         config = load_config(self._folder, self._recipe, trust_remote_code=trust_remote_code)
         tokenizer = load_tokenizer(self._folder, self._recipe, trust_remote_code=trust_remote_code)
@@ -182,6 +188,7 @@ class MatryoshkaEncoder(Encoder):
             "trust_remote_code": trust_remote_code,
             "pad_id": tokenizer.pad_token_id or 0,
             "sample": [Row(encoding.ids) for encoding in samples],
+            "backend": backend,
         }
         network = Network(device=self.device, **arguments) if len(devices) == 1 else Workers(devices, arguments)
         self._network: Network | Workers | None = network
@@ -508,6 +515,17 @@ def _pick_dtype(device: torch.device) -> torch.dtype:
     else:
         fast = False
     return torch.bfloat16 if fast else torch.float32
+
+
+def _check_backend(asked: object, devices: list[torch.device]) -> Backend:
+    if asked not in (None, *get_args(Backend)):
+        raise InvalidInput(f"backend is {asked!r}; it must be 'torch', 'openvino', or None for 'torch'.")
+    if asked == "openvino" and any(device.type != "cpu" for device in devices):
+        raise InvalidInput(
+            f"backend='openvino' runs on a CPU, and device is {', '.join(map(str, devices))}. Pass device='cpu', or "
+            "leave backend out."
+        )
+    return "openvino" if asked == "openvino" else "torch"
 
 
 def _as_dtype(dtype: str | torch.dtype) -> torch.dtype:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -12,11 +12,15 @@ import torch
 from mrl_rag.encoder.attention import PACKED
 from mrl_rag.encoder.batching import Packing, Row, length_groups
 from mrl_rag.encoder.loading import Recipe, load_network
+from mrl_rag.encoder.openvino import OpenVINONetwork
 from mrl_rag.encoder.pooling import pool
 from mrl_rag.encoder.rotary import DynamicRotary
 from mrl_rag.encoder.steps import load_steps
-from mrl_rag.errors import EncoderOutOfMemory
+from mrl_rag.errors import EncoderOutOfMemory, InvalidInput
 from mrl_rag.truncation import Float32Array
+
+if TYPE_CHECKING:
+    from mrl_rag.encoder.encoder import Backend
 
 # How far packed vectors may be from padded ones, in cosine distance: far above rounding, far below a wrong mask.
 _TOLERANCE = {torch.float32: 1e-5, torch.float16: 1e-3, torch.bfloat16: 5e-3}
@@ -25,7 +29,8 @@ _TOLERANCE = {torch.float32: 1e-5, torch.float16: 1e-3, torch.bfloat16: 5e-3}
 class Network:
     """A network, pooling, and the modules after it.
 
-    Sequences are packed end to end where the network takes that, and padded to the longest elsewhere.
+    Sequences are packed end to end where the network takes that, and padded to the longest elsewhere. OpenVINO runs
+    those of one length together.
 
     Args:
         folder: the model's folder.
@@ -34,13 +39,15 @@ class Network:
         dtype: number format of the network.
         trust_remote_code: let the folder run code of its own.
         pad_id: the token that pads.
-        sample: rows of different lengths, to try packing on.
+        sample: rows of different lengths, to try packing and OpenVINO on.
+        backend: what runs the network: "torch" or "openvino".
 
     Attributes:
         module: the network itself.
-        packs: whether sequences are packed.
+        packs: whether sequences need no padding.
 
     Raises:
+        InvalidInput: OpenVINO can't run the network.
         ModelFilesError: as `load_network` and `load_steps`.
     """
 
@@ -54,8 +61,11 @@ class Network:
         trust_remote_code: bool,
         pad_id: int,
         sample: Sequence[Row],
+        backend: Backend = "torch",
     ) -> None:
-        module: Any = load_network(folder, recipe, dtype=dtype, trust_remote_code=trust_remote_code)
+        # OpenVINO makes its own bfloat16.
+        kept = dtype if backend == "torch" else torch.float32
+        module: Any = load_network(folder, recipe, dtype=kept, trust_remote_code=trust_remote_code)
         self.module = module.to(device)
         self._device = device
         self._pooling = recipe.pooling
@@ -67,9 +77,12 @@ class Network:
         tables = [table for name, table in module.named_modules() if name.endswith("position_embeddings")]
         padding = getattr(tables[0], "padding_idx", None) if tables else None
         self._first_position = 0 if padding is None else padding + 1
-        self.packs = False
-        if device.type == "cpu" or (device.type == "cuda" and dtype != torch.float32):
-            self.packs = self._try_packing(sample)
+        self._states = self._padded
+        if backend == "openvino":
+            self._convert(sample, dtype)
+        elif device.type == "cpu" or (device.type == "cuda" and dtype != torch.float32):
+            self._try_packing(sample)
+        self.packs = self._states != self._padded
 
     def run(self, rows: Sequence[Row]) -> Float32Array:
         """Return the vectors of rows, float32 [n, full_dim].
@@ -105,7 +118,7 @@ class Network:
             return vectors
         self._rotary.reset()
         with torch.inference_mode():
-            hidden, lengths = self._packed(rows) if self.packs else self._padded(rows)
+            hidden, lengths = self._states(rows)
             skips = self._put([row.skip for row in rows]) if any(row.skip for row in rows) else None
             found: Float32Array = self._steps(pool(hidden, lengths, self._pooling, skips)).cpu().numpy()
         return found
@@ -138,24 +151,44 @@ class Network:
         tensor = torch.as_tensor(values)
         return tensor.pin_memory().to(self._device, non_blocking=True) if self._device.type == "cuda" else tensor
 
-    def _try_packing(self, sample: Sequence[Row]) -> bool:
+    def _by_length(self, rows: Sequence[Row]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return what `_packed` does."""
+        counts = [len(row.ids) for row in rows]
+        ids = np.concatenate([row.ids for row in rows])
+        parts = [ids[start : start + n * length].reshape(n, length) for start, n, length in length_groups(counts)]
+        return torch.cat([self.module(part).flatten(0, 1) for part in parts]), torch.tensor(counts)
+
+    def _try_packing(self, sample: Sequence[Row]) -> None:
         """Pack the sample, and keep to packing if the vectors are those of padding.
 
         Some networks don't follow the attention interface, some don't heed the positions they are given, some ask
         for what packed attention hasn't.
         """
         usual = self.module.config._attn_implementation
-        expected = self._forward(sample)
         try:
+            if not self.module._can_set_attn_implementation():
+                return
+            expected = self._forward(sample)
             self.module.set_attn_implementation(PACKED)
-            self.packs = True
+            self._states = self._packed
             if _distance(self._forward(sample), expected) < _TOLERANCE[self.module.dtype]:
-                return True
+                return
         except (AttributeError, NotImplementedError, RuntimeError, TypeError, ValueError):
             pass
-        self.packs = False
+        self._states = self._padded
         self.module.set_attn_implementation(usual)
-        return False
+
+    def _convert(self, sample: Sequence[Row], dtype: torch.dtype) -> None:
+        name = type(self.module).__name__
+        if self._rotary.changes:
+            raise InvalidInput(f"backend='openvino' can't run a {name} whose angles follow the length. Leave it out.")
+        expected = self._forward(sample)
+        self.module = OpenVINONetwork(self.module, dtype)
+        self._states = self._by_length
+        if not _distance(self._forward(sample), expected) < _TOLERANCE[dtype]:
+            raise InvalidInput(
+                f"OpenVINO computes other vectors than torch for a {name}. Leave backend='openvino' out."
+            )
 
 
 def _distance(vectors: Float32Array, others: Float32Array) -> float:
