@@ -7,6 +7,8 @@ from itertools import groupby
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
     import torch
 
 
@@ -18,7 +20,7 @@ class Row(NamedTuple):
         skip: how many of the first are the prompt's, to be left out of pooling; 0 where the prompt is pooled.
     """
 
-    ids: Sequence[int]
+    ids: Sequence[int] | npt.NDArray[np.int32]
     skip: int = 0
 
 

@@ -226,7 +226,7 @@ class MatryoshkaEncoder(Encoder):
                 too long.
             InvalidDimension: `dim` is not an integer in range.
             InvalidInput: there is no such task.
-            EncoderClosed: `close` was called.
+            EncoderClosed: `close` was called, or a device's process died.
             EncoderOutOfMemory: not even one text alone fits the device's memory.
 
         Warns:
@@ -417,7 +417,9 @@ class MatryoshkaEncoder(Encoder):
                     encodings = self._split(texts[position], prompt)
                 else:
                     cut.append(over)
-            rows += [Row(part.ids, min(self._skips[task], len(part.ids))) for part in encodings]
+            # As arrays, which the forward pass joins at once: here a GPU doesn't wait for it.
+            parts = [np.array(part.ids, dtype=np.int32) for part in encodings]
+            rows += [Row(ids, min(self._skips[task], len(ids))) for ids in parts]
             owners += [position] * len(encodings)
         return rows, owners, cut
 

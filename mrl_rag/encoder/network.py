@@ -77,12 +77,13 @@ class Network:
         tables = [table for name, table in module.named_modules() if name.endswith("position_embeddings")]
         padding = getattr(tables[0], "padding_idx", None) if tables else None
         self._first_position = 0 if padding is None else padding + 1
-        self._states = self._padded
+        # A plain function: a method bound to `self` would keep the weights alive after the last reference to it.
+        self._states = Network._padded
         if backend == "openvino":
             self._convert(sample, dtype)
         elif device.type == "cpu" or (device.type == "cuda" and dtype != torch.float32):
             self._try_packing(sample)
-        self.packs = self._states != self._padded
+        self.packs = self._states is not Network._padded
 
     def run(self, rows: Sequence[Row]) -> Float32Array:
         """Return the vectors of rows, float32 [n, full_dim].
@@ -118,7 +119,7 @@ class Network:
             return vectors
         self._rotary.reset()
         with torch.inference_mode():
-            hidden, lengths = self._states(rows)
+            hidden, lengths = self._states(self, rows)
             skips = self._put([row.skip for row in rows]) if any(row.skip for row in rows) else None
             found: Float32Array = self._steps(pool(hidden, lengths, self._pooling, skips)).cpu().numpy()
         return found
@@ -154,7 +155,7 @@ class Network:
     def _by_length(self, rows: Sequence[Row]) -> tuple[torch.Tensor, torch.Tensor]:
         """Return what `_packed` does."""
         counts = [len(row.ids) for row in rows]
-        ids = np.concatenate([row.ids for row in rows])
+        ids = np.concatenate([row.ids for row in rows]).astype(np.int64)
         parts = [ids[start : start + n * length].reshape(n, length) for start, n, length in length_groups(counts)]
         return torch.cat([self.module(part).flatten(0, 1) for part in parts]), torch.tensor(counts)
 
@@ -170,12 +171,12 @@ class Network:
                 return
             expected = self._forward(sample)
             self.module.set_attn_implementation(PACKED)
-            self._states = self._packed
+            self._states = Network._packed
             if _distance(self._forward(sample), expected) < _TOLERANCE[self.module.dtype]:
                 return
         except (AttributeError, NotImplementedError, RuntimeError, TypeError, ValueError):
             pass
-        self._states = self._padded
+        self._states = Network._padded
         self.module.set_attn_implementation(usual)
 
     def _convert(self, sample: Sequence[Row], dtype: torch.dtype) -> None:
@@ -184,7 +185,7 @@ class Network:
             raise InvalidInput(f"backend='openvino' can't run a {name} whose angles follow the length. Leave it out.")
         expected = self._forward(sample)
         self.module = OpenVINONetwork(self.module, dtype)
-        self._states = self._by_length
+        self._states = Network._by_length
         if not _distance(self._forward(sample), expected) < _TOLERANCE[dtype]:
             raise InvalidInput(
                 f"OpenVINO computes other vectors than torch for a {name}. Leave backend='openvino' out."

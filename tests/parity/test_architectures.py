@@ -40,7 +40,7 @@ def both(save_model, request):
     encoder, reference = open_both(save_model(name))
     assert encoder._network.packs == (name not in PADDED_ONLY)
     if path == "padded" and encoder._network.packs:
-        encoder._network._states = encoder._network._padded
+        encoder._network._states = type(encoder._network)._padded
         encoder._network.module.set_attn_implementation("sdpa")
     return encoder, reference
 
