@@ -42,10 +42,11 @@ CALLERS = 32
 
 
 class Ways(NamedTuple):
-    """How a contender turns many texts, and one, into vectors."""
+    """How a contender turns many texts, and one, into vectors, and how it ends."""
 
     bulk: Callable[[list[str]], Any]
     query: Callable[[str], Any]
+    close: Callable[[], Any] = lambda: None
 
 
 class Workload(NamedTuple):
@@ -72,23 +73,25 @@ def main() -> None:
 
     device = "cuda" if arguments.cuda else "cpu"
     names = [name for name in CONTENDERS if arguments.only in name]
-    pools = {name: ProcessPoolExecutor(1, mp_context=get_context("spawn")) for name in ["machine", *names]}
-    machine, rates = pools["machine"].submit(describe, device).result()
+    with new_process() as process:
+        machine, rates = process.submit(describe, device).result()
     print(machine)
     print(", ".join(f"{dtype} {rate / 1e12:.2f} TFLOP/s" for dtype, rate in rates.items()), "on a large product\n")
     with tempfile.TemporaryDirectory() as folder:
         for name in arguments.sets.split(","):
             work = SETS[name](Path(folder) / name, device, arguments.texts or (16384 if arguments.cuda else 1024))
-            print_table(name, measure(pools, names, work, device, arguments.rounds), work, max(rates.values()))
-    for pool in pools.values():
-        pool.shutdown()
+            print_table(name, measure(names, work, device, arguments.rounds), work, max(rates.values()))
 
 
-def measure(
-    pools: dict[str, ProcessPoolExecutor], names: list[str], work: Workload, device: str, rounds: int
-) -> dict[str, dict[str, list[float]]]:
+def new_process() -> ProcessPoolExecutor:
+    """Return one process, started when it is first given work."""
+    return ProcessPoolExecutor(1, mp_context=get_context("spawn"))
+
+
+def measure(names: list[str], work: Workload, device: str, rounds: int) -> dict[str, dict[str, list[float]]]:
     """Return, for each contender that is there, seconds for the texts, seconds a query, seconds with many callers."""
     found: dict[str, dict[str, list[float]]] = {}
+    pools = {name: new_process() for name in names}
     for name in names:
         said = pools[name].submit(open_contender, name, str(work.folder), device, work.texts[:32]).result()
         if said:
@@ -102,6 +105,9 @@ def measure(
             times["callers"].append(pools[name].submit(time_callers, work.queries).result())
     for name, times in found.items():
         times["memory"].append(pools[name].submit(peak_memory, device).result())
+        pools[name].submit(close_contender).result()
+    for pool in pools.values():
+        pool.shutdown()
     return found
 
 
@@ -146,6 +152,11 @@ def open_contender(name: str, folder: str, device: str, texts: list[str]) -> str
     _ways.bulk(texts)
     _ways.query(texts[0][:50])
     return ""
+
+
+def close_contender() -> None:
+    """End what it started."""
+    _ways.close()
 
 
 def time_bulk(texts: list[str]) -> float:
@@ -351,7 +362,7 @@ def ours(**settings: Any) -> Callable[[str, str], Ways]:
         if device != "cpu" and settings:
             raise Missing("for CPUs")
         encoder = MatryoshkaEncoder(folder, **{"device": device} | settings)
-        return Ways(encoder.encode, lambda text: encoder.encode_queries([text]))
+        return Ways(encoder.encode, lambda text: encoder.encode_queries([text]), encoder.close)
 
     return load
 
