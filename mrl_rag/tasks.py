@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Literal, TypeAlias, get_args
 
 from mrl_rag.errors import InvalidInput, InvalidTexts
@@ -49,8 +49,12 @@ def check_task(task: object) -> Task:
     raise InvalidInput(f"task is {task!r}; it must be one of {', '.join(map(repr, TASKS))}.")
 
 
-def check_texts(texts: Sequence[str]) -> list[str]:
+def check_texts(texts: Iterable[str], first: int = 0) -> list[str]:
     """Return the texts as a list.
+
+    Args:
+        texts: any iterable of strings.
+        first: the number that an error gives to the first of them.
 
     Raises:
         InvalidTexts: `texts` is a bare string, or one of them is not a string, or holds a lone surrogate.
@@ -61,7 +65,7 @@ def check_texts(texts: Sequence[str]) -> list[str]:
         checked = list(texts)
     except TypeError as error:
         raise InvalidTexts(f"texts is {texts!r}; pass a list of strings.") from error
-    for position, text in enumerate(checked):
+    for position, text in enumerate(checked, first):
         if not isinstance(text, str):
             raise InvalidTexts(f"texts[{position}] is {text!r}, not a string; leave it out or pass ''.")
         if not is_unicode(text):

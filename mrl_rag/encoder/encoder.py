@@ -6,33 +6,33 @@ import hashlib
 import json
 import threading
 import warnings
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import asdict
 from functools import cached_property
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias, cast, get_args
 
 import numpy as np
 import numpy.typing as npt
 
-from mrl_rag.encoder.base import Encoder
-from mrl_rag.encoder.batching import Row, token_batches
+from mrl_rag.encoder.base import BLOCK, Encoder, blocks_of
+from mrl_rag.encoder.batching import Row
 from mrl_rag.encoder.loading import (
     Recipe,
     config_sha256,
     file_sha256,
     find_model,
-    load_network,
+    load_config,
+    load_tokenizer,
     lower_cased,
     read_recipe,
 )
 from mrl_rag.encoder.merging import CallMerger
-from mrl_rag.encoder.pooling import pool
-from mrl_rag.encoder.rotary import DynamicRotary
 from mrl_rag.errors import (
     EncoderClosed,
-    EncoderOutOfMemory,
     InvalidInput,
     InvalidTexts,
     InvalidVectors,
@@ -44,13 +44,16 @@ from mrl_rag.truncation import Float32Array, as_rows, check_dim, layer_norm, nor
 if TYPE_CHECKING:
     import torch
 
+    from mrl_rag.encoder.network import Network
+    from mrl_rag.encoder.workers import Workers
+
 # Tokens a forward pass, padding counted. On a CPU a batch past the caches gains nothing.
 _TOKEN_BUDGET = {"cpu": 4096, "cuda": 65536}
-# Texts tokenized and sorted together: enough for even batches, and a bound on the memory they take.
-_WINDOW = 8192
 # Texts that `aencode` tokenizes on the event loop: short work. More go to a thread.
 _INLINE = 16
 
+Device: TypeAlias = "str | torch.device"
+Backend: TypeAlias = Literal["torch", "openvino"]
 LongInputs: TypeAlias = Literal["truncate", "average", "error"]
 
 
@@ -80,7 +83,9 @@ class MatryoshkaEncoder(Encoder):
 
     Args:
         model: a short name of `mrl_rag.models`, a local folder, or a hub id.
-        device: a torch device; None takes a GPU when there is one.
+        device: a torch device; None takes a GPU when there is one. Of several, `["cuda:0", "cuda:1"]`, each gets a
+            process of its own with its own copy of the weights, and batches go to whichever is free. A script that
+            does this starts its work under `if __name__ == "__main__":`, as with any process it spawns.
         dtype: "float32", "bfloat16" or "float16", or the torch dtype; None takes bfloat16 where the
             hardware runs it fast (a GPU that supports it, a CPU with AMX or AVX512-BF16), else float32.
         max_length: longest input in tokens, special tokens counted; None for the model's own.
@@ -94,13 +99,15 @@ class MatryoshkaEncoder(Encoder):
             "average" splits it evenly, each piece with the prompt, and averages the pieces' unit vectors weighted by
             their tokens (the recipe of OpenAI's cookbook, "Embedding texts that are longer than the model's maximum
             context length"); "error" refuses it.
+        backend: what runs the network: "torch", the default, or on a CPU "openvino" (extra `openvino`), which takes
+            some seconds more to load and answers a short question sooner. Not every architecture can be converted.
 
     Attributes:
         full_dim: length of the whole vector.
         dims: dimensions the model was trained for, widest first.
         max_length: longest input in tokens, special tokens counted.
         prompts: task -> what is put before a text.
-        device: the torch device it is on.
+        device: the torch device it is on, the first of several.
         dtype: the torch dtype of the network.
 
     Raises:
@@ -113,7 +120,7 @@ class MatryoshkaEncoder(Encoder):
         self,
         model: str | Path = "minilm",
         *,
-        device: str | torch.device | None = None,
+        device: Device | Sequence[Device] | None = None,
         dtype: str | torch.dtype | None = None,
         max_length: int | None = None,
         prompts: Mapping[Task, str] | None = None,
@@ -122,10 +129,11 @@ class MatryoshkaEncoder(Encoder):
         trust_remote_code: bool = False,
         local_files_only: bool | None = None,
         long_inputs: LongInputs = "truncate",
+        backend: Backend | None = None,
     ) -> None:
-        import torch
 
-        from mrl_rag.encoder.steps import load_steps
+        from mrl_rag.encoder.network import Network
+        from mrl_rag.encoder.workers import Workers
 
         # What pickling carries.
         self._settings: dict[str, Any] = {
@@ -139,6 +147,7 @@ class MatryoshkaEncoder(Encoder):
             "trust_remote_code": trust_remote_code,
             "local_files_only": local_files_only,
             "long_inputs": long_inputs,
+            "backend": backend,
         }
         self.long_inputs = _check_long_inputs(long_inputs)
         self.model = str(model)
@@ -153,20 +162,13 @@ class MatryoshkaEncoder(Encoder):
         )
         self._recipe = read_recipe(self._folder, spec)
         self.prompts = _merge_prompts(self._recipe.prompts, prompts)
-        self.device = torch.device(device) if device is not None else _pick_device()
+        devices = _check_devices(device)
+        self.device = devices[0]
+        backend = _check_backend(backend, devices)
         self.dtype = _as_dtype(dtype) if dtype is not None else _pick_dtype(self.device)
-        network, tokenizer = load_network(
-            self._folder, self._recipe, dtype=self.dtype, trust_remote_code=trust_remote_code
-        )
-        self._network: torch.nn.Module | None = network.to(self.device)
-        self._rotary = DynamicRotary(network)
-        config: Any = network.config
-        steps, self.full_dim = load_steps(self._folder, self._recipe.steps, config.hidden_size)
-        self._steps: torch.nn.Module = steps.to(self.device)
-        self.dims: tuple[int, ...] = spec.dims if spec else (self.full_dim,)
-        self._layer_norm = spec is not None and spec.layer_norm
+        config = load_config(self._folder, self._recipe, trust_remote_code=trust_remote_code)
+        tokenizer = load_tokenizer(self._folder, self._recipe, trust_remote_code=trust_remote_code)
         self.max_length = _pick_max_length(max_length, self._recipe, spec, tokenizer, config)
-        self._head = _check_head(head, self.full_dim)
 
         # The Rust tokenizer is configured once, here: changing its truncation a call is what makes
         # tokenizers unsafe to share between threads.
@@ -176,11 +178,27 @@ class MatryoshkaEncoder(Encoder):
         if self._recipe.lower_case:
             self._tokenizer.normalizer = lower_cased(self._tokenizer.normalizer)
         self._specials: int = self._tokenizer.num_special_tokens_to_add(False)
-        self._pad_id: int = tokenizer.pad_token_id or 0
         self._skips = {task: self._prompt_length(task, tokenizer.all_special_ids) for task in self.prompts}
         budget = max(_TOKEN_BUDGET.get(self.device.type, _TOKEN_BUDGET["cpu"]), self.max_length)
-        self._merger = CallMerger(self._forward_halving, budget)
-        self._owner = ThreadPoolExecutor(1, thread_name_prefix="mrl_rag-encoder")
+        samples = self._tokenizer.encode_batch(["a text", "another one, and longer"])
+        arguments: dict[str, Any] = {
+            "folder": self._folder,
+            "recipe": self._recipe,
+            "dtype": self.dtype,
+            "trust_remote_code": trust_remote_code,
+            "pad_id": tokenizer.pad_token_id or 0,
+            "sample": [Row(encoding.ids) for encoding in samples],
+            "backend": backend,
+        }
+        network = Network(device=self.device, **arguments) if len(devices) == 1 else Workers(devices, arguments)
+        self._network: Network | Workers | None = network
+        self.full_dim = network.full_dim
+        self.dims: tuple[int, ...] = spec.dims if spec else (self.full_dim,)
+        self._layer_norm = spec is not None and spec.layer_norm
+        self._head = _check_head(head, self.full_dim)
+        self._turns = len(devices)
+        self._merger = CallMerger(self._forward, budget, padded=not network.packs, turns=self._turns)
+        self._owner = ThreadPoolExecutor(self._turns, thread_name_prefix="mrl_rag-encoder")
         self._last = threading.local()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -208,7 +226,7 @@ class MatryoshkaEncoder(Encoder):
                 too long.
             InvalidDimension: `dim` is not an integer in range.
             InvalidInput: there is no such task.
-            EncoderClosed: `close` was called.
+            EncoderClosed: `close` was called, or a device's process died.
             EncoderOutOfMemory: not even one text alone fits the device's memory.
 
         Warns:
@@ -217,20 +235,38 @@ class MatryoshkaEncoder(Encoder):
         """
         from tqdm import tqdm
 
-        task, dim, texts = self._check(texts, task, dim)
-        pieces = _Pieces(len(texts), self.full_dim)
+        task, dim = self._check(task, dim)
+        texts = check_texts(texts)
+        found = np.empty((len(texts), dim), dtype=np.float32)
+        cut: list[int] = []
         with tqdm(total=len(texts), desc="encode", unit="text", disable=None if progress else True) as bar:
-            for start in range(0, len(texts), _WINDOW):
-                window = texts[start : start + _WINDOW]
-                rows, owners, cut = self._tokenize(window, task, start)
-                pieces.cut += cut
-                vectors = np.empty((len(rows), self.full_dim), dtype=np.float32)
-                # A turn a batch, not one for all: a question needn't wait until a corpus is done.
-                for batch in token_batches([len(row.ids) for row in rows], self._merger.token_budget):
-                    vectors[batch] = self._merger.run([rows[i] for i in batch], task)
-                    bar.update(len(batch) * len(window) / len(rows))
-                pieces.add(owners, self._finish(vectors), [len(row.ids) - row.skip for row in rows])
-        return self._report(pieces, dim)
+            windows = (texts[start : start + BLOCK] for start in range(0, len(texts), BLOCK))
+            for start, (window, vectors) in zip(count(0, BLOCK), self._windows(windows, task, cut, bar.update)):
+                found[start : start + len(window)] = truncate(vectors, dim)
+        self._report(cut, len(texts))
+        return found
+
+    def encode_iter(
+        self, texts: Iterable[str], task: Task = "document", dim: int | None = None, *, block: int = BLOCK
+    ) -> Iterator[tuple[list[str], Float32Array]]:
+        """Encode a stream of any length in constant memory; as `Encoder.encode_iter`.
+
+        A block is tokenized while the one before it is encoded. Texts of a block are sorted by their lengths to batch
+        them: with few it goes slower.
+
+        Warns:
+            UserWarning: once, at the end, as `encode`.
+        """
+        task, dim = self._check(task, dim)
+        return self._stream(blocks_of(texts, block), task, dim)
+
+    def _stream(self, blocks: Iterator[list[str]], task: Task, dim: int) -> Iterator[tuple[list[str], Float32Array]]:
+        cut: list[int] = []
+        total = 0
+        for window, vectors in self._windows(blocks, task, cut):
+            total += len(window)
+            yield window, truncate(vectors, dim)
+        self._report(cut, total)
 
     async def aencode(self, texts: Sequence[str], task: Task = "document", dim: int | None = None) -> Float32Array:
         """Encode texts without blocking the event loop; as `encode`.
@@ -239,19 +275,19 @@ class MatryoshkaEncoder(Encoder):
         """
         import asyncio
 
-        task, dim, texts = self._check(texts, task, dim)
+        task, dim = self._check(task, dim)
+        texts = check_texts(texts)
         if len(texts) > _INLINE:
             return await asyncio.to_thread(self.encode, texts, task, dim)
-        pieces = _Pieces(len(texts), self.full_dim)
         rows, owners, cut = self._tokenize(texts, task, 0)
-        pieces.cut += cut
+        vectors = np.empty((0, self.full_dim), dtype=np.float32)
         if rows:
-            answer = self._merger.submit(rows, task)
+            answer = self._merger.submit(rows)
             serving = asyncio.get_running_loop().run_in_executor(self._owner, self._merger.serve, answer)
             vectors = await asyncio.wrap_future(answer)
             await serving
-            pieces.add(owners, self._finish(vectors), [len(row.ids) - row.skip for row in rows])
-        return self._report(pieces, dim)
+        self._report(cut, len(texts))
+        return truncate(self._finish(vectors, rows, owners, len(texts)), dim)
 
     @property
     def last_cut(self) -> Cut:
@@ -299,25 +335,71 @@ class MatryoshkaEncoder(Encoder):
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
 
     def close(self) -> None:
-        """Free the network's memory; the encoder can't encode after this."""
+        """Free the network's memory, end the processes of several devices; the encoder can't encode after this."""
         import torch
 
-        self._network = None
-        self._steps = torch.nn.Sequential()
+        network, self._network = self._network, None
         self._owner.shutdown(wait=False)
+        if self._turns > 1 and network is not None:
+            cast("Workers", network).close()
+        del network
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
 
-    def _check(self, texts: Sequence[str], task: Task, dim: int | None) -> tuple[Task, int, list[str]]:
+    def _check(self, task: Task, dim: int | None) -> tuple[Task, int]:
         task = check_task(task)
         dim = self.full_dim if dim is None else check_dim(dim, self.full_dim)
-        texts = check_texts(texts)
         if self._network is None:
             raise EncoderClosed("this encoder was closed; make a new MatryoshkaEncoder.")
-        return task, dim, texts
+        return task, dim
+
+    def _windows(
+        self,
+        windows: Iterator[list[str]],
+        task: Task,
+        cut: list[int],
+        progress: Callable[[float], object] = lambda texts: None,
+    ) -> Iterator[tuple[list[str], Float32Array]]:
+        """Yield windows with their full vectors, and add to `cut`; the next window is tokenized meanwhile."""
+        first = 0
+        window = next(windows, None)
+        tokenized = self._tokenize(window or [], task, first)
+        ahead: ThreadPoolExecutor | None = None
+        try:
+            while window:
+                first += len(window)
+                following = next(windows, None)
+                if following:
+                    ahead = ahead or ThreadPoolExecutor(1, thread_name_prefix="mrl_rag-tokenizer")
+                    upcoming = ahead.submit(self._tokenize, following, task, first)
+                rows, owners, over = tokenized
+                cut += over
+                yield window, self._finish(self._run(rows, len(window), progress), rows, owners, len(window))
+                window = following
+                if following:
+                    tokenized = upcoming.result()
+        finally:
+            if ahead:
+                ahead.shutdown(cancel_futures=True)
+
+    def _run(self, rows: list[Row], texts: int, progress: Callable[[float], object]) -> Float32Array:
+        # A turn a batch, not one for all: a question needn't wait until a corpus is done.
+        batches = list(self._merger.batches(rows))
+        vectors = np.empty((len(rows), self.full_dim), dtype=np.float32)
+
+        def run(batch: list[int]) -> None:
+            vectors[batch] = self._merger.run([rows[i] for i in batch])
+
+        with ThreadPoolExecutor(self._turns) if min(self._turns, len(batches)) > 1 else nullcontext() as lanes:
+            for batch, _ in zip(batches, (lanes.map if lanes else map)(run, batches), strict=True):
+                progress(len(batch) * texts / len(rows))
+        return vectors
 
     def _tokenize(self, texts: list[str], task: Task, first: int) -> tuple[list[Row], list[int], list[int]]:
-        """Return rows, the position of each row's text counted from `first`, and each cut text's overrun in tokens."""
+        """Return rows, the position of each row's text, and each cut text's overrun in tokens.
+
+        `first` is the position of `texts[0]` in the caller's list, for a message.
+        """
         prompt = self.prompts[task]
         rows: list[Row] = []
         owners: list[int] = []
@@ -335,8 +417,10 @@ class MatryoshkaEncoder(Encoder):
                     encodings = self._split(texts[position], prompt)
                 else:
                     cut.append(over)
-            rows += [Row(part.ids, min(self._skips[task], len(part.ids))) for part in encodings]
-            owners += [first + position] * len(encodings)
+            # As arrays, which the forward pass joins at once: here a GPU doesn't wait for it.
+            parts = [np.array(part.ids, dtype=np.int32) for part in encodings]
+            rows += [Row(ids, min(self._skips[task], len(ids))) for ids in parts]
+            owners += [position] * len(encodings)
         return rows, owners, cut
 
     def _prompt_length(self, task: Task, special_ids: list[int]) -> int:
@@ -369,87 +453,34 @@ class MatryoshkaEncoder(Encoder):
                 return list(encodings)
             count += 1
 
-    def _report(self, pieces: _Pieces, dim: int) -> Float32Array:
-        self._last.cut = Cut(len(pieces.cut), max(pieces.cut, default=0))
-        if pieces.cut:
+    def _report(self, cut: list[int], texts: int) -> None:
+        self._last.cut = Cut(len(cut), max(cut, default=0))
+        if cut:
             warnings.warn(
-                f"{len(pieces.cut)} of {len(pieces.sums)} texts were longer than max_length={self.max_length} tokens "
-                f"and were cut, the longest by {max(pieces.cut)} tokens. Split them, raise max_length, or make the "
+                f"{len(cut)} of {texts} texts were longer than max_length={self.max_length} tokens "
+                f"and were cut, the longest by {max(cut)} tokens. Split them, raise max_length, or make the "
                 'encoder with long_inputs="average".',
                 stacklevel=3,
             )
-        return truncate(pieces.sums, dim)
 
-    def _forward_halving(self, rows: list[Row], task: Hashable) -> Float32Array:
-        """Run the network; where memory doesn't suffice, in halves, down to one row."""
-        import torch
-
-        try:
-            return self._forward(rows, task)
-        except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-            if not isinstance(error, torch.OutOfMemoryError | MemoryError) and "can't allocate memory" not in str(
-                error
-            ):
-                raise
-            if len(rows) == 1:
-                raise EncoderOutOfMemory(
-                    f"a text of {len(rows[0].ids)} tokens alone does not fit the memory of {self.device}: {error} "
-                    "Lower max_length, or free memory there."
-                ) from error
-        # Outside of `except`: the error holds on to the tensors that did not fit.
-        if self.device.type == "cuda":
-            torch.cuda.empty_cache()
-        half = len(rows) // 2
-        return np.concatenate([self._forward_halving(rows[:half], task), self._forward_halving(rows[half:], task)])
-
-    def _forward(self, rows: list[Row], task: Hashable) -> Float32Array:
-        import torch
-
-        # In this order: `close` takes the network first, so whoever has one has its steps.
-        steps, network = self._steps, self._network
+    def _forward(self, rows: Sequence[Row]) -> Float32Array:
+        network = self._network
         if network is None:
             raise EncoderClosed("this encoder was closed while it was encoding; make a new one.")
-        groups = self._rotary.groups([len(row.ids) for row in rows])
-        if len(groups) > 1:
-            vectors = np.empty((len(rows), self.full_dim), dtype=np.float32)
-            for group in groups:
-                vectors[group] = self._forward([rows[i] for i in group], task)
-            return vectors
-        self._rotary.reset()
-        lengths = torch.tensor([len(row.ids) for row in rows])
-        skips = torch.tensor([row.skip for row in rows])
-        tokens = torch.full((len(rows), int(lengths.max())), self._pad_id)  # [n, tokens]
-        for padded, row in zip(tokens, rows, strict=True):
-            padded[: len(row.ids)] = torch.tensor(row.ids)
-        mask = torch.arange(tokens.shape[1]) < lengths[:, None]
-        tokens, mask, lengths, skips = (tensor.to(self.device) for tensor in (tokens, mask, lengths, skips))
-        with torch.inference_mode():
-            hidden = network(input_ids=tokens, attention_mask=mask).last_hidden_state
-            found: Float32Array = steps(pool(hidden, lengths, self._recipe.pooling, skips)).cpu().numpy()
-        return found
+        return network.run(rows)
 
-    def _finish(self, pooled: Float32Array) -> Float32Array:
-        """The table's layer norm and the head: what comes between the model's own modules and the cut."""
+    def _finish(self, pooled: Float32Array, rows: list[Row], owners: list[int], texts: int) -> Float32Array:
+        """Return full vectors [texts, full_dim]: what comes between the model's own modules and the cut."""
         if self._layer_norm:
             pooled = layer_norm(pooled)
         if self._head is not None:
             pooled = pooled @ self._head
-        return pooled
-
-
-class _Pieces:
-    """Adds up the vectors of the pieces of each text; most texts have one."""
-
-    def __init__(self, texts: int, full_dim: int) -> None:
-        self.sums = np.zeros((texts, full_dim), dtype=np.float32)
-        self.cut: list[int] = []
-
-    def add(self, owners: list[int], vectors: Float32Array, weights: list[int]) -> None:
-        if len(set(owners)) == len(owners):
-            self.sums[owners] = vectors
-        else:
-            weighted = normalize(vectors) * np.asarray(weights, dtype=np.float32)[:, None]
-            np.add.at(self.sums, owners, weighted)
+        if len(rows) == texts:
+            return pooled
+        weights = np.array([len(row.ids) - row.skip for row in rows], dtype=np.float32)
+        sums = np.zeros((texts, self.full_dim), dtype=np.float32)
+        np.add.at(sums, owners, normalize(pooled) * weights[:, None])
+        return sums
 
 
 def _merge_prompts(own: Mapping[Task, str], override: Mapping[Task, str] | None) -> dict[Task, str]:
@@ -461,12 +492,17 @@ def _merge_prompts(own: Mapping[Task, str], override: Mapping[Task, str] | None)
     return merged
 
 
-def _pick_device() -> torch.device:
+def _check_devices(asked: Device | Sequence[Device] | None) -> list[torch.device]:
     import torch
 
+    if asked is not None:
+        names = [asked] if isinstance(asked, str | torch.device) else list(asked)
+        if not names:
+            raise InvalidInput("device is an empty list; name a device, or pass None to have one chosen.")
+        return [torch.device(name) for name in names]
     if torch.cuda.is_available():
-        return torch.device("cuda")
-    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+        return [torch.device("cuda")]
+    return [torch.device("mps" if torch.backends.mps.is_available() else "cpu")]
 
 
 def _pick_dtype(device: torch.device) -> torch.dtype:
@@ -481,6 +517,17 @@ def _pick_dtype(device: torch.device) -> torch.dtype:
     else:
         fast = False
     return torch.bfloat16 if fast else torch.float32
+
+
+def _check_backend(asked: object, devices: list[torch.device]) -> Backend:
+    if asked not in (None, *get_args(Backend)):
+        raise InvalidInput(f"backend is {asked!r}; it must be 'torch', 'openvino', or None for 'torch'.")
+    if asked == "openvino" and any(device.type != "cpu" for device in devices):
+        raise InvalidInput(
+            f"backend='openvino' runs on a CPU, and device is {', '.join(map(str, devices))}. Pass device='cpu', or "
+            "leave backend out."
+        )
+    return "openvino" if asked == "openvino" else "torch"
 
 
 def _as_dtype(dtype: str | torch.dtype) -> torch.dtype:

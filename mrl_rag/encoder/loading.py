@@ -235,10 +235,36 @@ def lower_cased(normalizer: Any) -> Any:
     return normalizer if any(isinstance(part, Lowercase) for part in parts) else Sequence([Lowercase(), *parts])
 
 
-def load_network(
-    folder: Path, recipe: Recipe, *, dtype: torch.dtype, trust_remote_code: bool
-) -> tuple[torch.nn.Module, Any]:
-    """Load a model's network and tokenizer.
+def load_config(folder: Path, recipe: Recipe, *, trust_remote_code: bool) -> Any:
+    """Load the settings of a model's network; arguments and errors as `load_network`.
+
+    Returns:
+        A config of transformers.
+    """
+    from transformers import AutoConfig
+
+    with _named_errors(folder := folder / recipe.network):
+        return AutoConfig.from_pretrained(
+            folder, **recipe.config_settings, local_files_only=True, trust_remote_code=trust_remote_code
+        )
+
+
+def load_tokenizer(folder: Path, recipe: Recipe, *, trust_remote_code: bool) -> Any:
+    """Load a model's tokenizer; arguments and errors as `load_network`.
+
+    Returns:
+        A tokenizer of transformers.
+    """
+    from transformers import AutoTokenizer
+
+    with _named_errors(folder := folder / recipe.network):
+        return AutoTokenizer.from_pretrained(
+            folder, **recipe.tokenizer_settings, local_files_only=True, trust_remote_code=trust_remote_code
+        )
+
+
+def load_network(folder: Path, recipe: Recipe, *, dtype: torch.dtype, trust_remote_code: bool) -> torch.nn.Module:
+    """Load a model's network.
 
     Args:
         folder: the model's folder.
@@ -247,22 +273,15 @@ def load_network(
         trust_remote_code: let the folder run code of its own.
 
     Returns:
-        The network, in evaluation mode on the CPU (of an encoder with a decoder, the encoder alone), and the tokenizer
-        of transformers.
+        The network, in evaluation mode on the CPU; of an encoder with a decoder, the encoder alone.
 
     Raises:
         ModelFilesError: a file is missing or damaged, the architecture isn't in transformers, the weights lack a part
             of the network, or there are adapters, which would have to be applied.
     """
-    from safetensors import SafetensorError
-    from transformers import (
-        MODEL_FOR_TEXT_ENCODING_MAPPING,
-        AutoConfig,
-        AutoModel,
-        AutoModelForTextEncoding,
-        AutoTokenizer,
-    )
+    from transformers import MODEL_FOR_TEXT_ENCODING_MAPPING, AutoModel, AutoModelForTextEncoding
 
+    config = load_config(folder, recipe, trust_remote_code=trust_remote_code)
     folder = folder / recipe.network
     adapter = next((path for where in ("", "*/") for path in sorted(folder.glob(f"{where}adapter_config.json"))), None)
     if adapter is not None:
@@ -270,20 +289,17 @@ def load_network(
             f"{adapter} describes an adapter; this encoder applies none, and without it the vectors would be others. "
             "Merge it into the weights (peft: merge_and_unload), or remove it to use the model as it is without."
         )
-    ours: dict[str, Any] = {"local_files_only": True, "trust_remote_code": trust_remote_code}
-    try:
-        with _quiet_loading():
-            config = AutoConfig.from_pretrained(folder, **recipe.config_settings, **ours)
-            kind = AutoModelForTextEncoding if type(config) in MODEL_FOR_TEXT_ENCODING_MAPPING else AutoModel
-            network, report = kind.from_pretrained(
-                folder, config=config, dtype=dtype, use_safetensors=True, output_loading_info=True, **ours
-            )
-        tokenizer = AutoTokenizer.from_pretrained(folder, **recipe.tokenizer_settings, **ours)
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError, ImportError, SafetensorError) as error:
-        raise ModelFilesError(
-            f"the model in {folder} can't be loaded: {error}. It needs config.json, tokenizer.json and weights in "
-            "safetensors."
-        ) from error
+    kind: Any = AutoModelForTextEncoding if type(config) in MODEL_FOR_TEXT_ENCODING_MAPPING else AutoModel
+    with _named_errors(folder), _quiet_loading():
+        network, report = kind.from_pretrained(
+            folder,
+            config=config,
+            dtype=dtype,
+            use_safetensors=True,
+            output_loading_info=True,
+            local_files_only=True,
+            trust_remote_code=trust_remote_code,
+        )
     # The pooler has no part in a vector, and many checkpoints leave it out.
     missing = sorted(key for key in report["missing_keys"] if "pooler." not in key)
     if missing:
@@ -294,7 +310,21 @@ def load_network(
         )
     if hasattr(network.config, "use_cache"):
         network.config.use_cache = False  # nothing is generated here: it would only take memory
-    return network.eval(), tokenizer
+    loaded: torch.nn.Module = network.eval()
+    return loaded
+
+
+@contextmanager
+def _named_errors(folder: Path) -> Iterator[None]:
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, ImportError, SafetensorError) as error:
+        raise ModelFilesError(
+            f"the model in {folder} can't be loaded: {error}. It needs config.json, tokenizer.json and weights in "
+            "safetensors."
+        ) from error
 
 
 @contextmanager

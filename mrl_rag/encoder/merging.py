@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Hashable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from typing import NamedTuple
 
@@ -12,44 +13,52 @@ import numpy as np
 from mrl_rag.encoder.batching import Row, token_batches
 from mrl_rag.truncation import Float32Array
 
-Forward = Callable[[list[Row], Hashable], Float32Array]
+Forward = Callable[[list[Row]], Float32Array]
+
+# Seconds after which a caller whose rows another has taken looks whether they came back undone.
+_PATIENCE = 1.0
 
 
 class _Request(NamedTuple):
     rows: Sequence[Row]
-    kind: Hashable
     answer: Future[Float32Array]
 
 
 class CallMerger:
-    """Lets one caller at a time run the network, on behalf of all who wait.
+    """Lets one caller a device run the network, on behalf of all who wait.
 
-    Whoever gets the turn takes every waiting call with it, in batches under the token budget. A caller who finds
-    nobody else goes ahead at once: nothing waits for company.
+    Whoever gets a turn takes the calls that wait, in their order, a token budget at a time, until his own is answered.
+    A caller who finds nobody else goes ahead at once, in his own thread: nothing waits for company.
 
     Args:
-        forward: rows and their kind -> float32 [n, d]; called by one thread at a time.
-        token_budget: most tokens a batch, padding counted.
+        forward: rows -> float32 [n, d]; called by `turns` threads at a time.
+        token_budget: most tokens a batch.
+        padded: whether padding counts.
+        turns: how many may run at a time.
     """
 
-    def __init__(self, forward: Forward, token_budget: int) -> None:
+    def __init__(self, forward: Forward, token_budget: int, *, padded: bool = True, turns: int = 1) -> None:
         self._forward = forward
         self.token_budget = token_budget
-        self._turn = threading.Lock()
-        self._waiting: list[_Request] = []
+        self._padded = padded
+        self._turn = threading.Semaphore(turns)
+        self._waiting: deque[_Request] = deque()
         self._mutex = threading.Lock()
 
-    def submit(self, rows: Sequence[Row], kind: Hashable) -> Future[Float32Array]:
+    def batches(self, rows: Sequence[Row]) -> Iterator[list[int]]:
+        """Yield positions into `rows`, each exactly once, in batches that fit the token budget."""
+        return token_batches([len(row.ids) for row in rows], self.token_budget, padded=self._padded)
+
+    def submit(self, rows: Sequence[Row]) -> Future[Float32Array]:
         """Queue rows; `serve` must be called, by any thread, after that.
 
         Args:
             rows: n token rows, at least one.
-            kind: only rows of one kind share a forward pass.
 
         Returns:
             A future of float32 [n, d].
         """
-        request = _Request(rows, kind, Future())
+        request = _Request(rows, Future())
         # From here on it can't be cancelled: a coroutine that gives up must not trip whoever answers it.
         request.answer.set_running_or_notify_cancel()
         with self._mutex:
@@ -57,34 +66,46 @@ class CallMerger:
         return request.answer
 
     def serve(self, answer: Future[Float32Array]) -> None:
-        """Wait for the turn, and unless somebody answered meanwhile, answer all who wait."""
+        """Wait for a turn, and answer who waits until `answer` is done or in another's hands."""
         with self._turn:
-            if answer.done():
-                return
-            with self._mutex:
-                taken, self._waiting = self._waiting, []
-            try:
-                for kind in dict.fromkeys(request.kind for request in taken):
-                    self._answer([request for request in taken if request.kind == kind])
-            finally:
-                # After an interruption the others' calls are still to be done; the next in turn does them.
-                left = [request for request in taken if not request.answer.done() and request.answer is not answer]
-                with self._mutex:
-                    self._waiting = left + self._waiting
+            while not answer.done():
+                taken = self._take()
+                if not taken:
+                    return
+                try:
+                    self._answer(taken)
+                finally:
+                    # After an interruption the others' calls are still to be done; the next in turn does them.
+                    left = [r for r in taken if not r.answer.done() and r.answer is not answer]
+                    with self._mutex:
+                        self._waiting.extendleft(reversed(left))
 
-    def run(self, rows: Sequence[Row], kind: Hashable) -> Float32Array:
+    def run(self, rows: Sequence[Row]) -> Float32Array:
         """Return the vectors of rows, float32 [n, d], in their order."""
-        answer = self.submit(rows, kind)
-        self.serve(answer)
-        return answer.result()
+        answer = self.submit(rows)
+        while True:
+            self.serve(answer)
+            try:
+                return answer.result(_PATIENCE)
+            except TimeoutError:
+                if answer.done():
+                    raise
+
+    def _take(self) -> list[_Request]:
+        taken: list[_Request] = []
+        tokens = 0
+        with self._mutex:
+            while self._waiting:
+                tokens += sum(len(row.ids) for row in self._waiting[0].rows)
+                if taken and tokens > self.token_budget:
+                    break
+                taken.append(self._waiting.popleft())
+        return taken
 
     def _answer(self, requests: list[_Request]) -> None:
         rows = [row for request in requests for row in request.rows]
         try:
-            batches = [
-                (batch, self._forward([rows[i] for i in batch], requests[0].kind))
-                for batch in token_batches([len(row.ids) for row in rows], self.token_budget)
-            ]
+            batches = [(batch, self._forward([rows[i] for i in batch])) for batch in self.batches(rows)]
         except Exception as error:
             if len(requests) == 1:
                 requests[0].answer.set_exception(error)

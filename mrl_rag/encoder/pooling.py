@@ -13,13 +13,13 @@ if TYPE_CHECKING:
 def pool(
     hidden: torch.Tensor, lengths: torch.Tensor, pooling: Pooling, skips: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """Pool right-padded token vectors.
+    """Pool the token vectors of sequences that lie end to end.
 
     Args:
-        hidden: [n, tokens, d], any float dtype; row i holds `lengths[i]` tokens, then padding.
-        lengths: int64 [n], each at least 1.
+        hidden: [tokens, d], any float dtype.
+        lengths: int64 [n], each at least 1; they add up to `tokens`.
         pooling: "mean", "cls" (first token) or "lasttoken".
-        skips: int64 [n], how many of a row's first tokens are left out; None for none. Where they are all of the row,
+        skips: int64 [n], how many of a sequence's first tokens are left out; None for none. Where they are all of it,
             the answer is sentence-transformers': the first token for "cls", else zeros.
 
     Returns:
@@ -27,13 +27,17 @@ def pool(
     """
     import torch
 
-    rows = torch.arange(len(hidden), device=hidden.device)
-    skips = torch.zeros_like(lengths) if skips is None else skips
-    left = lengths - skips
+    starts = lengths.cumsum(0) - lengths
+    left = lengths if skips is None else lengths - skips
     if pooling == "cls":
-        return hidden[rows, torch.where(left > 0, skips, 0)].float()
+        return hidden[starts if skips is None else starts + torch.where(left > 0, skips, 0)].float()
     if pooling == "lasttoken":
-        return hidden[rows, lengths - 1].float().masked_fill((left <= 0)[:, None], 0)
-    positions = torch.arange(hidden.shape[1], device=hidden.device)
-    out = (positions >= lengths[:, None]) | (positions < skips[:, None])  # [n, tokens]
-    return hidden.float().masked_fill(out[..., None], 0).sum(dim=1) / left.clamp(min=1)[:, None]
+        return hidden[starts + lengths - 1].float().masked_fill((left <= 0)[:, None], 0)
+    rows = torch.arange(len(lengths), device=hidden.device)
+    owners = rows.repeat_interleave(lengths, output_size=len(hidden))  # [tokens]
+    hidden = hidden.float()
+    if skips is not None:
+        positions = torch.arange(len(hidden), device=hidden.device)
+        hidden = hidden.masked_fill((positions < (starts + skips)[owners])[:, None], 0)
+    sums = hidden.new_zeros(len(lengths), hidden.shape[1]).index_add_(0, owners, hidden)
+    return sums / left.clamp(min=1)[:, None]

@@ -26,6 +26,11 @@ class DynamicRotary:
         ]
         self._limit: int = min((module.original_max_seq_len for module in self._modules), default=0)
 
+    @property
+    def changes(self) -> bool:
+        """Whether the angles depend on the length of the input."""
+        return bool(self._modules)
+
     def groups(self, lengths: Sequence[int]) -> list[list[int]]:
         """Split a batch into those that may share a forward pass.
 
@@ -35,7 +40,7 @@ class DynamicRotary:
         Returns:
             Positions into `lengths`, each exactly once; one group where the network needs no care.
         """
-        if not self._modules:
+        if not self.changes:
             return [list(range(len(lengths)))]
         groups: dict[int, list[int]] = {}
         for position, length in enumerate(lengths):

@@ -1,5 +1,7 @@
+import gc
 import pickle
 import warnings
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -170,6 +172,18 @@ def test_a_closed_encoder_says_so(tiny_bert):
     encoder.close()
     with pytest.raises(EncoderClosed):
         encoder.encode(["a"])
+
+
+def test_closing_frees_the_weights_at_once(tiny_bert):
+    encoder = MatryoshkaEncoder(tiny_bert, device="cpu")
+    encoder.encode(["a"])
+    weights = weakref.ref(encoder._network.module)
+    gc.disable()
+    try:
+        encoder.close()
+        assert weights() is None
+    finally:
+        gc.enable()
 
 
 def test_a_pickled_encoder_carries_its_settings_and_not_its_weights(tiny_bert, passages):

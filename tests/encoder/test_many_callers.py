@@ -22,12 +22,13 @@ class Watched(torch.nn.Module):
         super().__init__()
         self.network, self.seconds, self.most_rows, self.batches = network, seconds, most_rows, []
 
-    def forward(self, input_ids, **inputs):
-        self.batches.append(len(input_ids))
-        if self.most_rows is not None and len(input_ids) > self.most_rows:
+    def forward(self, packing, **inputs):
+        rows = len(packing.offsets) - 1
+        self.batches.append(rows)
+        if self.most_rows is not None and rows > self.most_rows:
             raise torch.OutOfMemoryError("out of memory")
         time.sleep(self.seconds)
-        return self.network(input_ids=input_ids, **inputs)
+        return self.network(packing=packing, **inputs)
 
 
 @pytest.fixture
@@ -36,8 +37,8 @@ def encoder(tiny_bert):
 
 
 def watch(encoder, **settings):
-    encoder._network = Watched(encoder._network, **settings)
-    return encoder._network
+    encoder._network.module = Watched(encoder._network.module, **settings)
+    return encoder._network.module
 
 
 def test_32_threads_share_forward_passes_and_get_the_same_vectors(encoder, passages):
@@ -97,13 +98,13 @@ def test_a_question_gets_its_turn_while_a_corpus_is_encoded(encoder, passages):
 
 
 def test_one_callers_error_is_not_the_others():
-    def forward(rows, kind):
+    def forward(rows):
         if any(row.ids == [13] for row in rows):
             raise ValueError("thirteen")
         return np.array([row.ids for row in rows], dtype=np.float32)
 
     merger = CallMerger(forward, token_budget=100)
-    answers = [merger.submit([Row([number])], "query") for number in (1, 13, 2)]
+    answers = [merger.submit([Row([number])]) for number in (1, 13, 2)]
     merger.serve(answers[0])
     assert [answers[0].result(), answers[2].result()] == [[[1]], [[2]]]
     with pytest.raises(ValueError, match="thirteen"):
@@ -113,19 +114,19 @@ def test_one_callers_error_is_not_the_others():
 def test_after_an_interruption_the_others_are_still_answered():
     interrupted = []
 
-    def forward(rows, kind):
+    def forward(rows):
         if not interrupted:
             interrupted.append(True)
             raise KeyboardInterrupt
         return np.array([row.ids for row in rows], dtype=np.float32)
 
     merger = CallMerger(forward, token_budget=100)
-    first, second = merger.submit([Row([1])], "query"), merger.submit([Row([2])], "query")
+    first, second = merger.submit([Row([1])]), merger.submit([Row([2])])
     with pytest.raises(KeyboardInterrupt):
         merger.serve(first)
     merger.serve(second)
     assert second.result() == [[2]]
-    assert merger._waiting == []
+    assert not merger._waiting
 
 
 def test_where_memory_does_not_suffice_batches_are_halved(encoder, passages):
@@ -145,7 +146,7 @@ def test_another_error_of_the_network_is_passed_on(encoder):
     def broken(**inputs):
         raise RuntimeError("broken")
 
-    encoder._network = broken
+    encoder._network.module = broken
     with pytest.raises(RuntimeError, match="broken"):
         encoder.encode(["a"])
 

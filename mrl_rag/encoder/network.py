@@ -1,0 +1,198 @@
+"""Token rows in, pooled vectors out: a model's network on its device."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from mrl_rag.encoder.attention import PACKED
+from mrl_rag.encoder.batching import Packing, Row, length_groups
+from mrl_rag.encoder.loading import Recipe, load_network
+from mrl_rag.encoder.openvino import OpenVINONetwork
+from mrl_rag.encoder.pooling import pool
+from mrl_rag.encoder.rotary import DynamicRotary
+from mrl_rag.encoder.steps import load_steps
+from mrl_rag.errors import EncoderOutOfMemory, InvalidInput
+from mrl_rag.truncation import Float32Array
+
+if TYPE_CHECKING:
+    from mrl_rag.encoder.encoder import Backend
+
+# How far packed vectors may be from padded ones, in cosine distance: far above rounding, far below a wrong mask.
+_TOLERANCE = {torch.float32: 1e-5, torch.float16: 1e-3, torch.bfloat16: 5e-3}
+
+
+class Network:
+    """A network, pooling, and the modules after it.
+
+    Sequences are packed end to end where the network takes that, and padded to the longest elsewhere. OpenVINO runs
+    those of one length together.
+
+    Args:
+        folder: the model's folder.
+        recipe: what `read_recipe` read there.
+        device: where it runs.
+        dtype: number format of the network.
+        trust_remote_code: let the folder run code of its own.
+        pad_id: the token that pads.
+        sample: rows of different lengths, to try packing and OpenVINO on.
+        backend: what runs the network: "torch" or "openvino".
+
+    Attributes:
+        module: the network itself.
+        packs: whether sequences need no padding.
+
+    Raises:
+        InvalidInput: OpenVINO can't run the network.
+        ModelFilesError: as `load_network` and `load_steps`.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        recipe: Recipe,
+        *,
+        device: torch.device,
+        dtype: torch.dtype,
+        trust_remote_code: bool,
+        pad_id: int,
+        sample: Sequence[Row],
+        backend: Backend = "torch",
+    ) -> None:
+        # OpenVINO makes its own bfloat16.
+        kept = dtype if backend == "torch" else torch.float32
+        module: Any = load_network(folder, recipe, dtype=kept, trust_remote_code=trust_remote_code)
+        self.module = module.to(device)
+        self._device = device
+        self._pooling = recipe.pooling
+        self._pad_id = pad_id
+        self._rotary = DynamicRotary(module)
+        steps, self.full_dim = load_steps(folder, recipe.steps, module.config.hidden_size)
+        self._steps = steps.to(device)
+        # RoBERTa and its kin count positions from there on.
+        tables = [table for name, table in module.named_modules() if name.endswith("position_embeddings")]
+        padding = getattr(tables[0], "padding_idx", None) if tables else None
+        self._first_position = 0 if padding is None else padding + 1
+        # A plain function: a method bound to `self` would keep the weights alive after the last reference to it.
+        self._states = Network._padded
+        if backend == "openvino":
+            self._convert(sample, dtype)
+        elif device.type == "cpu" or (device.type == "cuda" and dtype != torch.float32):
+            self._try_packing(sample)
+        self.packs = self._states is not Network._padded
+
+    def run(self, rows: Sequence[Row]) -> Float32Array:
+        """Return the vectors of rows, float32 [n, full_dim].
+
+        Where memory doesn't suffice, they run in halves, down to one row.
+
+        Raises:
+            EncoderOutOfMemory: one row alone does not fit.
+        """
+        try:
+            return self._forward(rows)
+        except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+            known = isinstance(error, torch.OutOfMemoryError | MemoryError)
+            if not known and "can't allocate memory" not in str(error):
+                raise
+            if len(rows) == 1:
+                raise EncoderOutOfMemory(
+                    f"a text of {len(rows[0].ids)} tokens alone does not fit the memory of {self._device}: {error} "
+                    "Lower max_length, or free memory there."
+                ) from error
+        # Outside of `except`: the error holds on to the tensors that did not fit.
+        if self._device.type == "cuda":
+            torch.cuda.empty_cache()
+        half = len(rows) // 2
+        return np.concatenate([self.run(rows[:half]), self.run(rows[half:])])
+
+    def _forward(self, rows: Sequence[Row]) -> Float32Array:
+        groups = self._rotary.groups([len(row.ids) for row in rows])
+        if len(groups) > 1:
+            vectors = np.empty((len(rows), self.full_dim), dtype=np.float32)
+            for group in groups:
+                vectors[group] = self._forward([rows[i] for i in group])
+            return vectors
+        self._rotary.reset()
+        with torch.inference_mode():
+            hidden, lengths = self._states(self, rows)
+            skips = self._put([row.skip for row in rows]) if any(row.skip for row in rows) else None
+            found: Float32Array = self._steps(pool(hidden, lengths, self._pooling, skips)).cpu().numpy()
+        return found
+
+    def _packed(self, rows: Sequence[Row]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return hidden states [tokens, d] of the rows end to end, and their lengths."""
+        counts = [len(row.ids) for row in rows]
+        ids = np.concatenate([row.ids for row in rows])
+        places = np.concatenate([np.arange(self._first_position, self._first_position + n) for n in counts])
+        # One copy for all.
+        inputs = self._put(np.concatenate([ids, places, counts]))
+        tokens, positions, lengths = torch.split(inputs, [len(ids), len(ids), len(rows)])
+        offsets = torch.nn.functional.pad(lengths.cumsum(0), (1, 0)).int()
+        packing = Packing(length_groups(counts), offsets, max(counts))
+        found = self.module(input_ids=tokens[None], position_ids=positions[None], packing=packing)
+        return found.last_hidden_state[0], lengths
+
+    def _padded(self, rows: Sequence[Row]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return what `_packed` does."""
+        lengths = np.array([len(row.ids) for row in rows])
+        mask = np.arange(lengths.max()) < lengths[:, None]  # [n, tokens]
+        tokens = np.full(mask.shape, self._pad_id, dtype=np.int64)
+        tokens[mask] = np.concatenate([row.ids for row in rows])
+        seen = self._put(mask)
+        hidden = self.module(input_ids=self._put(tokens), attention_mask=seen.long()).last_hidden_state
+        return hidden[seen], self._put(lengths)
+
+    def _put(self, values: Any) -> torch.Tensor:
+        """Copy to the device, without waiting for it."""
+        tensor = torch.as_tensor(values)
+        return tensor.pin_memory().to(self._device, non_blocking=True) if self._device.type == "cuda" else tensor
+
+    def _by_length(self, rows: Sequence[Row]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return what `_packed` does."""
+        counts = [len(row.ids) for row in rows]
+        ids = np.concatenate([row.ids for row in rows]).astype(np.int64)
+        parts = [ids[start : start + n * length].reshape(n, length) for start, n, length in length_groups(counts)]
+        return torch.cat([self.module(part).flatten(0, 1) for part in parts]), torch.tensor(counts)
+
+    def _try_packing(self, sample: Sequence[Row]) -> None:
+        """Pack the sample, and keep to packing if the vectors are those of padding.
+
+        Some networks don't follow the attention interface, some don't heed the positions they are given, some ask
+        for what packed attention hasn't.
+        """
+        usual = self.module.config._attn_implementation
+        try:
+            if not self.module._can_set_attn_implementation():
+                return
+            expected = self._forward(sample)
+            self.module.set_attn_implementation(PACKED)
+            self._states = Network._packed
+            if _distance(self._forward(sample), expected) < _TOLERANCE[self.module.dtype]:
+                return
+        except (AttributeError, NotImplementedError, RuntimeError, TypeError, ValueError):
+            pass
+        self._states = Network._padded
+        self.module.set_attn_implementation(usual)
+
+    def _convert(self, sample: Sequence[Row], dtype: torch.dtype) -> None:
+        name = type(self.module).__name__
+        if self._rotary.changes:
+            raise InvalidInput(f"backend='openvino' can't run a {name} whose angles follow the length. Leave it out.")
+        expected = self._forward(sample)
+        self.module = OpenVINONetwork(self.module, dtype)
+        self._states = Network._by_length
+        if not _distance(self._forward(sample), expected) < _TOLERANCE[dtype]:
+            raise InvalidInput(
+                f"OpenVINO computes other vectors than torch for a {name}. Leave backend='openvino' out."
+            )
+
+
+def _distance(vectors: Float32Array, others: Float32Array) -> float:
+    """The largest cosine distance of two rows."""
+    lengths = np.linalg.norm(vectors, axis=1) * np.linalg.norm(others, axis=1)
+    return float((1 - (vectors * others).sum(axis=1) / np.maximum(lengths, 1e-12)).max())

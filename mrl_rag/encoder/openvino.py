@@ -1,0 +1,64 @@
+"""A torch network as OpenVINO runs it on a CPU."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from mrl_rag.errors import InvalidInput
+from mrl_rag.extras import require
+
+
+class OpenVINONetwork:
+    """A network converted in memory; nothing is downloaded or written.
+
+    Args:
+        module: a network of transformers, float32, on the CPU.
+        dtype: what it computes in: float32 or bfloat16.
+
+    Raises:
+        MissingExtra: `openvino` is not installed.
+        InvalidInput: the network can't be converted.
+    """
+
+    def __init__(self, module: torch.nn.Module, dtype: torch.dtype) -> None:
+        openvino = require("openvino", extra="openvino")
+        # Two rows of three tokens: a size of 1 would be taken for fixed.
+        example = torch.tensor([[5, 6, 7], [8, 9, 10]])
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of tracing: sizes are given as dynamic below
+                converted = openvino.convert_model(
+                    _Hidden(module), example_input=(example,), input=[([-1, -1], openvino.Type.i64)]
+                )
+        except (RuntimeError, TypeError, ValueError, openvino.frontend.OpConversionFailure) as error:
+            raise InvalidInput(
+                f"backend='openvino' can't convert a {type(module).__name__}: {str(error)[:300]}. Leave backend out."
+            ) from error
+        settings = {
+            "PERFORMANCE_HINT": "LATENCY",
+            "INFERENCE_PRECISION_HINT": "bf16" if dtype == torch.bfloat16 else "f32",
+            "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+        }
+        self._request = openvino.Core().compile_model(converted, "CPU", settings).create_infer_request()
+
+    def __call__(self, ids: npt.NDArray[np.int64]) -> torch.Tensor:
+        """Return hidden states, float32 [n, tokens, d], of rows of one length, int64 [n, tokens]."""
+        found: torch.Tensor = torch.from_numpy(self._request.infer([ids])[0])
+        return found
+
+
+class _Hidden(torch.nn.Module):
+    def __init__(self, network: Any) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
+        # Not left out: some networks then make one of their own, in a way that can't be converted.
+        seen = torch.ones_like(input_ids)
+        hidden: torch.Tensor = self.network(input_ids=input_ids, attention_mask=seen).last_hidden_state
+        return hidden

@@ -1,0 +1,110 @@
+"""Several devices, one process each."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import get_context, parent_process
+from queue import SimpleQueue
+from typing import Any
+
+import torch
+
+from mrl_rag.encoder.batching import Row
+from mrl_rag.encoder.network import Network
+from mrl_rag.errors import EncoderClosed
+from mrl_rag.truncation import Float32Array
+
+
+class Workers:
+    """A network on each device, every one in a process of its own that loads the weights itself.
+
+    A batch goes to a device that has none. A worker that loses its parent ends itself.
+
+    Args:
+        devices: one a process; one may stand there twice.
+        settings: the arguments of `Network`, all but the device.
+
+    Attributes:
+        packs: as `Network.packs`.
+        full_dim: as `Network.full_dim`.
+
+    Raises:
+        MrlRagError: as `Network`.
+    """
+
+    def __init__(self, devices: Sequence[torch.device], settings: dict[str, Any]) -> None:
+        context = get_context("spawn")
+        on_cpu = sum(device.type == "cpu" for device in devices)
+        threads = max((os.cpu_count() or 1) // max(on_cpu, 1), 1)
+        self._pools = {
+            position: ProcessPoolExecutor(1, mp_context=context, initializer=_start, initargs=(threads,))
+            for position in range(len(devices))
+        }
+        self._devices = list(devices)
+        self._free: SimpleQueue[int] = SimpleQueue()
+        try:
+            opened = [self._pools[i].submit(_open, settings | {"device": device}) for i, device in enumerate(devices)]
+            facts = [future.result() for future in opened]
+        except BaseException:
+            self.close()
+            raise
+        # The same network everywhere, but a GPU may pack where a CPU beside it may not.
+        self.packs, self.full_dim = all(packs for packs, _ in facts), facts[0][1]
+        for position in self._pools:
+            self._free.put(position)
+
+    def run(self, rows: Sequence[Row]) -> Float32Array:
+        """Return the vectors of rows, float32 [n, full_dim]; any number of threads may call.
+
+        Raises:
+            EncoderClosed: a worker died.
+            EncoderOutOfMemory: one row alone does not fit.
+        """
+        position = self._free.get()
+        try:
+            return self._pools[position].submit(_run, list(rows)).result()
+        except BrokenProcessPool as error:
+            raise EncoderClosed(
+                f"the process of device {position}, {self._devices[position]}, died. Look for what ended it (often the "
+                "system, short of memory), and make a new encoder."
+            ) from error
+        finally:
+            self._free.put(position)
+
+    def close(self) -> None:
+        """End the processes; each finishes the batch it has."""
+        for pool in self._pools.values():
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+_network: Network | None = None
+
+
+def _start(threads: int) -> None:
+    # Ctrl-C reaches every process of a terminal; the parent ends the work.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    torch.set_num_threads(threads)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
+
+
+def _open(settings: dict[str, Any]) -> tuple[bool, int]:
+    global _network
+    _network = Network(**settings)
+    return _network.packs, _network.full_dim
+
+
+def _run(rows: Sequence[Row]) -> Float32Array:
+    assert _network is not None
+    return _network.run(rows)

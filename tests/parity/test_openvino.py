@@ -1,0 +1,44 @@
+"""OpenVINO's vectors are those of sentence-transformers, architecture by architecture."""
+
+import numpy as np
+import pytest
+from sentence_transformers import SentenceTransformer
+
+from mrl_rag import MatryoshkaEncoder
+from mrl_rag.errors import InvalidInput, MissingExtra
+
+
+@pytest.mark.parametrize("name", ["bert", "distilbert", "mpnet", "xlm-roberta", "nomic", "modernbert", "qwen3", "t5"])
+def test_the_vectors_are_the_references(save_model, passages, cosine_distance, name):
+    pytest.importorskip("openvino")
+    folder = save_model(name)
+    encoder = MatryoshkaEncoder(folder, device="cpu", dtype="float32", backend="openvino")
+    reference = SentenceTransformer(str(folder), device="cpu")
+    texts = [text[:150] for text in passages[:16]]
+    together = encoder.encode_documents(texts)
+    prompt = next((reference.prompts[key] for key in ("document", "passage") if reference.prompts.get(key)), "")
+    assert cosine_distance(together, reference.encode(texts, prompt=prompt)).max() < 1e-5
+    alone = np.vstack([encoder.encode([text]) for text in texts])
+    np.testing.assert_allclose(together, alone, atol=1e-5, rtol=0)
+    assert encoder.fingerprint == MatryoshkaEncoder(folder, device="cpu").fingerprint
+
+
+def test_a_network_that_cannot_be_converted_is_refused_by_name(save_model):
+    pytest.importorskip("openvino")
+    with pytest.raises(InvalidInput, match="Gemma3TextModel"):
+        MatryoshkaEncoder(save_model("gemma3"), device="cpu", backend="openvino")
+    rope = {"rope_type": "dynamic", "rope_theta": 1000.0, "factor": 2.0}
+    with pytest.raises(InvalidInput, match="follow the length"):
+        MatryoshkaEncoder(save_model("nomic", rope_parameters=rope), device="cpu", backend="openvino")
+
+
+@pytest.mark.parametrize(("backend", "device"), [("onnx", "cpu"), ("openvino", "cuda"), ("openvino", ["cpu", "cuda"])])
+def test_a_backend_that_is_not_there_is_refused(tiny_bert, backend, device):
+    with pytest.raises(InvalidInput, match="backend"):
+        MatryoshkaEncoder(tiny_bert, device=device, backend=backend)
+
+
+def test_without_the_extra_the_pip_line_is_given(tiny_bert, monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "openvino", None)
+    with pytest.raises(MissingExtra, match=r"pip install 'mrl-rag\[openvino\]'"):
+        MatryoshkaEncoder(tiny_bert, device="cpu", backend="openvino")
