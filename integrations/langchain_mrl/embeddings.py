@@ -45,8 +45,8 @@ class MatryoshkaEmbeddings(BaseModel, Embeddings):
     """Short name, local folder or hub id."""
     dim: int | None = None
     """Length of the vectors, 1 <= dim <= the model's full dimension; None for the full one."""
-    device: str | None = None
-    """A torch device; None takes a GPU when there is one."""
+    device: str | list[str] | None = None
+    """A torch device, or several for a process each; None takes a GPU when there is one."""
     dtype: str | None = None
     """"float32", "bfloat16" or "float16"; None for what is fast here."""
     max_length: int | None = None
@@ -63,6 +63,8 @@ class MatryoshkaEmbeddings(BaseModel, Embeddings):
     """Task of documents and queries alike, as "classification" or "clustering"; None for each its own."""
     long_inputs: Literal["truncate", "average", "error"] = "truncate"
     """What becomes of a text longer than `max_length`; see `MatryoshkaEncoder`."""
+    backend: Literal["torch", "openvino"] | None = None
+    """What runs the network; None for "torch"."""
     show_progress: bool = False
     """Show a bar while documents are embedded, on a terminal."""
     encoder: Any = Field(default=None, exclude=True, repr=False)
@@ -84,6 +86,7 @@ class MatryoshkaEmbeddings(BaseModel, Embeddings):
                 trust_remote_code=self.trust_remote_code,
                 local_files_only=self.local_files_only,
                 long_inputs=self.long_inputs,
+                backend=self.backend,
             )
         elif idle := sorted(set(fields) - _WITH_AN_ENCODER):
             raise InvalidInput(f"encoder is given, and so is {', '.join(idle)}: set that where the encoder is made.")

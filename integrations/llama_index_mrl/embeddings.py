@@ -62,7 +62,9 @@ class MatryoshkaEmbedding(BaseEmbedding):
     model_name: str = Field(default="minilm", description="Short name, local folder or hub id.")
     embed_batch_size: int = Field(default=512, gt=0, le=2048, description="Texts handed to the encoder at once.")
     dim: int | None = Field(default=None, description="Length of the vectors; None for the full dimension.")
-    device: str | None = Field(default=None, description="A torch device; None takes a GPU when there is one.")
+    device: str | list[str] | None = Field(
+        default=None, description="A torch device, or several for a process each; None takes a GPU when there is one."
+    )
     dtype: str | None = Field(default=None, description="float32, bfloat16 or float16; None for what is fast here.")
     max_length: int | None = Field(default=None, description="Longest input in tokens; None for the model's own.")
     prompts: dict[Task, str] | None = Field(default=None, description="Task -> prompt, over the model's own.")
@@ -72,6 +74,9 @@ class MatryoshkaEmbedding(BaseEmbedding):
     task: Task | None = Field(default=None, description="Task of texts and queries alike; None for each its own.")
     long_inputs: Literal["truncate", "average", "error"] = Field(
         default="truncate", description="What becomes of a text longer than max_length."
+    )
+    backend: Literal["torch", "openvino"] | None = Field(
+        default=None, description="What runs the network; None for torch."
     )
 
     _encoder: Encoder = PrivateAttr()
@@ -97,6 +102,7 @@ class MatryoshkaEmbedding(BaseEmbedding):
             trust_remote_code=self.trust_remote_code,
             local_files_only=self.local_files_only,
             long_inputs=self.long_inputs,
+            backend=self.backend,
         )
         if self.dim is not None:
             self._encoder.encode([], dim=self.dim)

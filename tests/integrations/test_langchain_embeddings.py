@@ -124,3 +124,8 @@ def test_settings_of_an_encoder_that_exists_are_refused(words, tiny_bert):
 def test_a_local_model_needs_no_network(tiny_bert, no_network):
     assert len(MatryoshkaEmbeddings(model=str(tiny_bert), device="cpu").embed_query("a")) == 16
     assert len(MatryoshkaEmbeddings(device="cpu").embed_query("a")) == 384
+
+
+def test_openvino_may_run_the_network(minilm):
+    found = MatryoshkaEmbeddings(backend="openvino", device="cpu", dtype="float32").embed_query("a question")
+    assert found == pytest.approx(minilm.encode_queries(["a question"])[0].tolist(), abs=1e-4)

@@ -197,3 +197,8 @@ async def test_each_call_sends_its_events_once(events):
     events.clear()
     await model.aget_text_embedding_batch(["a", "b", "c"])
     assert events == {"EmbeddingStartEvent": 2, "EmbeddingEndEvent": 2}
+
+
+def test_openvino_may_run_the_network(minilm):
+    found = MatryoshkaEmbedding(backend="openvino", device="cpu", dtype="float32").get_query_embedding("a question")
+    assert found == pytest.approx(minilm.encode_queries(["a question"])[0].tolist(), abs=1e-4)
