@@ -31,6 +31,8 @@ _REPLACES = f"{_PREFIX}replaces"
 # `get_max_batch_size` says more than the service takes (chroma-core/chroma#5453).
 _CLOUD_HOST = "trychroma.com"
 _CLOUD_LIMIT = 300
+# Among how many of the nearest a record must find itself, and at what distance another is as near.
+_NEAREST, _EQUAL = 50, 1e-5
 # Records read at a time, to copy a collection.
 _PAGE = 2000
 # Collections listed at a time.
@@ -343,6 +345,21 @@ class Coarse:
             )
             found += answer["ids"]
         return found
+
+    def unreached(self, ids: Sequence[str], vectors: Float32Array) -> list[str]:
+        """Return the ids that a search doesn't find by their own vectors, float32 [n, shortlist_dim].
+
+        One with many equals is not among them: another came in its place.
+        """
+        lost: list[str] = []
+        for part in self.batches(range(len(ids))):
+            answer = self._collection.query(
+                query_embeddings=vectors[part[0] : part[-1] + 1], n_results=_NEAREST, include=["distances"]
+            )
+            for row, found, distances in zip(part, answer["ids"], answer["distances"] or [], strict=True):
+                if ids[row] not in found and (not distances or distances[-1] > _EQUAL):
+                    lost.append(ids[row])
+        return lost
 
 
 def _facts(name: str, stored: Mapping[str, Any]) -> Facts:

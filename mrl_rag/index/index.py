@@ -599,8 +599,9 @@ class TwoStageIndex:
         """Mend what can be mended, and lose nothing that was acknowledged.
 
         Orphans are removed, an interrupted replacement is finished or undone, and where the search structure or the
-        rotation is lost or doesn't fit the archive, Chroma is filled anew from the archive. Records whose full vector
-        is gone or is not their document's stay as they are. In a folder, graphs of deleted collections are removed.
+        rotation is lost, doesn't find a record or doesn't fit the archive, Chroma is filled anew. Records whose full
+        vector is gone or is not their document's stay as they are. In a folder, graphs of deleted collections are
+        removed.
 
         Returns:
             What is left to do: records to upsert again. `report.ok` when nothing is.
@@ -617,7 +618,7 @@ class TwoStageIndex:
                 opened.archive.delete(found.orphaned)
             for name in leftovers(self._client, self._name):
                 self._client.delete_collection(name)
-            if found.search_broken or found.misplaced:
+            if found.search_broken or found.misplaced or found.unreachable:
                 lost = set(found.missing) | set(found.damaged)
                 self._halves = opened = opened.reindexed(self._client, None, found.new_rotation, None, False, lost)
             if self._folder is not None and not damaged:

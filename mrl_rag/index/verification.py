@@ -16,8 +16,8 @@ from mrl_rag.truncation import Float32Array
 
 # Cosine of what Chroma searches with what the archive's vector says it should be: float16 leaves about 1e-6.
 _SAME = 1 - 1e-4
-# Records whose own vector is searched for: each must find itself.
-_TRIED = 100
+# Records whose own vector is searched for, all or so many of them: each must find itself.
+_TRIED = 10_000
 
 
 @dataclass
@@ -32,8 +32,10 @@ class Report:
         misplaced: what Chroma searches doesn't fit the full vector. `repair` fills Chroma anew.
         interrupted: a writer stopped between both halves. `repair` finishes or undoes it.
         orphaned: the archive has a full vector, Chroma no record. `repair` removes them.
-        search_broken: Chroma's search raises, or doesn't find records by their own vectors; or the rotation is lost.
-            `repair` fills Chroma anew.
+        unreachable: a search with the record's own vector doesn't find it: a graph may lose its way to a record when
+            many are replaced. `repair` fills Chroma anew. Of more than 10,000 records a sample is tried.
+        search_broken: Chroma's search raises, or doesn't find half of the records by their own vectors; or the rotation
+            is lost. `repair` fills Chroma anew.
         chroma_damaged: what SQLite finds wrong with Chroma's own file of ids, documents and metadata, "" where nothing
             is. `repair` can't mend it: bring the folder back from a backup, or fill a new one.
         new_rotation: "fit" where `repair` has to fit another rotation.
@@ -46,6 +48,7 @@ class Report:
     misplaced: list[str] = field(default_factory=list)
     interrupted: list[str] = field(default_factory=list)
     orphaned: list[str] = field(default_factory=list)
+    unreachable: list[str] = field(default_factory=list)
     search_broken: bool = False
     chroma_damaged: str = ""
     new_rotation: Literal["fit"] | None = None
@@ -54,7 +57,7 @@ class Report:
     def ok(self) -> bool:
         """Whether nothing is wrong."""
         lists = self.missing, self.damaged, self.stale, self.misplaced, self.interrupted, self.orphaned
-        return not any(lists) and not self.search_broken and not self.chroma_damaged
+        return not any(lists) and not self.unreachable and not self.search_broken and not self.chroma_damaged
 
 
 def verify(halves: Halves) -> Report:
@@ -89,12 +92,14 @@ def verify(halves: Halves) -> Report:
             expected = halves.shortlist(vectors)
             if stored is None:
                 continue
-            report.misplaced += [
-                id_ for id_, row in zip(sound, expected, strict=True) if not _same(stored.get(id_), row)
-            ]
-            chosen = [row for row, id_ in enumerate(sound) if id_ in tried]
-            if chosen and not _found(halves, [sound[row] for row in chosen], expected[chosen]):
+            placed = [_same(stored.get(id_), row) for id_, row in zip(sound, expected, strict=True)]
+            report.misplaced += [id_ for id_, fits in zip(sound, placed, strict=True) if not fits]
+            chosen = [row for row, id_ in enumerate(sound) if id_ in tried and placed[row] and expected[row].any()]
+            lost = _unreached(halves, [sound[row] for row in chosen], expected[chosen])
+            if lost is None or 2 * len(lost) > len(chosen):
                 report.search_broken = True
+            else:
+                report.unreachable += lost
     here = set(ids)
     report.orphaned = [id_ for page in archive.ids() for id_ in page if id_ not in here]
     return report
@@ -116,11 +121,10 @@ def _same(stored: Float32Array | None, expected: Float32Array) -> bool:
     return length == 0 or float(stored @ expected) / length >= _SAME
 
 
-def _found(halves: Halves, ids: list[str], vectors: Float32Array) -> bool:
-    """Say whether most records are found by their own vectors: an approximate search may miss a few, a lost one all."""
+def _unreached(halves: Halves, ids: list[str], vectors: Float32Array) -> list[str] | None:
+    """Return the ids that a search with their own vectors doesn't find, None where it can't be done."""
     try:
         with chroma_errors():
-            answers = halves.coarse.search(vectors, 50, None, None)
+            return halves.coarse.unreached(ids, vectors)
     except TwoStageIndexError:
-        return False
-    return sum(id_ in answer for id_, answer in zip(ids, answers, strict=True)) * 2 >= len(ids)
+        return None

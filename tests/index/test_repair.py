@@ -157,3 +157,23 @@ def test_searching_a_missing_vector_is_an_error_and_not_a_wrong_answer(folder, v
     archive(folder, "DELETE FROM places WHERE id = 'id-3'")
     with pytest.raises(ArchiveError, match="'id-3'"):
         TwoStageIndex(folder).search(vectors[3:4])
+
+
+def test_a_record_that_the_graph_lost_is_named_and_found_again(filled, vectors, monkeypatch):
+    coarse = type(filled._halves.coarse)
+    query = coarse.unreached
+    rebuilt = []
+    monkeypatch.setattr(
+        coarse, "unreached", lambda self, ids, rows: query(self, ids, rows) if rebuilt else ["id-3"] * ("id-3" in ids)
+    )
+    assert filled.verify().unreachable == ["id-3"]
+    reindexed = type(filled._halves).reindexed
+    monkeypatch.setattr(type(filled._halves), "reindexed", lambda *given: rebuilt.append(True) or reindexed(*given))
+    assert filled.repair().ok
+    assert rebuilt
+
+
+def test_many_equal_records_are_all_reachable():
+    index = TwoStageIndex(full_dim=4, shortlist_dim=2)
+    index.upsert([str(row) for row in range(200)], [[1.0, 2.0, 3.0, 4.0]] * 199 + [[0.0] * 4])
+    assert index.verify().ok
