@@ -98,7 +98,13 @@ class Archive(Protocol):
         """Return the document hash of those of `ids` that have a row."""
 
     def unchanged(self, ids: Sequence[str], vectors: Float32Array) -> set[str]:
-        """Return those of `ids` whose row is what `write` would make of their vectors, float32 [n, full_dim]."""
+        """Return those of `ids` whose row is what `write` would make of their vectors, float32 [n, full_dim].
+
+        One that a held row waits to replace is not among them.
+        """
+
+    def rounded(self, vectors: Float32Array) -> Float32Array:
+        """Return vectors as `read` will after `write`, float32 [n, full_dim]."""
 
     def ids(self) -> Iterator[list[str]]:
         """Yield the ids of all rows, some thousands at a time."""
@@ -248,9 +254,14 @@ class LocalArchive:
             known = self._slots("places", ids)
             slots = np.array([known.get(id_, -1) for id_ in ids], dtype=np.int64)
             rows, wrong = self._rows.read(slots, ids)
+            held = set(self._slots("waiting", ids))
         same = (rows == pack_rows(vectors, self._rows_as)).all(axis=1)
         same[wrong] = False
-        return {id_ for id_, equal in zip(ids, same, strict=True) if equal}
+        return {id_ for id_, equal in zip(ids, same, strict=True) if equal} - held
+
+    def rounded(self, vectors: Float32Array) -> Float32Array:
+        """See `Archive.rounded`."""
+        return unpack_rows(pack_rows(vectors, self._rows_as), self._rows_as)
 
     def ids(self) -> Iterator[list[str]]:
         """See `Archive.ids`."""

@@ -110,10 +110,19 @@ class ChromaArchive:
     def unchanged(self, ids: Sequence[str], vectors: Float32Array) -> set[str]:
         """See `Archive.unchanged`."""
         given = dict(zip(ids, vectors, strict=True))
+        held: set[str] = set()
+        for part in self._limits.batches(ids):
+            found = self._collection.get(ids=[f"waiting:{id_}" for id_ in part], include=[])["ids"]
+            held.update(key.removeprefix("waiting:") for key in found)
         # Chroma normalises once more: the last digit may be another.
-        return {
+        same = (
             id_ for id_, row in zip(*self.read(ids), strict=True) if np.allclose(row, given[id_], rtol=0, atol=1e-6)
-        }
+        )
+        return set(same) - held
+
+    def rounded(self, vectors: Float32Array) -> Float32Array:
+        """See `Archive.rounded`: nothing is."""
+        return vectors
 
     def ids(self) -> Iterator[list[str]]:
         """See `Archive.ids`."""

@@ -116,7 +116,8 @@ class Halves:
         replaced = [ids[row] for row in old]
         if old:
             self.archive.hold(replaced, vectors[old], [documents[row] for row in old])
-        self.coarse.upsert(ids, self.shortlist(vectors), documents, metadatas, replaced)
+        # Of what the archive has: Chroma can be filled from it again, and come out the same.
+        self.coarse.upsert(ids, self.shortlist(self.archive.rounded(vectors)), documents, metadatas, replaced)
         if old:
             self.archive.settle(replaced, accepted=replaced)
 

@@ -33,7 +33,8 @@ class Report:
         interrupted: a writer stopped between both halves. `repair` finishes or undoes it.
         orphaned: the archive has a full vector, Chroma no record. `repair` removes them.
         unreachable: a search with the record's own vector doesn't find it: a graph may lose its way to a record when
-            many are replaced. `repair` fills Chroma anew. Of more than 10,000 records a sample is tried.
+            many are replaced. `repair` fills Chroma anew. Of more than 10,000 records a sample is tried. Vectors that
+            lie like noise can lose some in every graph; `reindex(hnsw={"max_neighbors": 32})` makes a denser one.
         search_broken: Chroma's search raises, or doesn't find half of the records by their own vectors; or the rotation
             is lost. `repair` fills Chroma anew.
         chroma_damaged: what SQLite finds wrong with Chroma's own file of ids, documents and metadata, "" where nothing

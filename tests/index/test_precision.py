@@ -74,3 +74,13 @@ def test_a_zero_vector_is_stored_in_every_precision():
         index = TwoStageIndex(precision=precision)
         index.upsert(["a", "b"], [[0.0, 0.0], [0.0, 1.0]])
         assert [(hit.id, hit.score) for hit in index.search([[0.0, 1.0]])[0]] == [("b", pytest.approx(1)), ("a", 0)]
+
+
+@pytest.mark.parametrize("precision", ["float16", "int8", "binary"])
+@pytest.mark.parametrize("rotation", ["none", "auto"])
+def test_vectors_that_one_number_dominates_are_sound(precision, rotation):
+    vectors = 0.03 * np.random.default_rng(0).normal(size=(1200, 256))
+    vectors[:, 200] = -0.9
+    index = TwoStageIndex(shortlist_dim=64, precision=precision, rotation=rotation)
+    index.upsert([str(row) for row in range(1200)], vectors)
+    assert index.verify().misplaced == []

@@ -177,3 +177,15 @@ def test_many_equal_records_are_all_reachable():
     index = TwoStageIndex(full_dim=4, shortlist_dim=2)
     index.upsert([str(row) for row in range(200)], [[1.0, 2.0, 3.0, 4.0]] * 199 + [[0.0] * 4])
     assert index.verify().ok
+
+
+def test_what_is_written_after_an_interruption_is_the_last_word(open_index, vectors, monkeypatch):
+    index = open_index(full_dim=32, shortlist_dim=8)
+    index.upsert(["a"], vectors[:1], documents=["text"])
+    with monkeypatch.context() as patched:
+        patched.setattr(index._halves.archive, "settle", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            index.upsert(["a"], vectors[1:2], documents=["text"])
+    index.upsert(["a"], vectors[:1], documents=["text"])
+    assert index.repair().ok
+    assert index.search(vectors[:1])[0][0].score == pytest.approx(1, abs=1e-3)
