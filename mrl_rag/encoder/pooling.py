@@ -33,6 +33,9 @@ def pool(
         return hidden[starts if skips is None else starts + torch.where(left > 0, skips, 0)].float()
     if pooling == "lasttoken":
         return hidden[starts + lengths - 1].float().masked_fill((left <= 0)[:, None], 0)
+    if len(lengths) == 1:
+        # `index_add_` would wake torch's threads, and while they wait for more they keep OpenVINO's off the cores.
+        return hidden[0 if skips is None else int(skips[0]) :].float().sum(0, keepdim=True) / left.clamp(min=1)
     rows = torch.arange(len(lengths), device=hidden.device)
     owners = rows.repeat_interleave(lengths, output_size=len(hidden))  # [tokens]
     hidden = hidden.float()
