@@ -3,15 +3,12 @@
 import asyncio
 import copy
 import logging
-from collections import Counter
 
 import numpy as np
 import pytest
 from llama_index.core import Document, Settings, VectorStoreIndex
 from llama_index.core.embeddings import MockEmbedding
 from llama_index.core.ingestion import DocstoreStrategy, IngestionPipeline
-from llama_index.core.instrumentation import get_dispatcher
-from llama_index.core.instrumentation.event_handlers import BaseEventHandler
 from llama_index.core.llms import MockLLM
 from llama_index.core.node_parser import SentenceSplitter
 from llama_index.core.postprocessor import SimilarityPostprocessor
@@ -49,20 +46,6 @@ def store():
         node.excluded_embed_metadata_keys = node.excluded_llm_metadata_keys = ["secret"]
     store.add(EMBED_MODEL(nodes))
     return store
-
-
-@pytest.fixture
-def events():
-    class Count(BaseEventHandler):
-        seen: Counter
-
-        def handle(self, event, **kwargs):
-            self.seen[event.class_name()] += 1
-
-    handler = Count(seen=Counter())
-    get_dispatcher().add_event_handler(handler)
-    yield handler.seen
-    get_dispatcher().event_handlers.remove(handler)
 
 
 def scored(*ids):
