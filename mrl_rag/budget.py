@@ -2,24 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from importlib.util import find_spec
-from pathlib import Path
-from typing import TYPE_CHECKING
 
 from mrl_rag.errors import InvalidInput
-from mrl_rag.extras import require
 from mrl_rag.tasks import check_texts
-
-if TYPE_CHECKING:
-    import tiktoken
-
-# Characters counted in one go: tiktoken's regular expression runs out of stack in a run of a million spaces.
-_PART = 100_000
-_ENVIRONMENT = threading.Lock()
+from mrl_rag.tokens import load_encoding, tokenize
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,44 +81,11 @@ def counter(encoding: str) -> Callable[[str], int]:
         InvalidInput: tiktoken knows no such encoding, or can't fetch its table.
         MissingExtra: tiktoken is not installed.
     """
-    table = _load(encoding)
-
-    def count(text: str) -> int:
-        parts = (text[start : start + _PART] for start in range(0, len(text), _PART))
-        return sum(len(table.encode_ordinary(part)) for part in parts)
-
-    return count
-
-
-def _load(name: str) -> tiktoken.Encoding:
-    library = require("tiktoken", extra="tokens")
     try:
-        found: str = name if name in library.list_encoding_names() else library.encoding_name_for_model(name)
-    except KeyError as error:
-        known = ", ".join(library.list_encoding_names())
-        raise InvalidInput(f"encoding is {name!r}; tiktoken knows {known}, and models by name.") from error
-    # tiktoken reads where its tables are from the environment alone.
-    with _ENVIRONMENT:
-        carried = None if {"TIKTOKEN_CACHE_DIR", "DATA_GYM_CACHE_DIR"} & set(os.environ) else _carried_tables()
-        if carried is not None:
-            os.environ["TIKTOKEN_CACHE_DIR"] = str(carried)
-        try:
-            table: tiktoken.Encoding = library.get_encoding(found)
-        except OSError as error:  # requests' errors are of this kind
-            raise InvalidInput(
-                f"the table of encoding {found!r} can't be fetched: {error}. Set TIKTOKEN_CACHE_DIR to a folder that "
-                "has it, or pass a function that counts tokens."
-            ) from error
-        finally:
-            if carried is not None:
-                del os.environ["TIKTOKEN_CACHE_DIR"]
-    return table
-
-
-def _carried_tables() -> Path | None:
-    try:
-        spec = find_spec("llama_index.core")
-    except ModuleNotFoundError:
-        return None
-    folder = Path(spec.origin).parent / "_static" / "tiktoken_cache" if spec and spec.origin else None
-    return folder if folder and folder.is_dir() else None
+        table = load_encoding(encoding, extra="tokens")
+    except OSError as error:  # requests' errors are of this kind
+        raise InvalidInput(
+            f"the table of encoding {encoding!r} can't be fetched: {error}. Set TIKTOKEN_CACHE_DIR to a folder that "
+            "has it, or pass a function that counts tokens."
+        ) from error
+    return lambda text: len(tokenize(table, text))

@@ -11,6 +11,7 @@ FLOORS = {
     "extras": 0,
     "truncation": 1,
     "tasks": 1,
+    "tokens": 1,
     "budget": 2,
     "quantization": 2,
     "models": 2,

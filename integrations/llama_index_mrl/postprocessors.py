@@ -16,7 +16,7 @@ from llama_index.core.settings import Settings
 from mrl_rag import Packed, pack, rank
 from mrl_rag.errors import InvalidInput
 
-_LOG = logging.getLogger("mrl_rag")
+_LOG = logging.getLogger("llama_index_mrl")
 _DISPATCHER = get_dispatcher(__name__)
 
 
@@ -84,10 +84,10 @@ class TokenBudget(BaseNodePostprocessor):
 
         budget = TokenBudget(max_tokens=8000, reserve=1000)
         engine = index.as_query_engine(llm=llm, similarity_top_k=50, node_postprocessors=[budget])
-        budget.packed(nodes).left_out                         # positions of the nodes that don't fit
+        budget.pack(nodes).left_out                           # positions of the nodes that don't fit
 
     Nodes are taken in their order, each with the metadata that the language model sees; one that doesn't fit is passed
-    over, but for the first, and the log "mrl_rag" says how many were left out. Works offline.
+    over, but for the first, and the log "llama_index_mrl" says how many were left out. Works offline.
 
     Raises:
         InvalidInput: the numbers leave no room, or tiktoken knows no such encoding; on use.
@@ -105,14 +105,14 @@ class TokenBudget(BaseNodePostprocessor):
         """Return the name LlamaIndex stores for this class."""
         return "TokenBudget"
 
-    def packed(self, nodes: Sequence[NodeWithScore]) -> Packed:
+    def pack(self, nodes: Sequence[NodeWithScore]) -> Packed:
         """Say which nodes fit, by position, which don't, and how many tokens those that do take."""
         return pack(_texts(nodes, MetadataMode.LLM), self.max_tokens, self.reserve, self.encoding)
 
     def _postprocess_nodes(
         self, nodes: list[NodeWithScore], query_bundle: QueryBundle | None = None
     ) -> list[NodeWithScore]:
-        packed = self.packed(nodes)
+        packed = self.pack(nodes)
         if packed.left_out:
             _LOG.info("%d of %d nodes fit; left out: %s", len(packed.kept), len(nodes), packed.left_out)
         return [nodes[position] for position in packed.kept]

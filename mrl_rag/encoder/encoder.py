@@ -131,7 +131,6 @@ class MatryoshkaEncoder(Encoder):
         long_inputs: LongInputs = "truncate",
         backend: Backend | None = None,
     ) -> None:
-
         from mrl_rag.encoder.network import Network
         from mrl_rag.encoder.workers import Workers
 

@@ -6,7 +6,9 @@ import base64
 import binascii
 import os
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -24,6 +26,7 @@ from mrl_rag.encoder.remote import (
 from mrl_rag.errors import InvalidInput
 from mrl_rag.extras import require
 from mrl_rag.tasks import Task
+from mrl_rag.tokens import load_encoding, tokenize
 from mrl_rag.truncation import Float32Array
 
 if TYPE_CHECKING:
@@ -38,8 +41,8 @@ _MAX_TOKENS = 300_000
 _MAX_INPUTS_ELSEWHERE = 32
 # Texts tokenized together: a bound on the memory their tokens take.
 _WINDOW = 1024
-# Characters tokenized in one go: tiktoken's regular expression runs out of stack in a run of a million spaces.
-_PART = 100_000
+# Threads that tokenize: as many as tiktoken's own `encode_ordinary_batch` has.
+_THREADS = 8
 
 
 @dataclass(frozen=True)
@@ -139,7 +142,7 @@ class OpenAIEncoder(RemoteEncoder):
         self._key = read_key(api_key, _KEY)
         if self._key is None and host == host_of(_BASE_URL):
             raise InvalidInput(f"there is no API key, and {host} asks for one. Pass api_key or set {_KEY}.")
-        self._encoding = _load_encoding(known.encoding) if known else None
+        self._encoding = load_encoding(known.encoding, extra="openai") if known else None
         self._format = encoding_format
         super().__init__(
             settings={
@@ -178,13 +181,14 @@ class OpenAIEncoder(RemoteEncoder):
             costs = [len(text) for text in inputs]
             return Requests(inputs, list(request_batches(costs, _MAX_INPUTS_ELSEWHERE, MAX_CHARACTERS)), [])
         costs, overruns = [], []
-        for start in range(0, len(inputs), _WINDOW):
-            window = inputs[start : start + _WINDOW]
-            for position, ids in enumerate(_tokenize(self._encoding, window), start):
-                costs.append(min(len(ids), self.max_length))
-                if len(ids) > self.max_length:
-                    overruns.append(len(ids) - self.max_length)
-                    inputs[position] = _cut(self._encoding, ids, self.max_length)
+        with ThreadPoolExecutor(_THREADS) as threads:
+            for start in range(0, len(inputs), _WINDOW):
+                window = inputs[start : start + _WINDOW]
+                for position, ids in enumerate(threads.map(partial(tokenize, self._encoding), window), start):
+                    costs.append(min(len(ids), self.max_length))
+                    if len(ids) > self.max_length:
+                        overruns.append(len(ids) - self.max_length)
+                        inputs[position] = _cut(self._encoding, ids, self.max_length)
         return Requests(inputs, list(request_batches(costs, _MAX_INPUTS, _MAX_TOKENS)), overruns)
 
     def _send(self, inputs: list[str], task: Task, dim: int | None) -> Float32Array:
@@ -212,11 +216,6 @@ class OpenAIEncoder(RemoteEncoder):
         self._client.close()
 
 
-def _load_encoding(name: str) -> tiktoken.Encoding:
-    encoding: tiktoken.Encoding = require("tiktoken", extra="openai").get_encoding(name)
-    return encoding
-
-
 def _pick_max_length(asked: int | None, known: _Model | None, model: str) -> int | None:
     if known is not None:
         return known.max_length if asked is None else check_whole("max_length", asked, 1, known.max_length)
@@ -228,22 +227,13 @@ def _pick_max_length(asked: int | None, known: _Model | None, model: str) -> int
     return None
 
 
-def _tokenize(encoding: tiktoken.Encoding, texts: list[str]) -> list[list[int]]:
-    """Return the tokens of each text; what looks like a special token is text like any other."""
-    found = encoding.encode_ordinary_batch([text[:_PART] for text in texts])
-    for ids, text in zip(found, texts, strict=True):
-        for start in range(_PART, len(text), _PART):
-            ids += encoding.encode_ordinary(text[start : start + _PART])
-    return found
-
-
 def _cut(encoding: tiktoken.Encoding, ids: list[int], max_length: int) -> str:
     """Return the text of the first `max_length` tokens, whole characters only."""
     kept = max_length
     while True:
         text = encoding.decode_bytes(ids[:kept]).decode(errors="ignore")
         # Where a text ends changes how its end splits: the cut text may have a token more.
-        if len(_tokenize(encoding, [text])[0]) <= max_length:
+        if len(tokenize(encoding, text)) <= max_length:
             return text or " "
         kept -= 1
 

@@ -1,4 +1,5 @@
 import socket
+from collections import Counter
 
 import chromadb
 import pytest
@@ -20,6 +21,24 @@ def no_network(monkeypatch):
 
     monkeypatch.setattr(socket, "getaddrinfo", refuse)
     monkeypatch.setattr(socket.socket, "connect", refuse)
+
+
+@pytest.fixture
+def events():
+    """How often LlamaIndex sent each event, by the event's name."""
+    from llama_index.core.instrumentation import get_dispatcher
+    from llama_index.core.instrumentation.event_handlers import BaseEventHandler
+
+    class Count(BaseEventHandler):
+        seen: Counter
+
+        def handle(self, event, **kwargs):
+            self.seen[event.class_name()] += 1
+
+    handler = Count(seen=Counter())
+    get_dispatcher().add_event_handler(handler)
+    yield handler.seen
+    get_dispatcher().event_handlers.remove(handler)
 
 
 @pytest.fixture(scope="session")

@@ -4,12 +4,9 @@ import asyncio
 import copy
 import pickle
 import threading
-from collections import Counter
 
 import pytest
 from llama_index.core.ingestion import IngestionCache, IngestionPipeline
-from llama_index.core.instrumentation import get_dispatcher
-from llama_index.core.instrumentation.event_handlers import BaseEventHandler
 from llama_index.core.schema import TextNode
 from llama_index.core.storage.kvstore import SimpleKVStore
 from llama_index_mrl import MatryoshkaEmbedding
@@ -36,20 +33,6 @@ class Watched(DeterministicEncoder):
         with self.lock:
             self.now -= 1
         return vectors
-
-
-@pytest.fixture
-def events():
-    class Count(BaseEventHandler):
-        seen: Counter
-
-        def handle(self, event, **kwargs):
-            self.seen[event.class_name()] += 1
-
-    handler = Count(seen=Counter())
-    get_dispatcher().add_event_handler(handler)
-    yield handler.seen
-    get_dispatcher().event_handlers.remove(handler)
 
 
 def numbers(vector):

@@ -3,15 +3,12 @@
 import asyncio
 import copy
 import logging
-from collections import Counter
 
 import numpy as np
 import pytest
 from llama_index.core import Document, Settings, VectorStoreIndex
 from llama_index.core.embeddings import MockEmbedding
 from llama_index.core.ingestion import DocstoreStrategy, IngestionPipeline
-from llama_index.core.instrumentation import get_dispatcher
-from llama_index.core.instrumentation.event_handlers import BaseEventHandler
 from llama_index.core.llms import MockLLM
 from llama_index.core.node_parser import SentenceSplitter
 from llama_index.core.postprocessor import SimilarityPostprocessor
@@ -49,20 +46,6 @@ def store():
         node.excluded_embed_metadata_keys = node.excluded_llm_metadata_keys = ["secret"]
     store.add(EMBED_MODEL(nodes))
     return store
-
-
-@pytest.fixture
-def events():
-    class Count(BaseEventHandler):
-        seen: Counter
-
-        def handle(self, event, **kwargs):
-            self.seen[event.class_name()] += 1
-
-    handler = Count(seen=Counter())
-    get_dispatcher().add_event_handler(handler)
-    yield handler.seen
-    get_dispatcher().event_handlers.remove(handler)
 
 
 def scored(*ids):
@@ -156,9 +139,9 @@ def test_the_rerankers_scores_are_the_retrievers(store):
 def test_the_budget_counts_what_the_language_model_sees(store, caplog):
     nodes = TwoStageRetriever(store, EMBED_MODEL, similarity_top_k=4).retrieve("numpy array")
     budget = TokenBudget(max_tokens=40, reserve=20, encoding="cl100k_base")
-    with caplog.at_level(logging.INFO, "mrl_rag"):
+    with caplog.at_level(logging.INFO, "llama_index_mrl"):
         kept = budget.postprocess_nodes(nodes)
-    packed = budget.packed(nodes)
+    packed = budget.pack(nodes)
     assert 0 < len(kept) < 4
     assert kept == [nodes[i] for i in packed.kept]
     assert packed.tokens <= 20
@@ -172,7 +155,7 @@ def test_the_budget_takes_special_tokens_as_text_and_any_counter():
     nodes = [NodeWithScore(node=TextNode(text="<|endoftext|>" * 3)), NodeWithScore(node=TextNode(text="b c"))]
     assert TokenBudget(max_tokens=1000).postprocess_nodes(nodes) == nodes
     words = TokenBudget(max_tokens=3, encoding=lambda text: len(text.split()))
-    assert words.packed(nodes).tokens == 3
+    assert words.pack(nodes).tokens == 3
     assert words.postprocess_nodes([]) == []
 
 
