@@ -113,8 +113,8 @@ def rerank(
             # einsum sums each row alone. A product of matrices would give a row another last digit in other company,
             # and equal vectors would not tie.
             chosen = (known, scale) if found == everything else (known[found], scale[found])
-            scores = (np.einsum("nd,d->n", chosen[0], query) * chosen[1]).tolist()
-            scored.append(sorted((-score, ids[row], row) for score, row in zip(scores, found, strict=True))[:size])
+            scores = np.einsum("nd,d->n", chosen[0], query) * chosen[1]
+            scored.append(_best(scores, found, ids, size))
         spent = (time.perf_counter() - start) * 1e3
         rows = [[row for _, _, row in best] for best in scored]
         stages = [
@@ -125,3 +125,11 @@ def rerank(
         [Ranked(ids[row], trail[row][-1].score or 0.0, trail[row]) for row in found]
         for found, trail in zip(rows, stages, strict=True)
     ]
+
+
+def _best(scores: Float32Array, rows: Sequence[int], ids: Sequence[str], size: int) -> list[tuple[float, str, int]]:
+    """Return (-score, id, row) of the `size` best, best first."""
+    # All that score as the last of them do, and fewer than all there are: most of the time would go into sorting.
+    least = np.partition(scores, -size)[-size] if size < len(scores) else -np.inf
+    near = np.flatnonzero(scores >= least).tolist()
+    return sorted((-float(scores[place]), ids[rows[place]], rows[place]) for place in near)[:size]
