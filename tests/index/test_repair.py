@@ -2,6 +2,7 @@
 
 import shutil
 import sqlite3
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 
 import chromadb
@@ -44,6 +45,17 @@ def test_a_sound_index_is_reported_sound(filled):
     assert filled.repair().ok
     assert TwoStageIndex().verify().ok
     assert TwoStageIndex().repair().ok
+
+
+def test_an_index_is_compared_while_records_are_deleted(vectors):
+    index = TwoStageIndex()
+    index.upsert([f"id-{i}" for i in range(300)], vectors)
+    with ThreadPoolExecutor(1) as pool:
+        deleting = pool.submit(lambda: [index.delete([f"id-{i}"]) for i in range(100)])
+        while not deleting.done():
+            index.verify()
+        deleting.result()
+    assert (index.verify().records, index.verify().ok) == (200, True)
 
 
 def test_missing_and_damaged_vectors_are_named_and_stay_until_upserted(folder, vectors):
