@@ -23,6 +23,7 @@ from mrl_rag.errors import (
     InvalidInput,
     InvalidTexts,
     InvalidVectors,
+    MrlRagError,
     TwoStageIndexError,
 )
 from mrl_rag.index.archive import Archive, ArchivePrecision, LocalArchive
@@ -55,6 +56,7 @@ if TYPE_CHECKING:
 
 Rotation: TypeAlias = Literal["auto", "none"]
 Answer = TypeVar("Answer")
+Empty = TypeVar("Empty")
 
 _LOG = logging.getLogger("mrl_rag")
 # New vectors of which the shortlist keeps less than this share of what it kept of those it was fitted on have drifted.
@@ -247,13 +249,15 @@ class TwoStageIndex:
     @property
     def full_dim(self) -> int | None:
         """Length of the vectors; None until an index that wasn't told has its first."""
-        return self._full_dim if self._halves is None else self._halves.facts.full_dim
+        opened = self._halves
+        return self._full_dim if opened is None else opened.facts.full_dim
 
     @property
     def shortlist_dim(self) -> int | None:
         """Length of what Chroma searches; None as long as `full_dim` is."""
-        if self._halves is not None:
-            return self._halves.facts.shortlist_dim
+        opened = self._halves
+        if opened is not None:
+            return opened.facts.shortlist_dim
         return None if self._full_dim is None else self._shortlist_dim or _default_shortlist(self._full_dim)
 
     @property
@@ -275,7 +279,7 @@ class TwoStageIndex:
 
     def __len__(self) -> int:
         """Return how many records there are."""
-        return 0 if self._open() is None else self._current(lambda halves: halves.coarse.count())
+        return self._current(lambda halves: halves.coarse.count(), 0)
 
     def upsert(
         self,
@@ -360,10 +364,13 @@ class TwoStageIndex:
     def clear(self) -> None:
         """Remove every record. The index keeps its dimensions and fingerprint."""
         if self._open() is not None:
-            self.delete(self._current(lambda halves: halves.coarse.ids(None, None)))
+            self.delete(self._current(lambda halves: halves.coarse.ids(None, None), []))
 
     def drop(self) -> None:
-        """Remove the index itself: records, full vectors and what it remembers. The next upsert makes a new one."""
+        """Remove the index itself: records, full vectors and what it remembers. The next upsert makes a new one.
+
+        Others may be reading: they get the records as they were, or none.
+        """
         with self._writing():
             opened = self._open()
             if opened is None:
@@ -371,10 +378,13 @@ class TwoStageIndex:
             # Chroma first: a crash in between leaves an archive that no collection names.
             self._client.delete_collection(opened.coarse.name)
             self._halves = None
-            opened.archive.close()
+            if os.name == "nt":
+                # Windows removes no open file. Elsewhere whoever still reads goes on, and the last one closes it.
+                opened.archive.close()
             if self._folder is not None:
                 for file in self._folder.glob(f"archive-{opened.facts.archive}.*"):
-                    file.unlink()
+                    # SQLite removes some of them itself when their last reader closes them.
+                    file.unlink(missing_ok=True)
             elif self._shared:
                 self._client.delete_collection(f"mrl_rag-archive-{opened.facts.archive}")
 
@@ -403,9 +413,9 @@ class TwoStageIndex:
         """
         wanted = None if ids is None else check_ids(ids, unique=False)
         where, where_document = check_where(where, where_document)
-        if self._open() is None or wanted == []:
+        if wanted == []:
             return []
-        return self._current(lambda halves: _records(halves, wanted, where, where_document, limit))
+        return self._current(lambda halves: _records(halves, wanted, where, where_document, limit), [])
 
     def metadatas(self, where: Where | None = None) -> dict[str, dict[str, Any]]:
         """Return the metadata of records by their ids, without their vectors.
@@ -417,9 +427,7 @@ class TwoStageIndex:
             InvalidInput: the condition isn't in Chroma's language.
         """
         where, _ = check_where(where, None)
-        if self._open() is None:
-            return {}
-        records = self._current(lambda halves: halves.coarse.get(halves.coarse.ids(where, None)))
+        records = self._current(lambda halves: halves.coarse.get(halves.coarse.ids(where, None)), [])
         return {id_: metadata for id_, _, metadata in records}
 
     def changed(
@@ -449,9 +457,7 @@ class TwoStageIndex:
                 f"there are {len(ids)} ids, {len(documents)} documents and {len(wanted)} metadatas; "
                 "give one of each a record."
             )
-        if self._open() is None:
-            return list(range(len(ids)))
-        known, found = self._current(lambda halves: (halves.archive.known(ids), halves.coarse.get(ids)))
+        known, found = self._current(lambda halves: (halves.archive.known(ids), halves.coarse.get(ids)), ({}, []))
         stored = {record[0]: record[1:] for record in found if record[0] in known}
         return [
             position
@@ -502,15 +508,22 @@ class TwoStageIndex:
         where, where_document = check_where(where, where_document)
         floor = _check_threshold(score_threshold)
         within = None if ids is None else list(dict.fromkeys(check_ids(ids, unique=False)))
-        if self.full_dim is not None and len(queries):
-            self._check_length(queries, "query_vectors", self.full_dim)
-        opened = self._open()
-        if opened is None or not len(queries) or within == []:
-            return [[] for _ in queries]
-        dims = opened.facts.shortlist_dim, opened.facts.full_dim
-        wanted = plan or self.plan
-        plan = default_plan(*dims, k) if wanted is None else check_plan(wanted, *dims, k)
-        answers = self._current(lambda halves: halves.search(queries, k, plan, where, where_document, explain, within))
+        if not len(queries):
+            return []
+        if self._full_dim is not None:
+            self._check_length(queries, "query_vectors", self._full_dim)
+        nothing: list[list[Hit]] = [[] for _ in queries]
+
+        def nearest(halves: Halves) -> list[list[Hit]]:
+            dims = halves.facts.shortlist_dim, halves.facts.full_dim
+            self._check_length(queries, "query_vectors", halves.facts.full_dim)
+            if within == []:
+                return nothing
+            wanted = plan or self.plan
+            chosen = default_plan(*dims, k) if wanted is None else check_plan(wanted, *dims, k)
+            return halves.search(queries, k, chosen, where, where_document, explain, within)
+
+        answers = self._current(nearest, nothing)
         return answers if floor is None else [[hit for hit in answer if hit.score >= floor] for answer in answers]
 
     def search_mmr(
@@ -591,9 +604,8 @@ class TwoStageIndex:
         Returns:
             A report of every difference; `report.ok` when there is none.
         """
-        if self._open() is None:
-            return Report()
-        return replace(self._current(verify, damaged=True), chroma_damaged=self._sqlite_fault(_VERIFY_SECONDS))
+        found = self._current(verify, None, damaged=True)
+        return Report() if found is None else replace(found, chroma_damaged=self._sqlite_fault(_VERIFY_SECONDS))
 
     def repair(self) -> Report:
         """Mend what can be mended, and lose nothing that was acknowledged.
@@ -637,8 +649,9 @@ class TwoStageIndex:
     def _open(self) -> Halves | None:
         """Return both halves, None as long as nothing was ever written."""
         # Without the lock once it is open: a search doesn't wait for an upsert to end.
-        if self._halves is not None:
-            return self._halves
+        opened = self._halves
+        if opened is not None:
+            return opened
         with self._lock:
             if self._halves is None:
                 with chroma_errors():
@@ -646,7 +659,13 @@ class TwoStageIndex:
                 if coarse is None:
                     return None
                 coarse.check(self._full_dim, self._shortlist_dim, self._fingerprint, self._precision)
-                archive = self._open_archive(coarse.facts, create=False)
+                try:
+                    archive = self._open_archive(coarse.facts, create=False)
+                except TwoStageIndexError:
+                    if coarse.exists():
+                        raise
+                    # Another process or client has dropped it meanwhile.
+                    return self._open()
                 self._halves = Halves(coarse, archive, graph_fault=self._graph_fault(coarse))
             return self._halves
 
@@ -724,28 +743,30 @@ class TwoStageIndex:
             # Not closed: another thread may be reading.
             self._halves = None
 
-    def _current(self, work: Callable[[Halves], Answer], damaged: bool = False) -> Answer:
-        """Do what needs both halves; once more where another process has filled Chroma anew meanwhile.
+    def _current(self, work: Callable[[Halves], Answer], empty: Empty, damaged: bool = False) -> Answer | Empty:
+        """Do what needs both halves; again where they were dropped or Chroma was filled anew meanwhile.
 
         Args:
             work: what to do.
+            empty: what to return where there is nothing.
             damaged: whether it knows what to do where Chroma can't read its graph.
         """
-        from chromadb.errors import NotFoundError
+        from chromadb.errors import ChromaError
 
-        opened = self._open()
         with chroma_errors():
-            try:
+            while (opened := self._open()) is not None:
                 if not damaged:
                     self._check_graph(opened)
-                return work(opened)  # type: ignore[arg-type]
-            except NotFoundError:
-                with self._lock:
-                    self._forget_if_replaced()
-                    opened = self._open()
-                if opened is None:
-                    raise
-                return work(opened)
+                try:
+                    return work(opened)
+                except (ChromaError, MrlRagError):
+                    # Of a collection that goes Chroma says more than that it isn't there; and its vectors may have had
+                    # another length than those of the one in its place.
+                    if opened.coarse.exists():
+                        raise
+                    with self._lock:
+                        self._forget_if_replaced()
+            return empty
 
     def _graph_fault(self, coarse: Coarse) -> str:
         """Say what is wrong with the files of Chroma's graph, "" where nothing is or there is no folder."""
@@ -763,8 +784,8 @@ class TwoStageIndex:
         mine = graph_of(self._folder, coarse.id)
         return next(iter(faults.values())) if mine is None else faults.get(mine, "")
 
-    def _check_graph(self, halves: Halves | None) -> None:
-        if halves is not None and halves.graph_fault:
+    def _check_graph(self, halves: Halves) -> None:
+        if halves.graph_fault:
             # Another process may have repaired it since.
             halves.graph_fault = self._graph_fault(halves.coarse)
             if halves.graph_fault:
