@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import logging
 import os
-import time
 import uuid
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar, get_args
 
 import numpy as np
@@ -18,7 +16,6 @@ import numpy.typing as npt
 
 from mrl_rag.errors import (
     IndexMismatch,
-    IndexNotWritable,
     InvalidIds,
     InvalidInput,
     InvalidTexts,
@@ -26,9 +23,7 @@ from mrl_rag.errors import (
     MrlRagError,
     TwoStageIndexError,
 )
-from mrl_rag.index.archive import Archive, ArchivePrecision, LocalArchive
-from mrl_rag.index.chroma_archive import ChromaArchive
-from mrl_rag.index.chroma_files import graph_fault, graph_of, graphs, remove_dead, set_aside, sqlite_fault, was_saved
+from mrl_rag.index.archive import ArchivePrecision
 from mrl_rag.index.coarse import (
     Coarse,
     Facts,
@@ -38,12 +33,12 @@ from mrl_rag.index.coarse import (
     check_where,
     chroma_errors,
     is_ours,
-    is_panic,
     leftovers,
     pages,
 )
 from mrl_rag.index.halves import Halves, Hit, fitted
 from mrl_rag.index.lock import WriterLock, writing_threads
+from mrl_rag.index.place import Place
 from mrl_rag.index.plan import Plan, check_k, check_plan, default_plan
 from mrl_rag.index.rotation import ENOUGH, kept_energy
 from mrl_rag.index.verification import Report, verify
@@ -156,24 +151,20 @@ class TwoStageIndex:
         self._rotation_wanted = rotation
         self.plan = plan
         self._name = collection
-        self._owns_client = client is None
-        self._client = client or _open_client(path)
-        self._folder = _persistent_folder(self._client)
-        # A client without a folder: a server, or one in memory that others share.
-        self._shared = self._folder is None and not self._owns_client
-        if self._shared and precision is not None:
+        self._place = Place(path, client)
+        if self._place.shared and precision is not None:
             raise InvalidInput(f"precision is {precision!r}; with this client the archive is float32 in Chroma.")
         self._precision = precision
-        self._lock = writing_threads(self._folder)
-        self._writer_lock = WriterLock(self._folder)
+        self._lock = writing_threads(self._place.folder)
+        self._writer_lock = WriterLock(self._place.folder)
         self._halves: Halves | None = None
         self._warned = ""
         try:
-            if self._open() is None and self._folder is not None and any(self._folder.glob("archive-*.sqlite3")):
-                damaged = self._sqlite_fault(_VERIFY_SECONDS)
+            if self._open() is None and self._place.has_archives():
+                damaged = self._place.sqlite_fault(_VERIFY_SECONDS)
                 if damaged:
                     raise TwoStageIndexError(
-                        f"Chroma finds no collection {collection!r}, and its file in {self._folder} is damaged: "
+                        f"Chroma finds no collection {collection!r}, and its file in {self._place.folder} is damaged: "
                         f"{damaged}. Bring the folder back from a backup."
                     )
         except BaseException:
@@ -275,7 +266,7 @@ class TwoStageIndex:
     @property
     def client(self) -> ClientAPI:
         """The chromadb client this index is on."""
-        return self._client
+        return self._place.client
 
     def __len__(self) -> int:
         """Return how many records there are."""
@@ -376,17 +367,9 @@ class TwoStageIndex:
             if opened is None:
                 return
             # Chroma first: a crash in between leaves an archive that no collection names.
-            self._client.delete_collection(opened.coarse.name)
+            self.client.delete_collection(opened.coarse.name)
             self._halves = None
-            if os.name == "nt":
-                # Windows removes no open file. Elsewhere whoever still reads goes on, and the last one closes it.
-                opened.archive.close()
-            if self._folder is not None:
-                for file in self._folder.glob(f"archive-{opened.facts.archive}.*"):
-                    # SQLite removes some of them itself when their last reader closes them.
-                    file.unlink(missing_ok=True)
-            elif self._shared:
-                self._client.delete_collection(f"mrl_rag-archive-{opened.facts.archive}")
+            self._place.remove_archive(opened)
 
     def get(
         self,
@@ -594,7 +577,7 @@ class TwoStageIndex:
         with self._writing():
             opened = self._open()
             if opened is not None:
-                self._halves = opened.reindexed(self._client, shortlist_dim, rotation, hnsw, progress)
+                self._halves = opened.reindexed(self.client, shortlist_dim, rotation, hnsw, progress)
             elif shortlist_dim is not None:
                 self._shortlist_dim = check_dim(shortlist_dim, self._full_dim or _LONGEST_VECTOR)
 
@@ -605,7 +588,7 @@ class TwoStageIndex:
             A report of every difference; `report.ok` when there is none.
         """
         found = self._current(verify, None, damaged=True)
-        return Report() if found is None else replace(found, chroma_damaged=self._sqlite_fault(_VERIFY_SECONDS))
+        return Report() if found is None else replace(found, chroma_damaged=self._place.sqlite_fault(_VERIFY_SECONDS))
 
     def repair(self) -> Report:
         """Mend what can be mended, and lose nothing that was acknowledged.
@@ -624,17 +607,17 @@ class TwoStageIndex:
                 return Report()
             opened.finish_interrupted()
             found = verify(opened)
-            damaged = self._sqlite_fault(_REPAIR_SECONDS)
+            damaged = self._place.sqlite_fault(_REPAIR_SECONDS)
             if not damaged:
                 # Otherwise the damage may hide a record that is there.
                 opened.archive.delete(found.orphaned)
-            for name in leftovers(self._client, self._name):
-                self._client.delete_collection(name)
+            for name in leftovers(self.client, self._name):
+                self.client.delete_collection(name)
             if found.search_broken or found.misplaced or found.unreachable:
                 lost = set(found.missing) | set(found.damaged)
-                self._halves = opened = opened.reindexed(self._client, None, found.new_rotation, None, False, lost)
-            if self._folder is not None and not damaged:
-                remove_dead(self._folder)
+                self._halves = opened = opened.reindexed(self.client, None, found.new_rotation, None, False, lost)
+            if not damaged:
+                self._place.remove_dead_graphs()
             return replace(verify(opened), chroma_damaged=damaged)
 
     def close(self) -> None:
@@ -643,8 +626,7 @@ class TwoStageIndex:
             if self._halves is not None:
                 self._halves.archive.close()
             self._writer_lock.release()
-            if self._owns_client:
-                self._client.close()  # type: ignore[attr-defined]
+            self._place.close()
 
     def _open(self) -> Halves | None:
         """Return both halves, None as long as nothing was ever written."""
@@ -655,18 +637,18 @@ class TwoStageIndex:
         with self._lock:
             if self._halves is None:
                 with chroma_errors():
-                    coarse = Coarse.open(self._client, self._name)
+                    coarse = Coarse.open(self.client, self._name)
                 if coarse is None:
                     return None
                 coarse.check(self._full_dim, self._shortlist_dim, self._fingerprint, self._precision)
                 try:
-                    archive = self._open_archive(coarse.facts, create=False)
+                    archive = self._place.open_archive(coarse.facts, create=False)
                 except TwoStageIndexError:
                     if coarse.exists():
                         raise
                     # Another process or client has dropped it meanwhile.
                     return self._open()
-                self._halves = Halves(coarse, archive, graph_fault=self._graph_fault(coarse))
+                self._halves = Halves(coarse, archive, graph_fault=self._place.graph_fault(coarse))
             return self._halves
 
     def _create(self, rows: Float32Array) -> Halves:
@@ -679,27 +661,27 @@ class TwoStageIndex:
             self._fingerprint or "",
             uuid.uuid4().hex,
             self._rotation_wanted,
-            precision="float32" if self._shared else self._precision or "float16",
+            precision="float32" if self._place.shared else self._precision or "float16",
         )
         # The archive first: a collection without one would be damaged.
-        archive = self._open_archive(facts, create=True)
+        archive = self._place.open_archive(facts, create=True)
         rotation = None
         if facts.rotation == "auto" and len(rows) >= ENOUGH * full_dim > ENOUGH * shortlist_dim:
             facts, rotation = fitted(facts, rows)
             archive.save_rotation(facts.rotation, rotation)
-        self._halves = Halves(Coarse.create(self._client, self._name, facts), archive, rotation)
+        self._halves = Halves(Coarse.create(self.client, self._name, facts), archive, rotation)
         return self._halves
 
     def _adapt(self, halves: Halves, rows: Float32Array) -> None:
         """Fit a rotation once there is enough to fit it on; warn when what comes in has left it behind."""
         facts = halves.facts
-        if self._shared:
+        if self._place.shared:
             # On a server others may be writing: to fill Chroma anew behind their backs could lose what they write.
             return
         if facts.rotation == "auto" and facts.shortlist_dim < facts.full_dim:
             if halves.coarse.count() >= ENOUGH * facts.full_dim:
                 _LOG.info("index %r fits its rotation on the vectors it has", self._name)
-                self._halves = halves.reindexed(self._client, None, "fit", None, False)
+                self._halves = halves.reindexed(self.client, None, "fit", None, False)
         elif halves.rotation is not None and len(rows) >= _DRIFT_SAMPLE:
             energy = kept_energy(rows, halves.rotation, facts.shortlist_dim)
             if energy < _DRIFT * facts.energy and self._warned != facts.rotation:
@@ -711,12 +693,6 @@ class TwoStageIndex:
                     stacklevel=3,
                 )
 
-    def _open_archive(self, facts: Facts, create: bool) -> Archive:
-        if facts.precision == "float32":
-            return ChromaArchive(self._client, f"mrl_rag-archive-{facts.archive}", facts.full_dim, create)
-        path = None if self._folder is None else self._folder / f"archive-{facts.archive}.sqlite3"
-        return LocalArchive(path, facts.full_dim, facts.precision, create)
-
     @contextmanager
     def _writing(self, damaged: bool = False) -> Iterator[None]:
         """Be the one thread, and in a folder the one process, that writes.
@@ -727,7 +703,7 @@ class TwoStageIndex:
         with self._lock, chroma_errors():
             fresh = self._writer_lock.acquire()
             if self._halves is not None and damaged:
-                self._set_graph_aside(self._halves)
+                self._place.set_graph_aside(self._halves)
             elif self._halves is not None:
                 self._check_graph(self._halves)
             # Another index on this folder or server may have filled Chroma anew.
@@ -768,49 +744,15 @@ class TwoStageIndex:
                         self._forget_if_replaced()
             return empty
 
-    def _graph_fault(self, coarse: Coarse) -> str:
-        """Say what is wrong with the files of Chroma's graph, "" where nothing is or there is no folder."""
-        if self._folder is None:
-            return ""
-        found = graphs(self._folder)
-        faults = {graph: fault for graph in found if (fault := graph_fault(graph))}
-        for _ in range(3 if faults else 0):
-            # Another process may be writing it.
-            time.sleep(0.1)
-            faults = {graph: fault for graph in faults if (fault := graph_fault(graph))}
-        if not faults:
-            return "" if found or not was_saved(self._folder, coarse.id) else "it is missing"
-        # Other collections' graphs are in the folder, too.
-        mine = graph_of(self._folder, coarse.id)
-        return next(iter(faults.values())) if mine is None else faults.get(mine, "")
-
     def _check_graph(self, halves: Halves) -> None:
         if halves.graph_fault:
             # Another process may have repaired it since.
-            halves.graph_fault = self._graph_fault(halves.coarse)
+            halves.graph_fault = self._place.graph_fault(halves.coarse)
             if halves.graph_fault:
                 raise TwoStageIndexError(
                     f"Chroma's graph of collection {self._name!r} is damaged: {halves.graph_fault}. Call repair(), "
                     "which rebuilds it from the archive."
                 )
-
-    def _set_graph_aside(self, halves: Halves) -> None:
-        """Take a graph that Chroma can't read out of its way: it then reads the rest, and can be filled anew."""
-        halves.graph_fault = self._graph_fault(halves.coarse)
-        try:
-            if not halves.graph_fault:
-                with chroma_errors():
-                    halves.coarse.exists()
-                return
-        except TwoStageIndexError:
-            pass
-        graph = None if self._folder is None else graph_of(self._folder, halves.coarse.id)
-        if graph is not None:
-            set_aside(graph)
-            halves.graph_fault = ""
-
-    def _sqlite_fault(self, seconds: float) -> str:
-        return "" if self._folder is None else sqlite_fault(self._folder, seconds)
 
     def _diverse(self, hits: list[Hit], k: int, lambda_mult: float) -> list[Hit]:
         records = self.get([hit.id for hit in hits])
@@ -890,48 +832,3 @@ def _check_threshold(threshold: float | None) -> float | None:
 def _default_shortlist(full_dim: int) -> int:
     # Fewer than 64 are seldom among the dimensions a Matryoshka model was trained at.
     return min(full_dim, max(64, full_dim // 4))
-
-
-def _open_client(path: str | os.PathLike[str] | None) -> ClientAPI:
-    import chromadb
-    from chromadb.config import Settings
-
-    if path is None:
-        # Every in-memory client of a process shares one store; a database of its own keeps an index apart.
-        database = f"mrl_rag-{uuid.uuid4().hex}"
-        settings = Settings()
-        chromadb.AdminClient(settings).create_database(database)
-        return chromadb.EphemeralClient(settings, database=database)
-    folder = Path(path).expanduser()
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise IndexNotWritable(
-            f"{folder} can't be made: {error}. Pass a folder, new or one that an index is in."
-        ) from error
-    if not os.access(folder, os.W_OK | os.X_OK):
-        raise IndexNotWritable(f"{folder} can't be written. Check its permissions, or pass another folder.")
-    try:
-        return chromadb.PersistentClient(folder)
-    except BaseException as error:
-        if not isinstance(error, Exception) and not is_panic(error):
-            raise
-        _forget_unstarted(folder)
-        raise TwoStageIndexError(
-            f"Chroma can't open {folder}: {error}. Check that it is a folder of Chroma's, that its files can be "
-            "written, and that nobody else opened it with other settings; where chroma.sqlite3 is damaged, bring the "
-            "folder back from a backup."
-        ) from error
-
-
-def _forget_unstarted(folder: Path) -> None:
-    """Let a folder be opened again: Chroma keeps what failed to start, and would hand it out."""
-    from chromadb.api.shared_system_client import SharedSystemClient
-
-    if str(folder) not in SharedSystemClient._identifier_to_refcount:
-        SharedSystemClient._identifier_to_system.pop(str(folder), None)
-
-
-def _persistent_folder(client: ClientAPI) -> Path | None:
-    settings = client.get_settings()
-    return Path(settings.persist_directory) if settings.is_persistent else None
