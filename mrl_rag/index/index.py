@@ -18,12 +18,12 @@ from mrl_rag.errors import (
     IndexMismatch,
     InvalidIds,
     InvalidInput,
-    InvalidTexts,
     InvalidVectors,
     MrlRagError,
     TwoStageIndexError,
 )
 from mrl_rag.index.archive import ArchivePrecision
+from mrl_rag.index.checks import check_documents, check_ids, check_threshold
 from mrl_rag.index.coarse import (
     Coarse,
     Facts,
@@ -42,7 +42,6 @@ from mrl_rag.index.place import Place
 from mrl_rag.index.plan import Plan, check_k, check_plan, default_plan
 from mrl_rag.index.rotation import ENOUGH, kept_energy
 from mrl_rag.index.verification import Report, verify
-from mrl_rag.tasks import SURROGATE_ADVICE, is_unicode
 from mrl_rag.truncation import Float32Array, as_rows, check_dim, normalize
 
 if TYPE_CHECKING:
@@ -307,11 +306,7 @@ class TwoStageIndex:
         for name, sequence in (("vectors", rows), ("documents", texts), ("metadatas", metadatas)):
             if sequence is not None and len(sequence) != len(ids):
                 raise InvalidIds(f"there are {len(ids)} ids and {len(sequence)} {name}; give one of each a record.")
-        for position, text in enumerate(texts):
-            if text is not None and not isinstance(text, str):
-                raise InvalidTexts(f"documents[{position}] is {text!r}; a document is a string, or None.")
-            if text is not None and not is_unicode(text):
-                raise InvalidTexts(f"documents[{position}] is no valid Unicode ({text[:40]!r}); {SURROGATE_ADVICE}")
+        check_documents(texts)
         checked = check_metadatas([None] * len(ids) if metadatas is None else metadatas)
         if not ids:
             return
@@ -489,7 +484,7 @@ class TwoStageIndex:
         queries = as_rows(query_vectors, "query_vectors")
         k = check_k(k)
         where, where_document = check_where(where, where_document)
-        floor = _check_threshold(score_threshold)
+        floor = check_threshold(score_threshold)
         within = None if ids is None else list(dict.fromkeys(check_ids(ids, unique=False)))
         if not len(queries):
             return []
@@ -791,42 +786,6 @@ def _records(
     found, vectors = halves.full_vectors(list(records))
     vector_of = dict(zip(found, normalize(vectors), strict=True))
     return [Record(*records[id_], vector_of[id_]) for id_ in ids[:limit] if id_ in vector_of]
-
-
-def check_ids(ids: Sequence[str], unique: bool = True) -> list[str]:
-    """Return the ids as a list.
-
-    Args:
-        ids: what the caller gave.
-        unique: whether an id may stand in it only once.
-
-    Raises:
-        InvalidIds: not a list of non-empty strings, or one is repeated.
-    """
-    if isinstance(ids, str):
-        raise InvalidIds(f"ids is a single string ({ids[:40]!r}); pass a list of strings.")
-    try:
-        checked = list(ids)
-    except TypeError as error:
-        raise InvalidIds(f"ids is {ids!r}; pass a list of strings.") from error
-    for position, id_ in enumerate(checked):
-        if not isinstance(id_, str) or not id_:
-            raise InvalidIds(f"ids[{position}] is {id_!r}; an id is a non-empty string.")
-        if not is_unicode(id_):
-            raise InvalidIds(f"ids[{position}] is no valid Unicode ({id_!r}); {SURROGATE_ADVICE}")
-    if unique and len(set(checked)) < len(checked):
-        seen: set[str] = set()
-        twice = next(id_ for id_ in checked if id_ in seen or seen.add(id_))  # type: ignore[func-returns-value]
-        raise InvalidIds(f"id {twice!r} stands more than once in ids; give each record one id.")
-    return checked
-
-
-def _check_threshold(threshold: float | None) -> float | None:
-    if threshold is not None and (
-        isinstance(threshold, bool) or not isinstance(threshold, int | float) or np.isnan(threshold)
-    ):
-        raise InvalidInput(f"score_threshold is {threshold!r}; it must be a cosine from -1 to 1, or None.")
-    return threshold
 
 
 def _default_shortlist(full_dim: int) -> int:
