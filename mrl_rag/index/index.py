@@ -40,6 +40,7 @@ from mrl_rag.index.halves import Halves, Hit, fitted
 from mrl_rag.index.lock import WriterLock, writing_threads
 from mrl_rag.index.place import Place
 from mrl_rag.index.plan import Plan, check_k, check_plan, default_plan
+from mrl_rag.index.rerank import diverse
 from mrl_rag.index.rotation import ENOUGH, kept_energy
 from mrl_rag.index.verification import Report, verify
 from mrl_rag.truncation import Float32Array, as_rows, check_dim, normalize
@@ -541,8 +542,14 @@ class TwoStageIndex:
         if not isinstance(lambda_mult, int | float) or not 0 <= lambda_mult <= 1:
             raise InvalidInput(f"lambda_mult is {lambda_mult!r}; it must be a number from 0 to 1.")
         fetch_k = max(check_k(k), check_k(fetch_k))
-        fetched = self.search(query_vectors, fetch_k, plan, where, where_document, ids=ids)
-        return [self._diverse(hits, k, lambda_mult) for hits in fetched]
+        answers = []
+        for hits in self.search(query_vectors, fetch_k, plan, where, where_document, ids=ids):
+            hit_of = {hit.id: hit for hit in hits}
+            records = self.get(list(hit_of))
+            scores = np.array([hit_of[record.id].score for record in records])
+            vectors = np.array([record.vector for record in records])
+            answers.append([hit_of[records[row].id] for row in diverse(scores, vectors, k, lambda_mult)])
+        return answers
 
     def reindex(
         self,
@@ -748,22 +755,6 @@ class TwoStageIndex:
                     f"Chroma's graph of collection {self._name!r} is damaged: {halves.graph_fault}. Call repair(), "
                     "which rebuilds it from the archive."
                 )
-
-    def _diverse(self, hits: list[Hit], k: int, lambda_mult: float) -> list[Hit]:
-        records = self.get([hit.id for hit in hits])
-        if not records:
-            return []
-        score = {hit.id: hit for hit in hits}
-        vectors = np.stack([record.vector for record in records])
-        near = np.array([score[record.id].score for record in records])
-        likest = np.full(len(records), -np.inf)
-        chosen: list[int] = []
-        for _ in range(min(k, len(records))):
-            value = lambda_mult * near - (1 - lambda_mult) * np.where(np.isinf(likest), 0.0, likest)
-            value[chosen] = -np.inf
-            chosen.append(int(np.argmax(value)))
-            likest = np.maximum(likest, vectors @ vectors[chosen[-1]])
-        return [score[records[row].id] for row in chosen]
 
     def _check_length(self, rows: Float32Array, name: str, full_dim: int) -> None:
         if rows.shape[1] != full_dim:

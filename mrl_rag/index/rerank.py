@@ -71,6 +71,29 @@ def rank(query: npt.ArrayLike, vectors: npt.ArrayLike, k: int | None = None) -> 
     return [(int(row), float(scores[row])) for row in best]
 
 
+def diverse(scores: npt.NDArray[np.float64], vectors: Float32Array, k: int, lambda_mult: float) -> list[int]:
+    """Choose rows that are near a query and unlike each other, by maximal marginal relevance.
+
+    Args:
+        scores: float64 [n], cosines with the query.
+        vectors: float32 [n, d], unit rows.
+        k: how many to choose at most.
+        lambda_mult: 0 to 1; 1 for the nearest only, 0 for the most different.
+
+    Returns:
+        Rows in the order in which they were chosen: each has the highest lambda_mult * score - (1 - lambda_mult) *
+        (highest cosine with a row chosen before), and is the first of those that have it.
+    """
+    likest = np.full(len(scores), -np.inf)
+    chosen: list[int] = []
+    for _ in range(min(k, len(scores))):
+        value = lambda_mult * scores - (1 - lambda_mult) * np.where(np.isinf(likest), 0.0, likest)
+        value[chosen] = -np.inf
+        chosen.append(int(np.argmax(value)))
+        likest = np.maximum(likest, vectors @ vectors[chosen[-1]])
+    return chosen
+
+
 def rerank(
     queries: Float32Array,
     candidates: Sequence[Sequence[int]],

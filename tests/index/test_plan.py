@@ -1,7 +1,10 @@
+import numpy as np
 import pytest
 
 from mrl_rag import Plan, rank
 from mrl_rag.errors import InvalidPlan, InvalidVectors
+from mrl_rag.index.rerank import diverse
+from mrl_rag.truncation import normalize
 
 
 @pytest.mark.parametrize(
@@ -36,6 +39,29 @@ def test_candidates_found_elsewhere_are_ranked_by_cosine():
     assert len(rank([1.0], [[1], [2]], k=1)) == 1
     with pytest.raises(InvalidVectors, match="3 numbers and the query 2"):
         rank([1, 2], [[1, 2, 3]])
+
+
+@pytest.mark.parametrize("lambda_mult", [0, 0.2, 0.5, 0.9, 1])
+def test_each_row_chosen_is_the_best_trade_of_near_for_unlike_those_before(lambda_mult):
+    vectors = normalize(np.random.default_rng(0).normal(size=(30, 4)))
+    scores = (vectors @ vectors[7]).astype(np.float64)
+    chosen = diverse(scores, vectors, 12, lambda_mult)
+    for place, row in enumerate(chosen):
+        before = chosen[:place]
+        value = {
+            other: lambda_mult * scores[other]
+            - (1 - lambda_mult) * max((float(vectors[other] @ vectors[taken]) for taken in before), default=0)
+            for other in set(range(30)) - set(before)
+        }
+        assert value[row] == pytest.approx(max(value.values()), abs=1e-6)
+    assert len(set(chosen)) == 12
+
+
+def test_of_rows_as_good_the_first_is_chosen_and_no_more_than_there_are():
+    same = np.ones((3, 1), dtype=np.float32)
+    assert diverse(np.ones(3), same, 9, 0.5) == [0, 1, 2]
+    assert diverse(np.array([0.1, 0.3, 0.2]), same, 2, 1) == [1, 2]
+    assert diverse(np.zeros(0), np.zeros((0, 1), dtype=np.float32), 5, 0.5) == []
 
 
 def test_a_funnel_doubles_the_numbers_and_halves_the_candidates():
