@@ -55,6 +55,23 @@ class Hit:
     stages: tuple[Stage, ...] = ()
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Record:
+    """One stored record.
+
+    Attributes:
+        id: as it was upserted.
+        document: its text, None where it has none.
+        metadata: what was stored with it; empty where there was none.
+        vector: float32 [full_dim], unit length, as exact as the archive keeps it.
+    """
+
+    id: str
+    document: str | None
+    metadata: dict[str, Any]
+    vector: Float32Array
+
+
 class Halves:
     """A collection and its archive, opened.
 
@@ -177,6 +194,20 @@ class Halves:
                     "again, or bring the archive back from a backup."
                 )
         return found, vectors
+
+    def get(
+        self, ids: list[str] | None, where: Where | None, where_document: Where | None, limit: int | None
+    ) -> list[Record]:
+        """Return records; see `TwoStageIndex.get`."""
+        if ids is None:
+            ids = sorted(self.coarse.ids(where, where_document))
+        elif where is not None or where_document is not None:
+            matching = set(self.coarse.ids(where, where_document))
+            ids = [id_ for id_ in ids if id_ in matching]
+        records = {record[0]: record for record in self.coarse.get(ids[:limit])}
+        found, vectors = self.full_vectors(list(records))
+        vector_of = dict(zip(found, normalize(vectors), strict=True))
+        return [Record(*records[id_], vector_of[id_]) for id_ in ids[:limit] if id_ in vector_of]
 
     def search(
         self,

@@ -8,7 +8,7 @@ import uuid
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar, get_args
 
 import numpy as np
@@ -36,7 +36,7 @@ from mrl_rag.index.coarse import (
     leftovers,
     pages,
 )
-from mrl_rag.index.halves import Halves, Hit, fitted
+from mrl_rag.index.halves import Halves, Hit, Record, fitted
 from mrl_rag.index.lock import WriterLock, writing_threads
 from mrl_rag.index.place import Place
 from mrl_rag.index.plan import Plan, check_k, check_plan, default_plan
@@ -63,23 +63,6 @@ _LONGEST_VECTOR = 65536
 # How long SQLite may look at Chroma's file, which nobody can write meanwhile.
 _VERIFY_SECONDS = 2
 _REPAIR_SECONDS = 600
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Record:
-    """One stored record.
-
-    Attributes:
-        id: as it was upserted.
-        document: its text, None where it has none.
-        metadata: what was stored with it; empty where there was none.
-        vector: float32 [full_dim], unit length, as exact as the archive keeps it.
-    """
-
-    id: str
-    document: str | None
-    metadata: dict[str, Any]
-    vector: Float32Array
 
 
 class TwoStageIndex:
@@ -394,7 +377,7 @@ class TwoStageIndex:
         where, where_document = check_where(where, where_document)
         if wanted == []:
             return []
-        return self._current(lambda halves: _records(halves, wanted, where, where_document, limit), [])
+        return self._current(lambda halves: halves.get(wanted, where, where_document, limit), [])
 
     def metadatas(self, where: Where | None = None) -> dict[str, dict[str, Any]]:
         """Return the metadata of records by their ids, without their vectors.
@@ -762,21 +745,6 @@ class TwoStageIndex:
                 f"{name} have {rows.shape[1]} numbers; index {self._name!r} has {full_dim}. "
                 "Encode with the model that filled it, at its full dimension."
             )
-
-
-def _records(
-    halves: Halves, ids: list[str] | None, where: Where | None, where_document: Where | None, limit: int | None
-) -> list[Record]:
-    coarse = halves.coarse
-    if ids is None:
-        ids = sorted(coarse.ids(where, where_document))
-    elif where is not None or where_document is not None:
-        matching = set(coarse.ids(where, where_document))
-        ids = [id_ for id_ in ids if id_ in matching]
-    records = {record[0]: record for record in coarse.get(ids[:limit])}
-    found, vectors = halves.full_vectors(list(records))
-    vector_of = dict(zip(found, normalize(vectors), strict=True))
-    return [Record(*records[id_], vector_of[id_]) for id_ in ids[:limit] if id_ in vector_of]
 
 
 def _default_shortlist(full_dim: int) -> int:
