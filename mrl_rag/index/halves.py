@@ -352,6 +352,13 @@ class Halves:
         with tqdm(total=len(ids), desc="reindex", unit="record", disable=None if progress else True) as bar:
             for batch in coarse.batches(ids):
                 records = {record[0]: record for record in self.coarse.get(batch)}
+                hidden = next((id_ for id_ in batch if id_ not in records), None)
+                if hidden is not None:
+                    raise TwoStageIndexError(
+                        f"Chroma lists record {hidden!r} of collection {self.coarse.name!r} and doesn't return it: it "
+                        "was deleted meanwhile, or chroma.sqlite3 is damaged. The collection is as it was. Try again, "
+                        "and if that doesn't help, bring the folder back from a backup."
+                    )
                 found, vectors = self.full_vectors([id_ for id_ in batch if id_ not in lost])
                 shortlist = dict(zip(found, halves.shortlist(vectors), strict=True)) if found else {}
                 # With both vectors lost the record stays, and has none: a search that comes upon it raises.

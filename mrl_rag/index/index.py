@@ -556,12 +556,14 @@ class TwoStageIndex:
             InvalidDimension: `shortlist_dim` is not an integer from 1 to full_dim.
             InvalidInput: `rotation` is neither, or Chroma doesn't take the settings.
             ArchiveError: a full vector is missing or damaged.
+            TwoStageIndexError: Chroma's own file is damaged, and records that it hides would be lost.
         """
         if rotation not in ("fit", "none", None):
             raise InvalidInput(f'rotation is {rotation!r}; it must be "fit", "none" or None.')
         with self._writing():
             opened = self._open()
             if opened is not None:
+                self._check_file()
                 self._halves = opened.reindexed(self.client, shortlist_dim, rotation, hnsw, progress)
             elif shortlist_dim is not None:
                 self._shortlist_dim = check_dim(shortlist_dim, self._full_dim or _LONGEST_VECTOR)
@@ -581,7 +583,8 @@ class TwoStageIndex:
         Orphans are removed, an interrupted replacement is finished or undone, and where the search structure or the
         rotation is lost, doesn't find a record or doesn't fit the archive, Chroma is filled anew. Records whose full
         vector is gone or is not their document's stay as they are. In a folder, graphs of deleted collections are
-        removed.
+        removed. Where Chroma's own file is damaged (`report.chroma_damaged`) nothing is changed: it may hide records
+        that are there.
 
         Returns:
             What is left to do: records to upsert again. `report.ok` when nothing is.
@@ -590,20 +593,19 @@ class TwoStageIndex:
             opened = self._open()
             if opened is None:
                 return Report()
+            damaged = self._place.sqlite_fault(_REPAIR_SECONDS)
+            if damaged:
+                return replace(verify(opened), chroma_damaged=damaged)
             opened.finish_interrupted()
             found = verify(opened)
-            damaged = self._place.sqlite_fault(_REPAIR_SECONDS)
-            if not damaged:
-                # Otherwise the damage may hide a record that is there.
-                opened.archive.delete(found.orphaned)
+            opened.archive.delete(found.orphaned)
             for name in leftovers(self.client, self._name):
                 self.client.delete_collection(name)
             if found.search_broken or found.misplaced or found.unreachable:
                 lost = set(found.missing) | set(found.damaged)
                 self._halves = opened = opened.reindexed(self.client, None, found.new_rotation, None, False, lost)
-            if not damaged:
-                self._place.remove_dead_graphs()
-            return replace(verify(opened), chroma_damaged=damaged)
+            self._place.remove_dead_graphs()
+            return verify(opened)
 
     def close(self) -> None:
         """Let go of the files. A client that was passed in stays open."""
@@ -666,6 +668,7 @@ class TwoStageIndex:
         if facts.rotation == "auto" and facts.shortlist_dim < facts.full_dim:
             if halves.coarse.count() >= ENOUGH * facts.full_dim:
                 _LOG.info("index %r fits its rotation on the vectors it has", self._name)
+                self._check_file()
                 self._halves = halves.reindexed(self.client, None, "fit", None, False)
         elif halves.rotation is not None and len(rows) >= _DRIFT_SAMPLE:
             energy = kept_energy(rows, halves.rotation, facts.shortlist_dim)
@@ -738,6 +741,14 @@ class TwoStageIndex:
                     f"Chroma's graph of collection {self._name!r} is damaged: {halves.graph_fault}. Call repair(), "
                     "which rebuilds it from the archive."
                 )
+
+    def _check_file(self) -> None:
+        damaged = self._place.sqlite_fault(_REPAIR_SECONDS)
+        if damaged:
+            raise TwoStageIndexError(
+                f"collection {self._name!r} can't be filled anew: Chroma's own file in {self._place.folder} is "
+                f"damaged, and records that it hides would be lost: {damaged}. Bring the folder back from a backup."
+            )
 
     def _check_length(self, rows: Float32Array, name: str, full_dim: int) -> None:
         if rows.shape[1] != full_dim:

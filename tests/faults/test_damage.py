@@ -480,3 +480,34 @@ def test_a_collection_that_forgot_its_dimensions_is_named(folder):
     collection.modify(metadata={key: v for key, v in collection.metadata.items() if key != "mrl_rag:shortlist_dim"})
     with pytest.raises(IndexMismatch, match=r"is damaged.*backup"):
         TwoStageIndex(folder)
+
+
+def test_repair_changes_nothing_where_chromas_file_hides_records(folder):
+    file = folder / "chroma.sqlite3"
+    connection = sqlite3.connect(file)
+    sql = "SELECT rootpage FROM sqlite_master WHERE name = 'sqlite_autoindex_embeddings_1'"
+    (page,), (size,) = connection.execute(sql).fetchone(), connection.execute("PRAGMA page_size").fetchone()
+    connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    connection.close()
+    with open(file, "r+b") as chroma:
+        chroma.seek((page - 1) * size)
+        # A leaf of an index, with nothing in it: the records are there, and can't be found by their ids.
+        chroma.write(bytes([10, 0, 0, 0, 0]) + size.to_bytes(2, "big") + b"\0")
+
+    archive = sqlite3.connect(next(folder.glob("archive-*.sqlite3")))
+    before = archive.execute("SELECT id, slot FROM places ORDER BY id").fetchall()
+    index = TwoStageIndex(folder)
+    report = index.repair()
+    assert report.orphaned
+    assert report.chroma_damaged
+    with pytest.raises(TwoStageIndexError, match=r"can't be filled anew.*Bring the folder back from a backup"):
+        index.reindex(rotation="fit")
+    assert archive.execute("SELECT id, slot FROM places ORDER BY id").fetchall() == before
+    # What SQLite itself brings back is all there.
+    index.close()
+    archive.close()
+    connection = sqlite3.connect(file)
+    connection.execute("REINDEX")
+    connection.execute("VACUUM")
+    connection.close()
+    assert TwoStageIndex(folder).verify().ok
