@@ -11,6 +11,7 @@ import torch
 
 from mrl_rag.encoder.attention import PACKED
 from mrl_rag.encoder.batching import Packing, Row, length_groups
+from mrl_rag.encoder.linear import can_prepack, prepack, unpack
 from mrl_rag.encoder.loading import Recipe, load_network
 from mrl_rag.encoder.openvino import OpenVINONetwork
 from mrl_rag.encoder.pooling import pool
@@ -81,8 +82,11 @@ class Network:
         self._states = Network._padded
         if backend == "openvino":
             self._convert(sample, dtype)
-        elif device.type == "cpu" or (device.type == "cuda" and dtype != torch.float32):
-            self._try_packing(sample)
+        else:
+            if device.type == "cpu" and can_prepack(self.module, dtype):
+                self._try_prepacking(sample)
+            if device.type == "cpu" or (device.type == "cuda" and dtype != torch.float32):
+                self._try_packing(sample)
         self.packs = self._states is not Network._padded
 
     def run(self, rows: Sequence[Row]) -> Float32Array:
@@ -158,6 +162,17 @@ class Network:
         ids = np.concatenate([row.ids for row in rows]).astype(np.int64)
         parts = [ids[start : start + n * length].reshape(n, length) for start, n, length in length_groups(counts)]
         return torch.cat([self.module(part).flatten(0, 1) for part in parts]), torch.tensor(counts)
+
+    def _try_prepacking(self, sample: Sequence[Row]) -> None:
+        """Have the linear layers answer short inputs sooner, where the vectors stay the same."""
+        expected = self._forward(sample)
+        try:
+            prepack(self.module)
+            if _distance(self._forward(sample), expected) < _TOLERANCE[self.module.dtype]:
+                return
+        except (AttributeError, NotImplementedError, RuntimeError, TypeError, ValueError):
+            pass
+        unpack(self.module)
 
     def _try_packing(self, sample: Sequence[Row]) -> None:
         """Pack the sample, and keep to packing if the vectors are those of padding.
