@@ -164,9 +164,12 @@ class LocalArchive:
             # Rows first: with a crash in between, nothing names these files yet.
             self._rows, *bits = (_row_file(path, suffix, length, create) for suffix, length in lengths.items())
             self._bits: RowFile | None = bits[0] if bits else None
-            name = ":memory:" if path is None else str(path)
+            # "rw": one that another process drops at this moment must not come back empty.
+            name = ":memory:" if path is None else f"{path.absolute().as_uri()}?mode={'rwc' if create else 'rw'}"
             # Another process may be writing: its transactions are short.
-            self._connection = sqlite3.connect(name, timeout=60, check_same_thread=False, isolation_level=None)
+            self._connection = sqlite3.connect(
+                name, timeout=60, check_same_thread=False, isolation_level=None, uri=True
+            )
             self._connection.execute("PRAGMA journal_mode = WAL")
             # FULL: a power cut after a write has returned must not undo it.
             self._connection.execute("PRAGMA synchronous = FULL")

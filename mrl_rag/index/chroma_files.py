@@ -16,7 +16,9 @@ import numpy.typing as npt
 # label and vector, top level, entry point, links a level, links at level 0, links wanted, factor of levels, ef.
 _HEADER = struct.Struct("<i6QiI3QdQ")
 _VERSION = 1
-_CHUNK = 65536
+_MOST_LINKS = 65536
+# Elements looked at together: what more would take stays with the process.
+_BLOCK = 4096
 _FILES = {"header.bin", "data_level0.bin", "length.bin", "link_lists.bin", "index_metadata.pickle"}
 _ASIDE = ".damaged"
 # In a process of its own: SQLite's locks are lost when a process closes a file that it has open a second time.
@@ -57,7 +59,7 @@ def graph_fault(graph: Path) -> str:
     if (
         start != 0
         or not count <= room
-        or not 1 < links == wanted < _CHUNK
+        or not 1 < links == wanted < _MOST_LINKS
         or not abs(factor * np.log(links) - 1) < 1e-6
         or not 0 < ef < 2**31
         or links0 != 2 * links
@@ -71,9 +73,9 @@ def graph_fault(graph: Path) -> str:
     if not count:
         return ""
     everywhere = np.zeros(count, dtype=np.int64)
-    for at in range(0, count, _CHUNK):
+    for at in range(0, count, _BLOCK):
         # Read, not mapped: a file that gets shorter under a map ends the process, too.
-        part = np.fromfile(graph / "data_level0.bin", np.uint8, min(_CHUNK, count - at) * width, offset=at * width)
+        part = np.fromfile(graph / "data_level0.bin", np.uint8, min(_BLOCK, count - at) * width, offset=at * width)
         words = np.ascontiguousarray(part.reshape(-1, width)[:, :vector]).view("<u4")
         if not _lead_somewhere(words, everywhere[: len(words)], everywhere):
             return "data_level0.bin has links that lead nowhere"
