@@ -61,7 +61,7 @@ def test_threads_that_read_while_it_is_dropped_get_the_records_or_nothing(open_i
         return answers
 
     one, other = open_index(), open_index()
-    for _ in range(3):
+    for _ in range(2):
         fill(one)
         full = {name: ask(one) for name, (ask, _) in READS.items()}
         with ThreadPoolExecutor(2 * len(READS)) as pool:
