@@ -143,7 +143,12 @@ class Chroma:
 
     def fill(self, vectors: Float32Array, records: Records) -> None:
         for rows in slices(len(vectors), self.client.get_max_batch_size()):
-            self.collection.upsert(records.ids[rows], vectors[rows], records.metadatas[rows], records.documents[rows])
+            stored = self.stored(vectors[rows])
+            self.collection.upsert(records.ids[rows], stored, records.metadatas[rows], records.documents[rows])
+
+    def stored(self, vectors: Float32Array) -> Float32Array:
+        """Return what the collection holds of vectors."""
+        return vectors
 
     def search(self, queries: Float32Array) -> list[list[Answer]]:
         found = self.collection.query(
@@ -169,13 +174,13 @@ class ChromaPart(Chroma):
 
         self.rotation = first_axes(fit(vectors[:: -(-len(vectors) // SAMPLE)]), SHORTLIST_DIM)
         np.save(self.file, self.rotation)
-        for rows in slices(len(vectors), self.client.get_max_batch_size()):
-            short = normalize(vectors[rows] @ self.rotation)
-            self.collection.upsert(records.ids[rows], short, records.metadatas[rows], records.documents[rows])
+        super().fill(vectors, records)
+
+    def stored(self, vectors: Float32Array) -> Float32Array:
+        return normalize(vectors @ self.rotation)
 
     def search(self, queries: Float32Array) -> list[list[Answer]]:
-        short = normalize(queries @ self.rotation)
-        found = self.collection.query(query_embeddings=short, n_results=SHORTLIST, include=[])["ids"]
+        found = self.collection.query(query_embeddings=self.stored(queries), n_results=SHORTLIST, include=[])["ids"]
         wanted = list({id_ for ids in found for id_ in ids[:K]})
         kept = self.collection.get(wanted, include=["documents", "metadatas"])
         records = dict(zip(kept["ids"], zip(kept["documents"], kept["metadatas"], strict=True), strict=True))

@@ -152,10 +152,7 @@ def test_an_upsert_that_stopped_before_chroma_is_undone(tmp_path, vectors, monke
 def test_an_upsert_interrupted_on_a_server_is_reported_and_repaired(open_index, vectors, monkeypatch):
     index = open_index(full_dim=32, shortlist_dim=8)
     index.upsert(["a"], vectors[:1], documents=["old"])
-    with monkeypatch.context() as patched:
-        patched.setattr(index._halves.archive, "settle", interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            index.upsert(["a"], vectors[1:2], documents=["new"])
+    upsert_unsettled(index, vectors[1:2], "new", monkeypatch)
     assert index.verify().interrupted == ["a"]
     assert index.repair().ok
     assert index.search(vectors[1:2])[0][0].score == pytest.approx(1, abs=1e-3)
@@ -163,6 +160,14 @@ def test_an_upsert_interrupted_on_a_server_is_reported_and_repaired(open_index, 
 
 def interrupted(*arguments, **settings):
     raise KeyboardInterrupt
+
+
+def upsert_unsettled(index, vector, text, monkeypatch):
+    """Replace record "a", and stop when Chroma has it and the archive still holds it back."""
+    with monkeypatch.context() as patched:
+        patched.setattr(index._halves.archive, "settle", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            index.upsert(["a"], vector, documents=[text])
 
 
 def test_searching_a_missing_vector_is_an_error_and_not_a_wrong_answer(folder, vectors):
@@ -194,10 +199,7 @@ def test_many_equal_records_are_all_reachable():
 def test_what_is_written_after_an_interruption_is_the_last_word(open_index, vectors, monkeypatch):
     index = open_index(full_dim=32, shortlist_dim=8)
     index.upsert(["a"], vectors[:1], documents=["text"])
-    with monkeypatch.context() as patched:
-        patched.setattr(index._halves.archive, "settle", interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            index.upsert(["a"], vectors[1:2], documents=["text"])
+    upsert_unsettled(index, vectors[1:2], "text", monkeypatch)
     index.upsert(["a"], vectors[:1], documents=["text"])
     assert index.repair().ok
     assert index.search(vectors[:1])[0][0].score == pytest.approx(1, abs=1e-3)
