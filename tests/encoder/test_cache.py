@@ -6,6 +6,7 @@ import pytest
 
 from mrl_rag import CachedEncoder, MatryoshkaEncoder, TwoStageIndex, TwoStageRetriever
 from mrl_rag.errors import EncoderCacheError, InvalidDimension, InvalidTexts
+from mrl_rag.testing import DeterministicEncoder
 
 
 class Counting:
@@ -67,20 +68,21 @@ def test_a_file_serves_the_next_process_too(cached, counting, passages, tmp_path
     assert len(counting.given) == asked
 
 
-def test_processes_may_write_one_file_at_once(tiny_bert, tmp_path, passages):
+def test_processes_may_write_one_file_at_once(tmp_path):
     code = """
 import sys
-from mrl_rag import CachedEncoder, MatryoshkaEncoder
-encoder = CachedEncoder(MatryoshkaEncoder(sys.argv[1], device="cpu"), sys.argv[2])
-for number in range(40):
-    encoder.encode([f"{sys.argv[3]} {number}", f"shared {number}"])
+from mrl_rag import CachedEncoder
+from mrl_rag.testing import DeterministicEncoder
+encoder = CachedEncoder(DeterministicEncoder(), sys.argv[1])
+for number in range(400):
+    encoder.encode([f"{sys.argv[2]} {number}", f"shared {number}"])
 """
     file = tmp_path / "vectors.sqlite3"
-    command = [sys.executable, "-W", "ignore", "-c", code, str(tiny_bert), str(file)]
+    command = [sys.executable, "-W", "ignore", "-c", code, str(file)]
     running = [subprocess.Popen([*command, name]) for name in ("one", "two")]
     assert [process.wait(120) for process in running] == [0, 0]
-    counting = Counting(MatryoshkaEncoder(tiny_bert, device="cpu"))
-    CachedEncoder(counting, file).encode([f"{name} {i}" for name in ("one", "two", "shared") for i in range(40)])
+    counting = Counting(DeterministicEncoder())
+    CachedEncoder(counting, file).encode([f"{name} {i}" for name in ("one", "two", "shared") for i in range(400)])
     assert counting.given == []
 
 

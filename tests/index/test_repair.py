@@ -106,7 +106,7 @@ def test_chromas_lost_graph_is_rebuilt_from_the_archive(tmp_path):
     vectors = np.random.default_rng(0).normal(size=(1500, 16))
     index = TwoStageIndex(tmp_path, shortlist_dim=8, rotation="none")
     index.upsert([str(i) for i in range(1500)], vectors)
-    expected = index.search(vectors[:20], k=3)
+    before = index.search(vectors[:20], k=3)
     index.close()
     graphs = [path for path in tmp_path.iterdir() if path.is_dir()]
     assert graphs
@@ -115,7 +115,11 @@ def test_chromas_lost_graph_is_rebuilt_from_the_archive(tmp_path):
     again = TwoStageIndex(tmp_path)
     again.repair()
     assert again.verify().ok
-    assert again.search(vectors[:20], k=3) == expected
+    after = again.search(vectors[:20], k=3)
+    assert [hits[0].id for hits in after] == [str(i) for i in range(20)]
+    # Chroma builds a graph with several threads, so no two are alike, and each finds its own approximation.
+    same = sum(len({h.id for h in old} & {h.id for h in new}) for old, new in zip(before, after, strict=True))
+    assert same >= 0.9 * 60
 
 
 def test_an_upsert_that_stopped_after_chroma_is_finished(tmp_path, vectors, monkeypatch):

@@ -54,7 +54,7 @@ def test_an_index_fits_itself_once_it_holds_enough(open_index, batches, request)
         assert [hit.score for hit in one] == pytest.approx([hit.score for hit in other], abs=1e-3)
     assert index.get(["7"])[0].document == "text 7"
     assert index.verify().ok
-    assert open_index().search(queries[:3]) == index.search(queries[:3])
+    assert open_index().search(queries[:3], plan=everything) == index.search(queries[:3], plan=everything)
 
 
 def test_too_few_vectors_are_left_as_they_are():
@@ -183,7 +183,8 @@ def test_a_lost_rotation_is_named_and_repaired(tmp_path):
     vectors = decaying(400)
     index = TwoStageIndex(tmp_path, shortlist_dim=16)
     index.upsert([str(number) for number in range(400)], vectors)
-    expected = index.search(vectors[:3], k=3)
+    everything = Plan(dims=(16, 64), sizes=(400,))
+    expected = index.search(vectors[:3], k=3, plan=everything)
     index.close()
     with sqlite3.connect(next(tmp_path.glob("archive-*.sqlite3"))) as connection:
         connection.execute("DELETE FROM rotations")
@@ -193,4 +194,4 @@ def test_a_lost_rotation_is_named_and_repaired(tmp_path):
         again.search(vectors[:1])
     assert not again.verify().ok
     assert again.repair().ok
-    assert again.search(vectors[:3], k=3) == expected
+    assert again.search(vectors[:3], k=3, plan=everything) == expected
