@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from mrl_rag.encoder.attention import PACKED
 from mrl_rag.encoder.batching import Packing, Row, length_groups
+from mrl_rag.encoder.graphs import Recorded, filled_up
 from mrl_rag.encoder.linear import can_prepack, prepack, unpack
 from mrl_rag.encoder.loading import Recipe, load_network
 from mrl_rag.encoder.openvino import OpenVINONetwork
@@ -23,7 +26,9 @@ from mrl_rag.truncation import Float32Array
 if TYPE_CHECKING:
     from mrl_rag.encoder.encoder import Backend
 
-# How far packed vectors may be from padded ones, in cosine distance: far above rounding, far below a wrong mask.
+_LOG = logging.getLogger("mrl_rag")
+# How far packed vectors may be from padded ones, and a CUDA graph's from those without, in cosine distance: far above
+# rounding, far below a wrong mask.
 _TOLERANCE = {torch.float32: 1e-5, torch.float16: 1e-3, torch.bfloat16: 5e-3}
 
 
@@ -31,7 +36,8 @@ class Network:
     """A network, pooling, and the modules after it.
 
     Sequences are packed end to end where the network takes that, and padded to the longest elsewhere. OpenVINO runs
-    those of one length together.
+    those of one length together. Where a GPU runs packed ones, a short text alone goes through a CUDA graph, recorded
+    when the first of about its length comes.
 
     Args:
         folder: the model's folder.
@@ -78,8 +84,12 @@ class Network:
         tables = [table for name, table in module.named_modules() if name.endswith("position_embeddings")]
         padding = getattr(tables[0], "padding_idx", None) if tables else None
         self._first_position = 0 if padding is None else padding + 1
+        self._positions: int = getattr(module.config, "max_position_embeddings", 2**31) - self._first_position
         # A plain function: a method bound to `self` would keep the weights alive after the last reference to it.
         self._states = Network._padded
+        # CUDA graphs by their tokens; None where recording failed.
+        self._graphs: dict[int, Recorded | None] = {}
+        self._records = False
         if backend == "openvino":
             self._convert(sample, dtype)
         else:
@@ -88,6 +98,7 @@ class Network:
             if device.type == "cpu" or (device.type == "cuda" and dtype != torch.float32):
                 self._try_packing(sample)
         self.packs = self._states is not Network._padded
+        self._records = device.type == "cuda" and self.packs and not self._rotary.changes
 
     def run(self, rows: Sequence[Row]) -> Float32Array:
         """Return the vectors of rows, float32 [n, full_dim].
@@ -123,21 +134,59 @@ class Network:
             return vectors
         self._rotary.reset()
         with torch.inference_mode():
+            recorded = self._by_graph(rows[0]) if self._records and len(rows) == 1 else None
+            if recorded is not None:
+                return recorded
             hidden, lengths = self._states(self, rows)
             skips = self._put([row.skip for row in rows]) if any(row.skip for row in rows) else None
             found: Float32Array = self._steps(pool(hidden, lengths, self._pooling, skips)).cpu().numpy()
         return found
 
+    def _by_graph(self, row: Row) -> Float32Array | None:
+        """Return the vector of a row, float32 [1, full_dim], by a CUDA graph; None where there is none for it."""
+        rows = filled_up(row, self._pad_id, self._positions)
+        if rows is None or row.skip:
+            return None
+        inputs, counts = self._joined(rows), [len(row.ids) for row in rows]
+        size = sum(counts)
+        if size not in self._graphs:
+            self._graphs[size] = None
+
+            def compute(inputs: torch.Tensor) -> torch.Tensor:
+                # Others that come through this graph may be longer.
+                vectors: torch.Tensor = self._steps(pool(*self._packed_states(inputs, counts, size), self._pooling))
+                return vectors
+
+            try:
+                others = [other for other in self._graphs.values() if other is not None]
+                new = Recorded(compute, inputs, self._device, *others[:1])
+                if _distance(new(inputs)[:1], self._forward([row])) < _TOLERANCE[self.module.dtype]:
+                    self._graphs[size] = new
+            except RuntimeError as error:
+                _LOG.info("no CUDA graph of %d tokens for a %s: %s", size, type(self.module).__name__, error)
+        graph = self._graphs[size]
+        return None if graph is None else graph(inputs)[:1]
+
     def _packed(self, rows: Sequence[Row]) -> tuple[torch.Tensor, torch.Tensor]:
         """Return hidden states [tokens, d] of the rows end to end, and their lengths."""
         counts = [len(row.ids) for row in rows]
+        return self._packed_states(self._put(self._joined(rows)), counts, max(counts))
+
+    def _joined(self, rows: Sequence[Row]) -> npt.NDArray[np.int64]:
+        """Return token ids, their positions and the rows' lengths in one array, to be copied at once."""
+        counts = [len(row.ids) for row in rows]
         ids = np.concatenate([row.ids for row in rows])
         places = np.concatenate([np.arange(self._first_position, self._first_position + n) for n in counts])
-        # One copy for all.
-        inputs = self._put(np.concatenate([ids, places, counts]))
-        tokens, positions, lengths = torch.split(inputs, [len(ids), len(ids), len(rows)])
+        return np.concatenate([ids, places, counts]).astype(np.int64)
+
+    def _packed_states(
+        self, inputs: torch.Tensor, counts: Sequence[int], longest: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return what `_packed` does, of what `_joined` does on the device; no row has more than `longest` tokens."""
+        total = sum(counts)
+        tokens, positions, lengths = torch.split(inputs, [total, total, len(counts)])
         offsets = torch.nn.functional.pad(lengths.cumsum(0), (1, 0)).int()
-        packing = Packing(length_groups(counts), offsets, max(counts))
+        packing = Packing(length_groups(counts), offsets, longest)
         found = self.module(input_ids=tokens[None], position_ids=positions[None], packing=packing)
         return found.last_hidden_state[0], lengths
 

@@ -84,6 +84,18 @@ def test_half_precision_is_near_the_reference(save_model, name, texts, cosine_di
     assert cosine_distance(half, expected).max() < 1e-3
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-5), ("bfloat16", 1e-3)])
+def test_a_gpu_gives_the_references_vectors_too(save_model, name, dtype, tolerance, texts, cosine_distance):
+    """Packed, padded, and alone: by a CUDA graph that is recorded the first time and run the second."""
+    folder = save_model(name, initializer_range=0.05)
+    expected = reference_vectors(SentenceTransformer(str(folder), device="cpu"), texts, "document")
+    encoder = MatryoshkaEncoder(folder, device="cuda", dtype=dtype)
+    for found in (encoder.encode(texts), *(np.vstack([encoder.encode([text]) for text in texts]) for _ in range(2))):
+        assert cosine_distance(found, expected).max() < tolerance
+
+
 @pytest.mark.parametrize("name", ["modernbert", "gemma3", "qwen3"])
 def test_a_text_of_many_windows_gets_the_references_vector(save_model, passages, cosine_distance, name):
     """Windows of 16 tokens and a few: the edges of each, the last one short."""

@@ -1,0 +1,122 @@
+"""Short texts by CUDA graphs. Without a GPU a stand-in computes what one would have recorded."""
+
+import numpy as np
+import pytest
+import torch
+
+from mrl_rag import MatryoshkaEncoder
+from mrl_rag.encoder.batching import Row
+from mrl_rag.encoder.graphs import SIZES, filled_up
+from mrl_rag.encoder.network import Network
+
+TEXTS = ["a", "two words", "a sentence of several words", "another of as many words", "x" * 40, "y " * 200]
+
+
+class Computed:
+    """Computes when it is called, as `Recorded` would have the GPU do; refuses what a graph could not do."""
+
+    made = 0
+
+    def __init__(self, compute, example, device, other=None):
+        Computed.made += 1
+        assert other is None or isinstance(other, Computed)
+        self.compute, self.shape, self.calls = compute, example.shape, 0
+
+    def __call__(self, values):
+        assert (values.shape, values.dtype) == (self.shape, np.int64)
+        self.calls += 1
+        return self.compute(torch.from_numpy(values)).numpy()
+
+
+@pytest.fixture
+def network(tiny_bert, monkeypatch):
+    monkeypatch.setattr("mrl_rag.encoder.network.Recorded", Computed)
+    monkeypatch.setattr(Computed, "made", 0)
+    states = Network._packed_states
+
+    def from_the_device(self, inputs, counts, longest):
+        # A GPU's attention reads the lengths from the device; a CPU's goes by the Python numbers beside them.
+        lengths = inputs[-len(counts) :].tolist()
+        assert max(lengths) <= longest
+        return states(self, inputs, lengths, longest)
+
+    monkeypatch.setattr(Network, "_packed_states", from_the_device)
+    network = MatryoshkaEncoder(tiny_bert, device="cpu")._network
+    network._records = True
+    return network
+
+
+def row(tokens):
+    return Row([2, *(4 + i % 20 for i in range(tokens - 2)), 3][:tokens])
+
+
+@pytest.mark.parametrize("tokens", [1, 15, 16, 31, 127])
+def test_a_row_is_filled_up_to_the_next_size_by_another(tokens):
+    first, filler = filled_up(row(tokens), 0, 512)
+    assert first == row(tokens)
+    assert set(filler.ids) == {0}
+    assert tokens + len(filler.ids) == next(size for size in SIZES if size > tokens)
+
+
+@pytest.mark.parametrize(("tokens", "positions"), [(SIZES[-1], 512), (33, 63), (9, 10)])
+def test_a_long_row_is_not_nor_one_beyond_what_the_network_knows(tokens, positions):
+    assert filled_up(row(tokens), 0, positions) is None
+
+
+def test_vectors_are_those_without_and_a_graph_serves_all_of_its_size(network):
+    rows = [row(tokens) for tokens in (*range(1, 32), 3, 20, 40, 63, 64)]
+    found = np.concatenate([network.run([one]) for one in rows])
+    assert Computed.made == 3
+    assert sorted(network._graphs) == [16, 32, 64]
+    assert network._graphs[16].calls == 15 + 1 + 1  # the first is tried before it counts
+    network._records = False
+    np.testing.assert_allclose(found, np.concatenate([network.run([one]) for one in rows]), atol=1e-6)
+
+
+def test_what_a_graph_has_no_place_for_goes_without(network):
+    expected = network.run([row(5), row(9)])
+    skipping = network.run([Row(row(9).ids, skip=2)])
+    assert Computed.made == 0
+    np.testing.assert_allclose(network.run([row(9)]), expected[1:], atol=1e-6)
+    assert Computed.made == 1
+    assert not np.allclose(skipping, expected[1:])
+
+
+@pytest.mark.parametrize("fault", ["error", "wrong"])
+def test_a_graph_that_fails_or_differs_is_left_out_and_not_tried_again(network, monkeypatch, fault):
+    def call(self, values):
+        if fault == "error":
+            raise RuntimeError("operation not permitted when stream is capturing")
+        return np.ones((2, 16), dtype=np.float32)
+
+    monkeypatch.setattr(Computed, "__call__", call)
+    network._records = False
+    expected = network.run([row(5)])
+    network._records = True
+    for _ in range(3):
+        np.testing.assert_array_equal(network.run([row(5)]), expected)
+    assert Computed.made == 1
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_on_a_gpu_texts_alone_get_what_they_get_together_and_without_graphs(tiny_bert, dtype):
+    encoder = MatryoshkaEncoder(tiny_bert, device="cuda", dtype=dtype)
+    assert encoder._network._records
+    alone = [np.concatenate([encoder.encode([text]) for text in TEXTS]) for _ in range(2)]
+    graphs = encoder._network._graphs
+    assert graphs
+    assert None not in graphs.values()
+    together = encoder.encode(TEXTS)
+    encoder._network._records = False
+    without = np.concatenate([encoder.encode([text]) for text in TEXTS])
+    exact = MatryoshkaEncoder(tiny_bert, device="cpu").encode(TEXTS)
+    np.testing.assert_array_equal(*alone)
+    for vectors in (alone[0], together, without):
+        assert (1 - (vectors * exact).sum(axis=1)).max() < 1e-3
+
+
+def test_a_cpu_has_none(minilm):
+    assert isinstance(minilm._network, Network)
+    minilm.encode(["a question"])
+    assert not minilm._network._graphs
