@@ -64,7 +64,7 @@ class MatryoshkaEmbeddings(BaseModel, Embeddings):
     long_inputs: Literal["truncate", "average", "error"] = "truncate"
     """What becomes of a text longer than `max_length`; see `MatryoshkaEncoder`."""
     backend: Literal["torch", "openvino"] | None = None
-    """What runs the network; None for "torch"."""
+    """What encodes a short text that comes alone; None for "torch"."""
     show_progress: bool = False
     """Show a bar while documents are embedded, on a terminal."""
     encoder: Any = Field(default=None, exclude=True, repr=False)

@@ -76,7 +76,7 @@ class MatryoshkaEmbedding(BaseEmbedding):
         default="truncate", description="What becomes of a text longer than max_length."
     )
     backend: Literal["torch", "openvino"] | None = Field(
-        default=None, description="What runs the network; None for torch."
+        default=None, description="What encodes a short text alone; None for torch."
     )
 
     _encoder: Encoder = PrivateAttr()

@@ -99,8 +99,9 @@ class MatryoshkaEncoder(Encoder):
             "average" splits it evenly, each piece with the prompt, and averages the pieces' unit vectors weighted by
             their tokens (the recipe of OpenAI's cookbook, "Embedding texts that are longer than the model's maximum
             context length"); "error" refuses it.
-        backend: what runs the network: "torch", the default, or on a CPU "openvino" (extra `openvino`), which takes
-            some seconds more to load and answers a short question sooner. Not every architecture can be converted.
+        backend: what encodes a short text that comes alone, as a question does: "torch", the default, or on a CPU
+            "openvino" (extra `openvino`), which takes a second or two more to load and answers sooner. Many texts go
+            through torch either way. Not every architecture can be converted.
 
     Attributes:
         full_dim: length of the whole vector.

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from mrl_rag.encoder.encoder import Backend
 
 _LOG = logging.getLogger("mrl_rag")
+# Most tokens that OpenVINO is given: of more, torch is as fast (benchmarks/README.md).
+_SHORT = 128
 # How far packed vectors may be from padded ones, and a CUDA graph's from those without, in cosine distance: far above
 # rounding, far below a wrong mask.
 _TOLERANCE = {torch.float32: 1e-5, torch.float16: 1e-3, torch.bfloat16: 5e-3}
@@ -35,9 +37,9 @@ _TOLERANCE = {torch.float32: 1e-5, torch.float16: 1e-3, torch.bfloat16: 5e-3}
 class Network:
     """A network, pooling, and the modules after it.
 
-    Sequences are packed end to end where the network takes that, and padded to the longest elsewhere. OpenVINO runs
-    those of one length together. Where a GPU runs packed ones, a short text alone goes through a CUDA graph, recorded
-    when the first of about its length comes.
+    Sequences are packed end to end where the network takes that, and padded to the longest elsewhere. A short one alone
+    takes the way that answers soonest: OpenVINO where it is asked for; on a GPU a CUDA graph, recorded when the first
+    of about its length comes; otherwise linear layers with a second copy of their weights.
 
     Args:
         folder: the model's folder.
@@ -47,7 +49,7 @@ class Network:
         trust_remote_code: let the folder run code of its own.
         pad_id: the token that pads.
         sample: rows of different lengths, to try packing and OpenVINO on.
-        backend: what runs the network: "torch" or "openvino".
+        backend: what runs short sequences that come alone: "torch" or "openvino".
 
     Attributes:
         module: the network itself.
@@ -71,8 +73,8 @@ class Network:
         backend: Backend = "torch",
     ) -> None:
         # OpenVINO makes its own bfloat16.
-        kept = dtype if backend == "torch" else torch.float32
-        module: Any = load_network(folder, recipe, dtype=kept, trust_remote_code=trust_remote_code)
+        loaded = dtype if backend == "torch" else torch.float32
+        module: Any = load_network(folder, recipe, dtype=loaded, trust_remote_code=trust_remote_code)
         self.module = module.to(device)
         self._device = device
         self._pooling = recipe.pooling
@@ -90,13 +92,13 @@ class Network:
         # CUDA graphs by their tokens; None where recording failed.
         self._graphs: dict[int, Recorded | None] = {}
         self._records = False
+        self._openvino: OpenVINONetwork | None = None
         if backend == "openvino":
-            self._convert(sample, dtype)
-        else:
-            if device.type == "cpu" and can_prepack(self.module, dtype):
-                self._try_prepacking(sample)
-            if device.type == "cpu" or (device.type == "cuda" and dtype != torch.float32):
-                self._try_packing(sample)
+            self._openvino = self._converted(sample, dtype)
+        if device.type == "cpu" and self._openvino is None and can_prepack(self.module, dtype):
+            self._try_prepacking(sample)
+        if device.type == "cpu" or (device.type == "cuda" and dtype != torch.float32):
+            self._try_packing(sample)
         self.packs = self._states is not Network._padded
         self._records = device.type == "cuda" and self.packs and not self._rotary.changes
 
@@ -134,12 +136,18 @@ class Network:
             return vectors
         self._rotary.reset()
         with torch.inference_mode():
-            recorded = self._by_graph(rows[0]) if self._records and len(rows) == 1 else None
-            if recorded is not None:
-                return recorded
-            hidden, lengths = self._states(self, rows)
-            skips = self._put([row.skip for row in rows]) if any(row.skip for row in rows) else None
-            found: Float32Array = self._steps(pool(hidden, lengths, self._pooling, skips)).cpu().numpy()
+            if len(rows) == 1:
+                if self._openvino is not None and len(rows[0].ids) <= _SHORT:
+                    return self._finished(rows, *self._openvino_states(self._openvino, rows[0]))
+                recorded = self._by_graph(rows[0]) if self._records else None
+                if recorded is not None:
+                    return recorded
+            return self._finished(rows, *self._states(self, rows))
+
+    def _finished(self, rows: Sequence[Row], hidden: torch.Tensor, lengths: torch.Tensor) -> Float32Array:
+        """Return the vectors of rows, float32 [n, full_dim], whose hidden states [tokens, d] are given."""
+        skips = self._put([row.skip for row in rows]) if any(row.skip for row in rows) else None
+        found: Float32Array = self._steps(pool(hidden, lengths, self._pooling, skips)).cpu().numpy()
         return found
 
     def _by_graph(self, row: Row) -> Float32Array | None:
@@ -205,12 +213,9 @@ class Network:
         tensor = torch.as_tensor(values)
         return tensor.pin_memory().to(self._device, non_blocking=True) if self._device.type == "cuda" else tensor
 
-    def _by_length(self, rows: Sequence[Row]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return what `_packed` does."""
-        counts = [len(row.ids) for row in rows]
-        ids = np.concatenate([row.ids for row in rows]).astype(np.int64)
-        parts = [ids[start : start + n * length].reshape(n, length) for start, n, length in length_groups(counts)]
-        return torch.cat([self.module(part).flatten(0, 1) for part in parts]), torch.tensor(counts)
+    def _openvino_states(self, network: OpenVINONetwork, row: Row) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return what `_packed` does, of one row."""
+        return network(np.array([row.ids], dtype=np.int64))[0], torch.tensor([len(row.ids)])
 
     def _try_prepacking(self, sample: Sequence[Row]) -> None:
         """Have the linear layers answer short inputs sooner, where the vectors stay the same."""
@@ -243,17 +248,20 @@ class Network:
         self._states = Network._padded
         self.module.set_attn_implementation(usual)
 
-    def _convert(self, sample: Sequence[Row], dtype: torch.dtype) -> None:
+    def _converted(self, sample: Sequence[Row], dtype: torch.dtype) -> OpenVINONetwork:
         name = type(self.module).__name__
         if self._rotary.changes:
             raise InvalidInput(f"backend='openvino' can't run a {name} whose angles follow the length. Leave it out.")
+        network = OpenVINONetwork(self.module, dtype)
         expected = self._forward(sample)
-        self.module = OpenVINONetwork(self.module, dtype)
-        self._states = Network._by_length
-        if not _distance(self._forward(sample), expected) < _TOLERANCE[dtype]:
+        with torch.inference_mode():
+            found = [self._finished([row], *self._openvino_states(network, row)) for row in sample]
+        if not _distance(np.concatenate(found), expected) < _TOLERANCE[dtype]:
             raise InvalidInput(
                 f"OpenVINO computes other vectors than torch for a {name}. Leave backend='openvino' out."
             )
+        self.module.to(dtype)
+        return network
 
 
 def _distance(vectors: Float32Array, others: Float32Array) -> float:

@@ -14,7 +14,7 @@ from mrl_rag.extras import require
 
 
 class OpenVINONetwork:
-    """A network converted in memory; nothing is downloaded or written.
+    """A network converted in memory; nothing is downloaded, written or reported.
 
     Args:
         module: a network of transformers, float32, on the CPU.
@@ -27,18 +27,29 @@ class OpenVINONetwork:
 
     def __init__(self, module: torch.nn.Module, dtype: torch.dtype) -> None:
         openvino = require("openvino", extra="openvino")
+        from openvino.frontend import FrontEndManager, OpConversionFailure
+        from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
+
         # Two rows of three tokens: a size of 1 would be taken for fixed.
         example = torch.tensor([[5, 6, 7], [8, 9, 10]])
+        # What `openvino.convert_model` does in three times the time, and it reports each conversion over the network.
         try:
-            with warnings.catch_warnings():
+            with warnings.catch_warnings(), torch.inference_mode():
                 warnings.simplefilter("ignore")  # of tracing: sizes are given as dynamic below
-                converted = openvino.convert_model(
-                    _Hidden(module), example_input=(example,), input=[([-1, -1], openvino.Type.i64)]
+                traced = torch.jit.trace(  # type: ignore[no-untyped-call]
+                    _Hidden(module).eval(), (example,), check_trace=False
                 )
-        except (RuntimeError, TypeError, ValueError, openvino.frontend.OpConversionFailure) as error:
+            frontend = FrontEndManager().load_by_framework("pytorch")
+            decoder = TorchScriptPythonDecoder(traced)  # the front end holds no reference of its own
+            converted = frontend.convert(frontend.load(decoder))
+        except (RuntimeError, TypeError, ValueError, OpConversionFailure) as error:
             raise InvalidInput(
                 f"backend='openvino' can't convert a {type(module).__name__}: {str(error)[:300]}. Leave backend out."
             ) from error
+        ids = converted.inputs[0].get_node()
+        ids.set_partial_shape(openvino.PartialShape([-1, -1]))
+        ids.set_element_type(openvino.Type.i64)
+        converted.validate_nodes_and_infer_types()
         settings = {
             "PERFORMANCE_HINT": "LATENCY",
             "INFERENCE_PRECISION_HINT": "bf16" if dtype == torch.bfloat16 else "f32",
