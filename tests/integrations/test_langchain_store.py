@@ -144,7 +144,6 @@ def test_a_bar_moves_where_there_is_a_terminal(words, monkeypatch, capsys):
         (ValueError, {"texts": (t for t in "ab"), "ids": ["x"]}),
         (TypeError, {"texts": ["a"], "metadata": [{}]}),
     ],
-    ids=str,
 )
 def test_what_does_not_pair_up_is_refused(words, error, call):
     store = MatryoshkaVectorStore(words)
@@ -382,7 +381,7 @@ def test_a_store_without_embeddings_is_searched_by_vector(store):
         {"collection_configuration": {"hnsw": {"space": "ip"}}},
         {"collection_metadata": {"owner": "me"}},
     ],
-    ids=str,
+    ids=lambda arguments: "-".join(arguments),
 )
 def test_arguments_that_cannot_be_kept_are_refused(arguments):
     with pytest.raises(InvalidInput):
