@@ -31,6 +31,7 @@ import time
 import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import active_children, get_context
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -93,16 +94,23 @@ def measure(names: list[str], work: Workload, device: str, rounds: int) -> dict[
     found: dict[str, dict[str, list[float]]] = {}
     pools = {name: new_process() for name in names}
     for name in names:
-        said = pools[name].submit(open_contender, name, str(work.folder), device, work.texts[:32]).result()
+        try:
+            said = pools[name].submit(open_contender, name, str(work.folder), device, work.texts[:32]).result()
+        except BrokenProcessPool:
+            said = "its process was ended, most likely for want of memory"
         if said:
             print(f"left out: {name}: {said}")
         else:
             found[name] = {"bulk": [], "query": [], "callers": [], "memory": []}
     for _ in range(rounds):
-        for name, times in found.items():
-            times["bulk"].append(pools[name].submit(time_bulk, work.texts).result())
-            times["query"] += pools[name].submit(time_queries, work.queries).result()
-            times["callers"].append(pools[name].submit(time_callers, work.queries).result())
+        for name, times in list(found.items()):
+            try:
+                times["bulk"].append(pools[name].submit(time_bulk, work.texts).result())
+                times["query"] += pools[name].submit(time_queries, work.queries).result()
+                times["callers"].append(pools[name].submit(time_callers, work.queries).result())
+            except BrokenProcessPool:
+                print(f"left out: {name}: its process was ended, most likely for want of memory")
+                del found[name]
     for name, times in found.items():
         times["memory"].append(pools[name].submit(peak_memory, device).result())
         pools[name].submit(close_contender).result()
