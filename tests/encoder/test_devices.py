@@ -76,9 +76,11 @@ def test_no_device_is_refused(tiny_bert):
 
 
 SCRIPT = """
-import multiprocessing, sys
+import multiprocessing, signal, sys
 from mrl_rag import MatryoshkaEncoder
 if __name__ == "__main__":
+    # What a shell starts in the background ignores it.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     encoder = MatryoshkaEncoder(sys.argv[1], device=["cpu", "cpu"])
     print(*(child.pid for child in multiprocessing.active_children()), flush=True)
     while True:
