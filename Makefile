@@ -20,9 +20,8 @@ $(READY): pyproject.toml constraints.txt
 demo: $(READY)
 	$(BIN)/python examples/demo.py
 
-# Two at a time: most tests wait for one thread, or for a process of their own to import torch.
 test: $(READY)
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+	$(BIN)/python -m pytest
 
 test-faults: $(READY)
 	MRL_RAG_KILLS=200 MRL_RAG_DAMAGES=150 MRL_RAG_STEPS=5000 $(BIN)/python -m pytest tests/faults tests/index/test_stateful.py
