@@ -138,7 +138,7 @@ class Network:
         with torch.inference_mode():
             if len(rows) == 1:
                 if self._openvino is not None and len(rows[0].ids) <= _SHORT:
-                    return self._finished(rows, *self._openvino_states(self._openvino, rows[0]))
+                    return self._by_openvino(self._openvino, rows[0])
                 recorded = self._by_graph(rows[0]) if self._records else None
                 if recorded is not None:
                     return recorded
@@ -149,6 +149,11 @@ class Network:
         skips = self._put([row.skip for row in rows]) if any(row.skip for row in rows) else None
         found: Float32Array = self._steps(pool(hidden, lengths, self._pooling, skips)).cpu().numpy()
         return found
+
+    def _by_openvino(self, network: OpenVINONetwork, row: Row) -> Float32Array:
+        """Return the vector of a row, float32 [1, full_dim], by OpenVINO."""
+        hidden = network(np.array([row.ids], dtype=np.int64))[0]
+        return self._finished([row], hidden, torch.tensor([len(row.ids)]))
 
     def _by_graph(self, row: Row) -> Float32Array | None:
         """Return the vector of a row, float32 [1, full_dim], by a CUDA graph; None where there is none for it."""
@@ -213,10 +218,6 @@ class Network:
         tensor = torch.as_tensor(values)
         return tensor.pin_memory().to(self._device, non_blocking=True) if self._device.type == "cuda" else tensor
 
-    def _openvino_states(self, network: OpenVINONetwork, row: Row) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return what `_packed` does, of one row."""
-        return network(np.array([row.ids], dtype=np.int64))[0], torch.tensor([len(row.ids)])
-
     def _try_prepacking(self, sample: Sequence[Row]) -> None:
         """Have the linear layers answer short inputs sooner, where the vectors stay the same."""
         expected = self._forward(sample)
@@ -255,8 +256,8 @@ class Network:
         network = OpenVINONetwork(self.module, dtype)
         expected = self._forward(sample)
         with torch.inference_mode():
-            found = [self._finished([row], *self._openvino_states(network, row)) for row in sample]
-        if not _distance(np.concatenate(found), expected) < _TOLERANCE[dtype]:
+            found = np.concatenate([self._by_openvino(network, row) for row in sample])
+        if not _distance(found, expected) < _TOLERANCE[dtype]:
             raise InvalidInput(
                 f"OpenVINO computes other vectors than torch for a {name}. Leave backend='openvino' out."
             )
