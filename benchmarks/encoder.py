@@ -40,6 +40,7 @@ import numpy as np
 
 MODULES = "argparse asyncio collections decimal email http json logging multiprocessing os pathlib typing unittest xml"
 CALLERS = 32
+ENDED = "its process was ended, most likely for want of memory"
 
 
 class Ways(NamedTuple):
@@ -97,7 +98,7 @@ def measure(names: list[str], work: Workload, device: str, rounds: int) -> dict[
         try:
             said = pools[name].submit(open_contender, name, str(work.folder), device, work.texts[:32]).result()
         except BrokenProcessPool:
-            said = "its process was ended, most likely for want of memory"
+            said = ENDED
         if said:
             print(f"left out: {name}: {said}")
         else:
@@ -109,7 +110,7 @@ def measure(names: list[str], work: Workload, device: str, rounds: int) -> dict[
                 times["query"] += pools[name].submit(time_queries, work.queries).result()
                 times["callers"].append(pools[name].submit(time_callers, work.queries).result())
             except BrokenProcessPool:
-                print(f"left out: {name}: its process was ended, most likely for want of memory")
+                print(f"left out: {name}: {ENDED}")
                 del found[name]
     for name, times in found.items():
         times["memory"].append(pools[name].submit(peak_memory, device).result())
