@@ -37,7 +37,7 @@ from llama_index.core.base.embeddings.base import BaseEmbedding
 from llama_index.core.schema import TextNode
 
 from mrl_rag import MatryoshkaEncoder, TwoStageIndex
-from mrl_rag.evaluation import agreement, read_beir
+from mrl_rag.evaluation import read_beir, recall_at_k
 
 K = 10
 QUESTIONS = 100
@@ -177,7 +177,7 @@ def batches(retrievers: dict[str, BaseRetriever], questions: list[str], rounds: 
         p50 = statistics.median(seconds[name])
         print(
             f"| {name} | {len(questions) / p50:,.0f} | {statistics.median(seconds[base]) / p50:.2f} | "
-            f"{agreement(found[name], found[base]):.1%} |"
+            f"{recall_at_k(found[name], found[base]):.1%} |"
         )
 
 

@@ -22,7 +22,7 @@ import chromadb
 import numpy as np
 
 from mrl_rag import CachedEncoder, MatryoshkaEncoder, Plan, TwoStageIndex
-from mrl_rag.evaluation import Dataset, agreement, exact_scan, ndcg, read_beir, timed
+from mrl_rag.evaluation import Dataset, exact_scan, ndcg, read_beir, recall_at_k, timed
 from mrl_rag.index.archive import ArchivePrecision
 from mrl_rag.truncation import Float32Array
 
@@ -115,14 +115,14 @@ def main() -> None:
         signs = np.where(vectors > 0, 1, -1).astype(np.float32)
         by_signs = [[(ids[i], float(-place)) for place, i in enumerate(r)] for r in exact_scan(signs, queries, 100)]
         archive_row("sign bits alone", str(-(-full // 8)), [ranking[:K] for ranking in by_signs], data, expected)
-        reached = agreement([[id_ for id_, _ in ranking] for ranking in by_signs], expected)
+        reached = recall_at_k([[id_ for id_, _ in ranking] for ranking in by_signs], expected)
         print(f"\nThe first 100 by sign bits alone hold {reached:.1%} of the true top {K}.")
 
 
 def archive_row(name: str, bytes_: str, found: list[Ranking], data: Dataset, expected: list[list[str]]) -> None:
     """Print the line of one way to keep full vectors."""
     run = {query: dict(ranking) for query, ranking in zip(data.queries, found, strict=True)}
-    same = agreement([[id_ for id_, _ in ranking] for ranking in found], expected)
+    same = recall_at_k([[id_ for id_, _ in ranking] for ranking in found], expected)
     print(f"| {name} | {bytes_} | {same:.1%} | {ndcg(run, data.qrels):.3f} |", flush=True)
 
 
@@ -142,7 +142,7 @@ def row(
     found = [[id_ for id_, _ in ranking] for ranking in answers[0]]
     run = {query: dict(ranking) for query, ranking in zip(data.queries, answers[0], strict=True)}
     print(
-        f"| {name} | {agreement(found, expected):.1%} | {ndcg(run, data.qrels):.3f} | {alone * 1e3:.2f} | "
+        f"| {name} | {recall_at_k(found, expected):.1%} | {ndcg(run, data.qrels):.3f} | {alone * 1e3:.2f} | "
         f"{together * 1e3 / len(queries):.2f} | {filled:.1f} | {bytes_ / 1e6:.1f} |",
         flush=True,
     )

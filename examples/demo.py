@@ -28,7 +28,7 @@ from llama_index_mrl import MatryoshkaEmbedding
 from llama_index_mrl import MatryoshkaVectorStore as LlamaIndexStore
 
 from mrl_rag import MatryoshkaEncoder, TwoStageIndex, TwoStageRetriever
-from mrl_rag.evaluation import agreement, exact_scan, timed
+from mrl_rag.evaluation import exact_scan, recall_at_k, timed
 from mrl_rag.truncation import Float32Array
 
 FOLDER = Path(".demo")
@@ -158,7 +158,7 @@ def compare(encoder: MatryoshkaEncoder, index: TwoStageIndex, passages: list[Pas
     ):
         search(queries[0])
         found, seconds = timed(search, list(queries))
-        rows.append((name, agreement(found, expected), seconds, _bytes(folder, "*.bin"), _bytes(folder, "*")))
+        rows.append((name, recall_at_k(found, expected), seconds, _bytes(folder, "*.bin"), _bytes(folder, "*")))
     size = vectors.nbytes
     rows.append((f"exact full scan, {index.full_dim}, NumPy", 1.0, scan_seconds, size, size))
 

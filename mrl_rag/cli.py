@@ -64,7 +64,8 @@ def _lines(report: Report) -> list[str]:
     for kind, ids in asdict(report).items():
         if isinstance(ids, list) and ids:
             more = f" and {len(ids) - _NAMED} more" if len(ids) > _NAMED else ""
-            lines.append(f"{kind}: {len(ids)} ({', '.join(ids[:_NAMED])}{more})")
+            of = f" of {report.tried} tried" if kind == "unreachable" else ""
+            lines.append(f"{kind}: {len(ids)}{of} ({', '.join(ids[:_NAMED])}{more})")
     if report.chroma_damaged:
         lines.append(f"Chroma's own file is damaged ({report.chroma_damaged}): bring the folder back from a backup")
     if report.search_broken:

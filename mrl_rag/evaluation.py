@@ -1,4 +1,4 @@
-"""How good the answers are and what they cost: exact scans, agreement, nDCG, BEIR folders."""
+"""How good the answers are and what they cost: exact scans, recall, nDCG, BEIR folders."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def exact_scan(vectors: npt.ArrayLike, queries: npt.ArrayLike, k: int) -> npt.ND
     return np.argsort(-(asked @ rows.T), axis=1, kind="stable")[:, :k]
 
 
-def agreement(found: Sequence[Sequence[str]], expected: Sequence[Sequence[str]]) -> float:
+def recall_at_k(found: Sequence[Sequence[str]], expected: Sequence[Sequence[str]]) -> float:
     """Return how much of what was expected was found, 0 to 1, averaged over queries.
 
     Args:

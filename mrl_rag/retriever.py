@@ -8,8 +8,7 @@ from typing import Protocol
 
 from mrl_rag.errors import InvalidIds
 from mrl_rag.index import Hit, Plan, TwoStageIndex
-from mrl_rag.index.checks import check_ids
-from mrl_rag.index.coarse import Metadata, Where
+from mrl_rag.index.checks import Metadata, Where, check_ids
 from mrl_rag.tasks import check_texts
 from mrl_rag.truncation import Float32Array
 

@@ -59,11 +59,15 @@ def as_rows(vectors: npt.ArrayLike, name: str = "vectors") -> Float32Array:
     if rows.size == 0:
         return rows.reshape(0, rows.shape[-1] if rows.ndim == 2 else 0)
     if rows.ndim != 2:
-        raise InvalidVectors(f"{name} has shape {rows.shape}; pass an array of shape [n, d], a row a vector.")
-    finite = np.isfinite(rows).all(axis=1)
-    if not finite.all():
-        row = int(np.argmin(finite))
-        raise InvalidVectors(f"{name}[{row}] holds NaN or infinity; pass finite numbers that fit float32.")
+        raise InvalidVectors(f"{name} has shape {rows.shape}; pass an array of shape [n, d], one vector per row.")
+    # The sum of squares is finite only if every number is, and takes no array of its own.
+    with np.errstate(all="ignore"):
+        squares = np.dot(rows.ravel(), rows.ravel())
+    if not np.isfinite(squares):
+        finite = np.isfinite(rows).all(axis=1)
+        if not finite.all():
+            row = int(np.argmin(finite))
+            raise InvalidVectors(f"{name}[{row}] holds NaN or infinity; pass finite numbers that fit float32.")
     return rows
 
 
@@ -79,7 +83,11 @@ def normalize(vectors: npt.ArrayLike) -> Float32Array:
     Raises:
         InvalidVectors: not two-dimensional, or a value is NaN or infinite.
     """
-    rows = as_rows(vectors)
+    return unit_rows(as_rows(vectors))
+
+
+def unit_rows(rows: Float32Array) -> Float32Array:
+    """Scale each row of float32 [n, d], known to be finite, to length 1; a zero row stays zero."""
     if rows.size == 0:
         return rows
     squares = np.einsum("nd,nd->n", rows, rows)
@@ -133,4 +141,4 @@ def truncate(vectors: npt.ArrayLike, dim: int) -> Float32Array:
     if rows.shape[0] == 0:
         size = check_dim(dim, rows.shape[1] or np.iinfo(np.int32).max)
         return np.zeros((0, size), dtype=np.float32)
-    return normalize(rows[:, : check_dim(dim, rows.shape[1])])
+    return unit_rows(rows[:, : check_dim(dim, rows.shape[1])])

@@ -6,6 +6,7 @@ import time
 import warnings
 from pathlib import Path
 
+import lmdb
 import pytest
 
 from mrl_rag import MatryoshkaEncoder
@@ -122,3 +123,53 @@ def chroma_server(tmp_path_factory):
             time.sleep(0.1)
         yield port
         server.terminate()
+
+
+class ArchiveFile:
+    """An archive's file that nobody has open, to be damaged."""
+
+    def __init__(self, folder):
+        (self.path,) = Path(folder).glob("archive-*.lmdb")
+
+    def _change(self, work):
+        with lmdb.open(str(self.path), subdir=False, max_dbs=8) as env:
+            names = {name: env.open_db(name.encode()) for name in ("places", "vectors", "rotations")}
+            with env.begin(write=True) as txn:
+                return work(txn, names)
+
+    def lose(self, id_):
+        self._change(lambda txn, names: txn.delete(id_.encode(), db=names["places"]))
+
+    def lose_rotations(self):
+        self._change(lambda txn, names: txn.drop(names["rotations"], delete=False))
+
+    def damage(self, id_):
+        """Flip a bit of the id's vector."""
+
+        def work(txn, names):
+            return txn.get(txn.get(id_.encode(), db=names["places"])[:8], db=names["vectors"])
+
+        row = self._change(work)
+        data = bytearray(self.path.read_bytes())
+        places = [data.find(row)]
+        while places[-1] >= 0:
+            data[places[-1] + len(row) // 2] ^= 1
+            places.append(data.find(row, places[-1] + 1))
+        self.path.write_bytes(data)
+        assert len(places) > 1
+
+
+@pytest.fixture
+def archive_of():
+    """Return the archive's file of a folder."""
+    return ArchiveFile
+
+
+@pytest.fixture
+def score_all_up_to(monkeypatch):
+    """Let an index score every record only up to so many, so that small ones are searched in two stages."""
+
+    def limit(records):
+        monkeypatch.setattr("mrl_rag.index.search._EXACT_RECORDS", records)
+
+    return limit

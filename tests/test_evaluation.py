@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from mrl_rag.errors import InvalidInput, InvalidVectors
-from mrl_rag.evaluation import agreement, exact_scan, ndcg, read_beir, timed
+from mrl_rag.evaluation import exact_scan, ndcg, read_beir, recall_at_k, timed
 
 
 def test_an_exact_scan_ranks_by_cosine_whatever_the_lengths():
@@ -15,8 +15,8 @@ def test_an_exact_scan_ranks_by_cosine_whatever_the_lengths():
 
 
 def test_agreement_is_the_share_of_the_expected_that_was_found():
-    assert agreement([["a", "b"], ["c", "x"]], [["b", "a"], ["c", "d"]]) == 0.75
-    assert agreement([["a"]], [[]]) == 1
+    assert recall_at_k([["a", "b"], ["c", "x"]], [["b", "a"], ["c", "d"]]) == 0.75
+    assert recall_at_k([["a"]], [[]]) == 1
 
 
 def test_ndcg_is_trec_evals():

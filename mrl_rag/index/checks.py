@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeAlias
 
 import numpy as np
 
 from mrl_rag.errors import InvalidIds, InvalidInput, InvalidTexts
+from mrl_rag.index.chroma_errors import chroma_input
 from mrl_rag.tasks import SURROGATE_ADVICE, is_unicode
+
+Metadata: TypeAlias = Mapping[str, Any]
+Where: TypeAlias = Mapping[str, Any]
 
 
 def check_ids(ids: Sequence[str], unique: bool = True) -> list[str]:
@@ -62,3 +68,58 @@ def check_threshold(threshold: float | None) -> float | None:
     ):
         raise InvalidInput(f"score_threshold is {threshold!r}; it must be a cosine from -1 to 1, or None.")
     return threshold
+
+
+def check_where(where: Where | None, where_document: Where | None) -> tuple[Where | None, Where | None]:
+    """Return both conditions, None for an empty one.
+
+    Raises:
+        InvalidInput: a condition isn't in Chroma's language.
+    """
+    from chromadb.api.types import validate_where, validate_where_document
+
+    if where:
+        with chroma_input(f"where={where!r}"):
+            validate_where(where)  # type: ignore[arg-type]
+    if where_document:
+        with chroma_input(f"where_document={where_document!r}"):
+            validate_where_document(where_document)  # type: ignore[arg-type]
+    return where or None, where_document or None
+
+
+def check_metadatas(metadatas: Sequence[Metadata | None]) -> list[Metadata]:
+    """Return the metadatas, an empty one for None.
+
+    Raises:
+        InvalidInput: Chroma can't store one of them.
+    """
+    from chromadb.api.types import validate_metadata
+
+    checked: list[Metadata] = []
+    for position, metadata in enumerate(metadatas):
+        if metadata:
+            with chroma_input(f"metadatas[{position}]={metadata!r}"):
+                validate_metadata(dict(metadata))
+                for key, value in metadata.items():
+                    texts = value if isinstance(value, list) else [value]
+                    if not all(is_unicode(text) for text in (key, *texts) if isinstance(text, str)):
+                        raise ValueError(f"{key!r} is no valid Unicode; {SURROGATE_ADVICE}")
+                    # Chroma itself would store nothing for such a float, or another number, and say nothing.
+                    for number in texts:
+                        if isinstance(number, float) and not math.isfinite(number):
+                            raise ValueError(f"{key!r} is {number}; leave the key out")
+                        if isinstance(number, int) and not -(2**63) <= number < 2**63:
+                            raise ValueError(f"{key!r} is {number}, no 64-bit integer; store it as a string")
+        checked.append(metadata or {})
+    return checked
+
+
+def check_recall(recall: object) -> float:
+    """Return the recall that searches should reach.
+
+    Raises:
+        InvalidInput: not a number above 0 and up to 1.
+    """
+    if isinstance(recall, bool) or not isinstance(recall, int | float) or not 0 < recall <= 1:
+        raise InvalidInput(f"recall is {recall!r}; it must be a number above 0 and up to 1, as in recall=0.99.")
+    return float(recall)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from mrl_rag.errors import ArchiveError
 from mrl_rag.index.archive import document_hash
-from mrl_rag.index.coarse import Limits
+from mrl_rag.index.shortlist import Limits
 from mrl_rag.truncation import Float32Array
 
 if TYPE_CHECKING:
@@ -47,26 +47,38 @@ class ChromaArchive:
                 "Bring it back from a backup, or fill a new collection."
             ) from error
 
-    def write(self, ids: Sequence[str], vectors: Float32Array, documents: Sequence[str | None]) -> None:
+    def __len__(self) -> int:
+        """See `Archive.__len__`."""
+        return len(self._keys("vector"))
+
+    @property
+    def version(self) -> None:
+        """See `Archive.version`."""
+
+    def write(
+        self,
+        ids: Sequence[str],
+        vectors: Float32Array,
+        documents: Sequence[str | None],
+        staged: Container[str] = (),
+    ) -> None:
         """See `Archive.write`."""
-        self._upsert("vector", ids, vectors, [document_hash(document) for document in documents])
+        for kind, is_staged in (("vector", False), ("staged", True)):
+            rows = [row for row, id_ in enumerate(ids) if (id_ in staged) == is_staged]
+            hashes = [document_hash(documents[row]) for row in rows]
+            self._upsert(kind, [ids[row] for row in rows], vectors[rows], hashes)
 
-    def hold(self, ids: Sequence[str], vectors: Float32Array, documents: Sequence[str | None]) -> None:
-        """See `Archive.hold`."""
-        self._upsert("waiting", ids, vectors, [document_hash(document) for document in documents])
-
-    def held(self) -> tuple[list[str], Float32Array]:
-        """See `Archive.held`."""
-        ids, vectors, _ = self._waiting()
+    def staged(self) -> tuple[list[str], Float32Array]:
+        """See `Archive.staged`."""
+        ids, vectors, _ = self._staged()
         return ids, vectors
 
-    def settle(self, ids: Sequence[str], accepted: Sequence[str]) -> None:
-        """See `Archive.settle`."""
-        waiting, vectors, hashes = self._waiting()
-        chosen = [row for row, id_ in enumerate(waiting) if id_ in set(accepted)]
-        if chosen:
-            self._upsert("vector", [waiting[row] for row in chosen], vectors[chosen], [hashes[row] for row in chosen])
-        self._delete("waiting", ids)
+    def commit_staged(self, ids: Sequence[str], accepted: Container[str]) -> None:
+        """See `Archive.commit_staged`."""
+        waiting, vectors, hashes = self._staged()
+        chosen = [row for row, id_ in enumerate(waiting) if id_ in accepted]
+        self._upsert("vector", [waiting[row] for row in chosen], vectors[chosen], [hashes[row] for row in chosen])
+        self._delete("staged", ids)
 
     def read(self, ids: Sequence[str]) -> tuple[list[str], Float32Array]:
         """See `Archive.read`.
@@ -75,7 +87,7 @@ class ChromaArchive:
             ArchiveError: a row has another length.
         """
         rows: dict[str, Float32Array] = {}
-        for part in self._limits.batches(ids):
+        for part in self._limits.batches(list(dict.fromkeys(ids))):
             answer = self._collection.get(ids=[f"vector:{id_}" for id_ in part], include=["embeddings"])
             embeddings = answer["embeddings"] if answer["embeddings"] is not None else []
             for key, vector in zip(answer["ids"], embeddings, strict=True):
@@ -98,10 +110,10 @@ class ChromaArchive:
         """See `Archive.damaged`: what a server stores is the server's to check."""
         return set()
 
-    def known(self, ids: Sequence[str]) -> dict[str, bytes | None]:
-        """See `Archive.known`."""
+    def document_hashes(self, ids: Sequence[str]) -> dict[str, bytes | None]:
+        """See `Archive.document_hashes`."""
         known: dict[str, bytes | None] = {}
-        for part in self._limits.batches(ids):
+        for part in self._limits.batches(list(dict.fromkeys(ids))):
             answer = self._collection.get(ids=[f"vector:{id_}" for id_ in part], include=["metadatas"])
             for key, metadata in zip(answer["ids"], answer["metadatas"] or [], strict=True):
                 known[key.removeprefix("vector:")] = _hash_in(metadata)
@@ -112,16 +124,16 @@ class ChromaArchive:
         given = dict(zip(ids, vectors, strict=True))
         held: set[str] = set()
         for part in self._limits.batches(ids):
-            found = self._collection.get(ids=[f"waiting:{id_}" for id_ in part], include=[])["ids"]
-            held.update(key.removeprefix("waiting:") for key in found)
+            found = self._collection.get(ids=[f"staged:{id_}" for id_ in part], include=[])["ids"]
+            held.update(key.removeprefix("staged:") for key in found)
         # Chroma normalises once more: the last digit may be another.
         same = (
             id_ for id_, row in zip(*self.read(ids), strict=True) if np.allclose(row, given[id_], rtol=0, atol=1e-6)
         )
         return set(same) - held
 
-    def rounded(self, vectors: Float32Array) -> Float32Array:
-        """See `Archive.rounded`: nothing is."""
+    def as_stored(self, vectors: Float32Array) -> Float32Array:
+        """See `Archive.as_stored`: they are float32."""
         return vectors
 
     def ids(self) -> Iterator[list[str]]:
@@ -134,30 +146,29 @@ class ChromaArchive:
         """See `Archive.delete`."""
         self._delete("vector", ids)
 
-    def tidy(self) -> None:
-        """See `Archive.tidy`: nothing is left undone."""
-
     def save_rotation(self, name: str, rotation: Float32Array) -> None:
-        """See `Archive.save_rotation`: a record a row."""
-        self._upsert("rotation", [f"{name}:{row}" for row in range(len(rotation))], rotation, [None] * len(rotation))
+        """See `Archive.save_rotation`: a record per axis."""
+        axes = [f"{name}:{axis}" for axis in range(len(rotation))]
+        self._upsert("rotation", axes, np.ascontiguousarray(rotation.T), [None] * len(axes))
 
-    def load_rotation(self, name: str) -> Float32Array:
-        """See `Archive.load_rotation`.
+    def load_axes(self, name: str, count: int) -> Float32Array:
+        """See `Archive.load_axes`.
 
         Raises:
-            ArchiveError: rows of it are missing.
+            ArchiveError: some are missing.
         """
-        rows: dict[str, Float32Array] = {}
-        for part in self._limits.batches([f"rotation:{name}:{row}" for row in range(self._full_dim)]):
+        axes: dict[str, Float32Array] = {}
+        keys = [f"rotation:{name}:{axis}" for axis in range(count)]
+        for part in self._limits.batches(keys):
             answer = self._collection.get(ids=list(part), include=["embeddings"])
             embeddings = answer["embeddings"] if answer["embeddings"] is not None else []
-            rows |= {key: np.asarray(row, dtype=np.float32) for key, row in zip(answer["ids"], embeddings, strict=True)}
-        if len(rows) != self._full_dim:
+            axes |= {key: np.asarray(row, dtype=np.float32) for key, row in zip(answer["ids"], embeddings, strict=True)}
+        if len(axes) != count:
             raise ArchiveError(
-                f"the rotation in {self._collection.name!r} has {len(rows)} of {self._full_dim} rows. Call repair(), "
+                f"the rotation in {self._collection.name!r} has {len(axes)} of {count} axes. Call repair(), "
                 "which fits a new one from the archive."
             )
-        return np.stack([rows[f"rotation:{name}:{row}"] for row in range(self._full_dim)])
+        return np.ascontiguousarray(np.stack([axes[key] for key in keys]).T)
 
     def drop_rotations(self, but: str) -> None:
         """See `Archive.drop_rotations`."""
@@ -174,13 +185,13 @@ class ChromaArchive:
                 metadatas=[{"kind": kind, "document_hash": (hashes[row] or b"").hex()} for row in part],
             )
 
-    def _waiting(self) -> tuple[list[str], Float32Array, list[bytes | None]]:
+    def _staged(self) -> tuple[list[str], Float32Array, list[bytes | None]]:
         ids: list[str] = []
         vectors = [np.empty((0, self._full_dim), dtype=np.float32)]
         hashes: list[bytes | None] = []
-        for part in self._limits.batches(self._keys("waiting")):
-            answer = self._collection.get(ids=[f"waiting:{id_}" for id_ in part], include=["embeddings", "metadatas"])
-            ids += (key.removeprefix("waiting:") for key in answer["ids"])
+        for part in self._limits.batches(self._keys("staged")):
+            answer = self._collection.get(ids=[f"staged:{id_}" for id_ in part], include=["embeddings", "metadatas"])
+            ids += (key.removeprefix("staged:") for key in answer["ids"])
             vectors.append(np.asarray(answer["embeddings"], dtype=np.float32).reshape(-1, self._full_dim))
             hashes += map(_hash_in, answer["metadatas"] or [])
         return ids, np.concatenate(vectors), hashes

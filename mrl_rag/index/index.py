@@ -8,7 +8,7 @@ import uuid
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar, get_args
 
 import numpy as np
@@ -22,28 +22,29 @@ from mrl_rag.errors import (
     MrlRagError,
     TwoStageIndexError,
 )
-from mrl_rag.index.archive import ArchivePrecision
-from mrl_rag.index.checks import check_documents, check_ids, check_threshold
-from mrl_rag.index.coarse import (
-    Coarse,
-    Facts,
+from mrl_rag.index import writer
+from mrl_rag.index.calibration import EF_SEARCH, SIZES, Questions, ask_own_records, fit_shortlist, measure
+from mrl_rag.index.checks import (
     Metadata,
     Where,
+    check_documents,
+    check_ids,
     check_metadatas,
+    check_recall,
+    check_threshold,
     check_where,
-    chroma_errors,
-    is_ours,
-    leftovers,
-    pages,
 )
-from mrl_rag.index.halves import Halves, Hit, Record, fitted
-from mrl_rag.index.lock import WriterLock, writing_threads
-from mrl_rag.index.place import Place
-from mrl_rag.index.plan import Plan, check_k, check_plan, default_plan
-from mrl_rag.index.rerank import diverse
-from mrl_rag.index.rotation import ENOUGH, kept_energy
-from mrl_rag.index.verification import Report, verify
-from mrl_rag.truncation import Float32Array, as_rows, check_dim, normalize
+from mrl_rag.index.chroma_errors import chroma_errors
+from mrl_rag.index.config import ArchivePrecision, IndexConfig
+from mrl_rag.index.lock import SharedGate, WriterLock, folder_lock
+from mrl_rag.index.plan import Plan, check_k, check_plan
+from mrl_rag.index.rebuild import rebuild
+from mrl_rag.index.rotation import explained_energy
+from mrl_rag.index.search import Hit, Request, Searcher, max_exact, mmr
+from mrl_rag.index.shortlist import ShortlistCollection, is_ours, leftovers, pages
+from mrl_rag.index.storage import Storage, Stores
+from mrl_rag.index.verify import Report, verify
+from mrl_rag.truncation import Float32Array, as_rows, check_dim, unit_rows
 
 if TYPE_CHECKING:
     from chromadb.api import ClientAPI
@@ -56,13 +57,32 @@ Empty = TypeVar("Empty")
 _LOG = logging.getLogger("mrl_rag")
 # New vectors of which the shortlist keeps less than this share of what it kept of those it was fitted on have drifted.
 _DRIFT = 0.9
-# On fewer the share says little.
+# With fewer, the share says little.
 _DRIFT_SAMPLE = 256
+# Times the records that there were when the recall was measured: then it is measured again.
+_GROWTH = 10
 # No model is longer; a larger number is a slip.
 _LONGEST_VECTOR = 65536
 # How long SQLite may look at Chroma's file, which nobody can write meanwhile.
 _VERIFY_SECONDS = 2
 _REPAIR_SECONDS = 600
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Record:
+    """One stored record.
+
+    Attributes:
+        id: as it was upserted.
+        document: its text, None where it has none.
+        metadata: what was stored with it; empty where there was none.
+        vector: float32 [full_dim], unit length, as exact as the archive keeps it.
+    """
+
+    id: str
+    document: str | None
+    metadata: dict[str, Any]
+    vector: Float32Array
 
 
 class TwoStageIndex:
@@ -119,6 +139,7 @@ class TwoStageIndex:
         plan: Plan | None = None,
         rotation: Rotation = "auto",
         precision: ArchivePrecision | None = None,
+        recall: float = 0.99,
     ) -> None:
         if path is not None and client is not None:
             raise InvalidInput(f"path={os.fspath(path)!r} and client are both given; pass one of them.")
@@ -130,25 +151,29 @@ class TwoStageIndex:
             raise InvalidInput(f'rotation is {rotation!r}; it must be "auto" or "none". `reindex` fits one at once.')
         if precision not in (*get_args(ArchivePrecision), None):
             raise InvalidInput(f'precision is {precision!r}; it must be "float16", "int8", "binary" or None.')
+        self._target_recall = check_recall(recall)
         self._fingerprint = fingerprint
         self._rotation_wanted = rotation
         self.plan = plan
         self._name = collection
-        self._place = Place(path, client)
-        if self._place.shared and precision is not None:
+        self._storage = Storage(path, client)
+        if self._storage.shared and precision is not None:
             raise InvalidInput(f"precision is {precision!r}; with this client the archive is float32 in Chroma.")
         self._precision = precision
-        self._lock = writing_threads(self._place.folder)
-        self._writer_lock = WriterLock(self._place.folder)
-        self._halves: Halves | None = None
+        self._lock = folder_lock(self._storage.folder)
+        self._writer_lock = WriterLock(self._storage.folder)
+        self._gate = SharedGate()
+        self._opened: Searcher | None = None
+        # What the recall of a newly filled collection is to be measured with.
+        self._questions: tuple[Questions, list[str]] | None = None
         self._warned = ""
         try:
-            if self._open() is None and self._place.has_archives():
-                damaged = self._place.sqlite_fault(_VERIFY_SECONDS)
+            if self._open() is None and self._storage.has_archives():
+                damaged = self._storage.sqlite_fault(_VERIFY_SECONDS)
                 if damaged:
                     raise TwoStageIndexError(
-                        f"Chroma finds no collection {collection!r}, and its file in {self._place.folder} is damaged: "
-                        f"{damaged}. Bring the folder back from a backup."
+                        f"Chroma finds no collection {collection!r}, and its file in {self._storage.folder} is "
+                        f"damaged: {damaged}. Bring the folder back from a backup."
                     )
         except BaseException:
             self.close()
@@ -214,32 +239,39 @@ class TwoStageIndex:
                         [metadatas[row] for row in new],
                     )
                 bar.update(len(ids))
-        if in_place and index._halves is not None:
+        if in_place and index._opened is not None:
             with index._writing():
-                index._halves.coarse.take_name_of(collection, f"{collection.name}-single-stage")
-                index._name = index._halves.coarse.name
+                shortlist = index._opened.stores.shortlist
+                shortlist.take_name_of(collection, f"{collection.name}-single-stage")
+                index._name = shortlist.name
         return index
 
     @property
     def full_dim(self) -> int | None:
         """Length of the vectors; None until an index that wasn't told has its first."""
-        opened = self._halves
-        return self._full_dim if opened is None else opened.facts.full_dim
+        opened = self._opened
+        return self._full_dim if opened is None else opened.stores.config.full_dim
 
     @property
     def shortlist_dim(self) -> int | None:
         """Length of what Chroma searches; None as long as `full_dim` is."""
-        opened = self._halves
+        opened = self._opened
         if opened is not None:
-            return opened.facts.shortlist_dim
+            return opened.stores.config.shortlist_dim
         return None if self._full_dim is None else self._shortlist_dim or _default_shortlist(self._full_dim)
 
     @property
     def rotation(self) -> str:
         """What the shortlist keeps: "fitted", "none", or "auto" as long as there are too few vectors to fit one."""
         opened = self._open()
-        stored = self._rotation_wanted if opened is None else opened.facts.rotation
+        stored = self._rotation_wanted if opened is None else opened.stores.config.rotation
         return stored if stored in ("auto", "none") else "fitted"
+
+    @property
+    def recall(self) -> float | None:
+        """Share of the true top 10 found on records left out of the fit; None as long as it wasn't measured."""
+        opened = self._open()
+        return (opened.stores.config.recall or None) if opened is not None else None
 
     @property
     def name(self) -> str:
@@ -249,11 +281,11 @@ class TwoStageIndex:
     @property
     def client(self) -> ClientAPI:
         """The chromadb client this index is on."""
-        return self._place.client
+        return self._storage.client
 
     def __len__(self) -> int:
         """Return how many records there are."""
-        return self._current(lambda halves: halves.coarse.count(), 0)
+        return self._current(lambda searcher: searcher.stores.shortlist.count(), 0)
 
     def upsert(
         self,
@@ -295,14 +327,14 @@ class TwoStageIndex:
         if not ids:
             return
         with self._writing():
-            halves = self._open() or self._create(rows)
-            self._check_length(rows, "vectors", halves.facts.full_dim)
+            stores = (self._open() or self._create(ids, rows)).stores
+            self._check_length(rows, "vectors", stores.config.full_dim)
             with tqdm(total=len(ids), desc="index", unit="record", disable=None if progress else True) as bar:
-                for batch in halves.coarse.batches(range(len(ids))):
+                for batch in stores.shortlist.batches(range(len(ids))):
                     part = slice(batch[0], batch[-1] + 1)
-                    halves.upsert(ids[part], normalize(rows[part]), texts[part], checked[part])
+                    writer.upsert(stores, ids[part], unit_rows(rows[part]), texts[part], checked[part])
                     bar.update(len(batch))
-            self._adapt(halves, rows)
+            self._adapt(stores, rows)
 
     def delete(self, ids: Sequence[str] | None = None, where: Where | None = None) -> None:
         """Remove records by id, by a condition on their metadata, or by both.
@@ -324,17 +356,14 @@ class TwoStageIndex:
             if opened is None:
                 return
             if where is not None:
-                matching = opened.coarse.ids(where, None)
+                matching = opened.stores.shortlist.ids(where, None)
                 wanted = matching if wanted is None else sorted(set(wanted) & set(matching))
-            for batch in opened.coarse.batches(wanted or []):
-                # Chroma first: a crash in between leaves a row that no search can return.
-                opened.coarse.delete(batch)
-                opened.archive.delete(batch)
+            writer.delete(opened.stores, wanted or [])
 
     def clear(self) -> None:
         """Remove every record. The index keeps its dimensions and fingerprint."""
         if self._open() is not None:
-            self.delete(self._current(lambda halves: halves.coarse.ids(None, None), []))
+            self.delete(self._current(lambda searcher: searcher.stores.shortlist.ids(None, None), []))
 
     def drop(self) -> None:
         """Remove the index itself: records, full vectors and what it remembers. The next upsert makes a new one.
@@ -346,9 +375,9 @@ class TwoStageIndex:
             if opened is None:
                 return
             # Chroma first: a crash in between leaves an archive that no collection names.
-            self.client.delete_collection(opened.coarse.name)
-            self._halves = None
-            self._place.remove_archive(opened)
+            self.client.delete_collection(opened.stores.shortlist.name)
+            self._opened = None
+            self._storage.remove_archive(opened.stores)
 
     def get(
         self,
@@ -377,7 +406,20 @@ class TwoStageIndex:
         where, where_document = check_where(where, where_document)
         if wanted == []:
             return []
-        return self._current(lambda halves: halves.get(wanted, where, where_document, limit), [])
+
+        def work(searcher: Searcher) -> list[Record]:
+            shortlist, chosen = searcher.stores.shortlist, wanted
+            if chosen is None:
+                chosen = sorted(shortlist.ids(where, where_document))
+            elif where is not None or where_document is not None:
+                matching = set(shortlist.ids(where, where_document))
+                chosen = [id_ for id_ in chosen if id_ in matching]
+            records = shortlist.get(chosen[:limit])
+            found, vectors = searcher.full_vectors(list(records))
+            vector_of = dict(zip(found, unit_rows(vectors), strict=True))
+            return [Record(id_, *records[id_], vector_of[id_]) for id_ in chosen[:limit] if id_ in vector_of]
+
+        return self._current(work, [])
 
     def metadatas(self, where: Where | None = None) -> dict[str, dict[str, Any]]:
         """Return the metadata of records by their ids, without their vectors.
@@ -389,8 +431,12 @@ class TwoStageIndex:
             InvalidInput: the condition isn't in Chroma's language.
         """
         where, _ = check_where(where, None)
-        records = self._current(lambda halves: halves.coarse.get(halves.coarse.ids(where, None)), [])
-        return {id_: metadata for id_, _, metadata in records}
+
+        def work(searcher: Searcher) -> dict[str, dict[str, Any]]:
+            shortlist = searcher.stores.shortlist
+            return {id_: metadata for id_, (_, metadata) in shortlist.get(shortlist.ids(where, None)).items()}
+
+        return self._current(work, {})
 
     def changed(
         self,
@@ -419,13 +465,18 @@ class TwoStageIndex:
                 f"there are {len(ids)} ids, {len(documents)} documents and {len(wanted)} metadatas; "
                 "give one of each a record."
             )
-        known, found = self._current(lambda halves: (halves.archive.known(ids), halves.coarse.get(ids)), ({}, []))
-        stored = {record[0]: record[1:] for record in found if record[0] in known}
-        return [
-            position
-            for position, (id_, document, metadata) in enumerate(zip(ids, documents, wanted, strict=True))
-            if stored.get(id_) != (document, dict(metadata or {}))
-        ]
+
+        def work(searcher: Searcher) -> list[int]:
+            stores = searcher.stores
+            hashes = stores.archive.document_hashes(ids)
+            stored = stores.records([id_ for id_ in dict.fromkeys(ids) if id_ in hashes])
+            return [
+                position
+                for position, (id_, document, metadata) in enumerate(zip(ids, documents, wanted, strict=True))
+                if id_ not in hashes or writer.differs(stored.get(id_), document, metadata)
+            ]
+
+        return self._current(work, list(range(len(ids))))
 
     def search(
         self,
@@ -469,21 +520,22 @@ class TwoStageIndex:
         k = check_k(k)
         where, where_document = check_where(where, where_document)
         floor = check_threshold(score_threshold)
-        within = None if ids is None else list(dict.fromkeys(check_ids(ids, unique=False)))
+        among = None if ids is None else list(dict.fromkeys(check_ids(ids, unique=False)))
         if not len(queries):
             return []
         if self._full_dim is not None:
             self._check_length(queries, "query_vectors", self._full_dim)
         nothing: list[list[Hit]] = [[] for _ in queries]
 
-        def nearest(halves: Halves) -> list[list[Hit]]:
-            dims = halves.facts.shortlist_dim, halves.facts.full_dim
-            self._check_length(queries, "query_vectors", halves.facts.full_dim)
-            if within == []:
+        def nearest(searcher: Searcher) -> list[list[Hit]]:
+            config = searcher.stores.config
+            self._check_length(queries, "query_vectors", config.full_dim)
+            if among == []:
                 return nothing
             wanted = plan or self.plan
-            chosen = default_plan(*dims, k) if wanted is None else check_plan(wanted, *dims, k)
-            return halves.search(queries, k, chosen, where, where_document, explain, within)
+            if wanted is not None:
+                check_plan(wanted, config.shortlist_dim, config.full_dim, k)
+            return searcher.search(queries, Request(k, wanted, where, where_document, among, explain))
 
         answers = self._current(nearest, nothing)
         return answers if floor is None else [[hit for hit in answer if hit.score >= floor] for answer in answers]
@@ -531,7 +583,7 @@ class TwoStageIndex:
             records = self.get(list(hit_of))
             scores = np.array([hit_of[record.id].score for record in records])
             vectors = np.array([record.vector for record in records])
-            answers.append([hit_of[records[row].id] for row in diverse(scores, vectors, k, lambda_mult)])
+            answers.append([hit_of[records[row].id] for row in mmr(scores, vectors, k, lambda_mult)])
         return answers
 
     def reindex(
@@ -564,7 +616,7 @@ class TwoStageIndex:
             opened = self._open()
             if opened is not None:
                 self._check_file()
-                self._halves = opened.reindexed(self.client, shortlist_dim, rotation, hnsw, progress)
+                self._rebuild(opened.stores, shortlist_dim, rotation, hnsw, progress)
             elif shortlist_dim is not None:
                 self._shortlist_dim = check_dim(shortlist_dim, self._full_dim or _LONGEST_VECTOR)
 
@@ -574,8 +626,8 @@ class TwoStageIndex:
         Returns:
             A report of every difference; `report.ok` when there is none.
         """
-        found = self._current(verify, None, damaged=True)
-        return Report() if found is None else replace(found, chroma_damaged=self._place.sqlite_fault(_VERIFY_SECONDS))
+        found = self._current(lambda searcher: verify(searcher.stores), None)
+        return Report() if found is None else replace(found, chroma_damaged=self._storage.sqlite_fault(_VERIFY_SECONDS))
 
     def repair(self) -> Report:
         """Mend what can be mended, and lose nothing that was acknowledged.
@@ -589,164 +641,246 @@ class TwoStageIndex:
         Returns:
             What is left to do: records to upsert again. `report.ok` when nothing is.
         """
-        with self._writing(damaged=True):
+        with self._writing(recover=False):
             opened = self._open()
             if opened is None:
                 return Report()
-            damaged = self._place.sqlite_fault(_REPAIR_SECONDS)
+            damaged = self._storage.sqlite_fault(_REPAIR_SECONDS)
             if damaged:
-                return replace(verify(opened), chroma_damaged=damaged)
-            opened.finish_interrupted()
-            found = verify(opened)
-            opened.archive.delete(found.orphaned)
+                return replace(verify(opened.stores), chroma_damaged=damaged)
+            stores = self._readable(opened.stores)
+            writer.recover(stores)
+            found = verify(stores)
+            stores.archive.delete(found.orphaned)
             for name in leftovers(self.client, self._name):
                 self.client.delete_collection(name)
-            if found.search_broken or found.misplaced or found.unreachable:
-                lost = set(found.missing) | set(found.damaged)
-                self._halves = opened = opened.reindexed(self.client, None, found.new_rotation, None, False, lost)
-            self._place.remove_dead_graphs()
-            return verify(opened)
+            if found.search_broken or found.misplaced or found.too_many_unreachable:
+                lost = {*found.missing, *found.damaged}
+                stores = self._rebuild(stores, rotation=found.new_rotation, lost=lost)
+            return verify(stores)
 
     def close(self) -> None:
         """Let go of the files. A client that was passed in stays open."""
         with self._lock:
-            if self._halves is not None:
-                self._halves.archive.close()
+            if self._opened is not None:
+                self._opened.stores.archive.close()
             self._writer_lock.release()
-            self._place.close()
+            self._storage.close()
 
-    def _open(self) -> Halves | None:
-        """Return both halves, None as long as nothing was ever written."""
+    def _open(self) -> Searcher | None:
+        """Return what searches the stores, None as long as nothing was ever written."""
         # Without the lock once it is open: a search doesn't wait for an upsert to end.
-        opened = self._halves
+        opened = self._opened
         if opened is not None:
             return opened
         with self._lock:
-            if self._halves is None:
+            if self._opened is None:
                 with chroma_errors():
-                    coarse = Coarse.open(self.client, self._name)
-                if coarse is None:
+                    shortlist = ShortlistCollection.open(self.client, self._name)
+                if shortlist is None:
                     return None
-                coarse.check(self._full_dim, self._shortlist_dim, self._fingerprint, self._precision)
+                shortlist.config.check(
+                    self._name, self._full_dim, self._shortlist_dim, self._fingerprint, self._precision
+                )
                 try:
-                    archive = self._place.open_archive(coarse.facts, create=False)
+                    archive = self._storage.open_archive(shortlist.config, create=False)
                 except TwoStageIndexError:
-                    if coarse.exists():
+                    if shortlist.exists():
                         raise
                     # Another process or client has dropped it meanwhile.
                     return self._open()
-                self._halves = Halves(coarse, archive, graph_fault=self._place.graph_fault(coarse))
-            return self._halves
+                self._opened = Searcher(self._storage.stores(shortlist, archive))
+            return self._opened
 
-    def _create(self, rows: Float32Array) -> Halves:
+    def _create(self, ids: list[str], rows: Float32Array) -> Searcher:
         full_dim = self._full_dim or rows.shape[1]
         self._check_length(rows, "vectors", full_dim)
-        shortlist_dim = check_dim(self._shortlist_dim or _default_shortlist(full_dim), full_dim)
-        facts = Facts(
+        config = IndexConfig(
             full_dim,
-            shortlist_dim,
+            check_dim(self._shortlist_dim or _default_shortlist(full_dim), full_dim),
             self._fingerprint or "",
             uuid.uuid4().hex,
             self._rotation_wanted,
-            precision="float32" if self._place.shared else self._precision or "float16",
+            precision="float32" if self._storage.shared else self._precision or "float16",
+            dim_fixed=self._shortlist_dim is not None,
+            target_recall=self._target_recall,
         )
         # The archive first: a collection without one would be damaged.
-        archive = self._place.open_archive(facts, create=True)
-        rotation = None
-        if facts.rotation == "auto" and len(rows) >= ENOUGH * full_dim > ENOUGH * shortlist_dim:
-            facts, rotation = fitted(facts, rows)
-            archive.save_rotation(facts.rotation, rotation)
-        self._halves = Halves(Coarse.create(self.client, self._name, facts), archive, rotation)
-        return self._halves
+        archive = self._storage.open_archive(config, create=True)
+        if config.rotation == "auto" and config.shortlist_dim < full_dim and len(rows) > max_exact(full_dim):
+            _LOG.info("index %r fits its rotation on the first %d vectors", self._name, len(rows))
+            fitted = fit_shortlist(
+                lambda chosen: rows[chosen], len(rows), config.shortlist_dim, config.dim_fixed, config.target_recall
+            )
+            config = replace(
+                config,
+                rotation=uuid.uuid4().hex,
+                shortlist_dim=fitted.shortlist_dim,
+                explained_energy=fitted.explained_energy,
+            )
+            archive.save_rotation(config.rotation, fitted.rotation)
+            self._questions = None if fitted.questions is None else (fitted.questions, ids)
+        shortlist = ShortlistCollection.create(self.client, self._name, config)
+        self._opened = Searcher(self._storage.stores(shortlist, archive))
+        return self._opened
 
-    def _adapt(self, halves: Halves, rows: Float32Array) -> None:
-        """Fit a rotation once there is enough to fit it on; warn when what comes in has left it behind."""
-        facts = halves.facts
-        if self._place.shared:
+    def _rebuild(
+        self,
+        stores: Stores,
+        shortlist_dim: int | None = None,
+        rotation: Literal["fit", "none"] | None = None,
+        hnsw: Mapping[str, Any] | None = None,
+        progress: bool = False,
+        lost: set[str] | None = None,
+    ) -> Stores:
+        """Fill Chroma anew, and choose how it is searched."""
+        settings = stores.shortlist.hnsw if hnsw is None else dict(hnsw)
+        if rotation == "fit" and hnsw is None:
+            # Chosen for another dimension.
+            settings.pop("ef_search", None)
+        rebuilt = rebuild(self._storage, stores, shortlist_dim, rotation, settings, progress, lost)
+        self._opened = Searcher(rebuilt.stores)
+        if rebuilt.questions is not None:
+            self._calibrate(rebuilt.questions, rebuilt.ids, may_change_graph=hnsw is None)
+        return self._opened.stores
+
+    def _calibrate(self, questions: Questions, ids: Sequence[str], may_change_graph: bool = True) -> None:
+        """Choose the shortlist's size and the graph's `ef_search` by what Chroma really answers."""
+        assert self._opened is not None
+        best, target = (0.0, 0.0, SIZES[0], EF_SEARCH[0]), self._opened.stores.config.target_recall
+        for ef_search in EF_SEARCH if may_change_graph and self._storage.reopens else EF_SEARCH[:1]:
+            if ef_search != EF_SEARCH[0]:
+                self._opened.stores.shortlist.set_ef_search(ef_search)
+                self._reopen(self._opened.stores)
+            searcher = self._opened
+            tried = [(*measure(searcher, questions, ids, size), size, ef_search) for size in SIZES]
+            good = [one for one in tried if one[0] >= target]
+            best = min(good, key=lambda one: one[1]) if good else max([best, *tried])
+            if good:
+                break
+        shortlist, (recall, seconds, size, _) = self._opened.stores.shortlist, best
+        config = replace(shortlist.config, shortlist_size=size, recall=recall, measured_records=len(ids))
+        shortlist.remember(config)
+        _LOG.info(
+            "index %r is searched at %d of %d dimensions, with %d candidates and %s: %.1f%% of the true top 10 of %d "
+            "of its records, %.2f ms per query",
+            *(self._name, config.shortlist_dim, config.full_dim, size, shortlist.hnsw),
+            *(100 * recall, len(questions.rows), 1e3 * seconds),
+        )
+
+    def _reopen(self, stores: Stores) -> Stores:
+        """Have Chroma read the folder anew."""
+        with self._gate.exclusive():
+            self._storage.reopen()
+            shortlist = ShortlistCollection.open(self.client, self._name)
+            if shortlist is not None:
+                self._opened = Searcher(self._storage.stores(shortlist, stores.archive))
+        return stores if self._opened is None else self._opened.stores
+
+    def _readable(self, stores: Stores) -> Stores:
+        """Return the stores; where Chroma can't read its graph, it is first taken out of Chroma's way."""
+        try:
+            with chroma_errors():
+                stores.shortlist.ids(None, None, limit=1)
+        except TwoStageIndexError:
+            if self._storage.set_graph_aside(stores.shortlist.id):
+                return self._reopen(stores)
+        return stores
+
+    def _adapt(self, stores: Stores, rows: Float32Array) -> None:
+        """Fit and choose once there is enough to do so; say when what was chosen no longer fits."""
+        config = stores.config
+        if self._questions is not None:
+            (questions, ids), self._questions = self._questions, None
+            self._calibrate(questions, ids)
+        if self._storage.shared:
             # On a server others may be writing: to fill Chroma anew behind their backs could lose what they write.
             return
-        if facts.rotation == "auto" and facts.shortlist_dim < facts.full_dim:
-            if halves.coarse.count() >= ENOUGH * facts.full_dim:
+        if config.rotation == "auto" and config.shortlist_dim < config.full_dim:
+            if len(stores.archive) > max_exact(config.full_dim):
                 _LOG.info("index %r fits its rotation on the vectors it has", self._name)
                 self._check_file()
-                self._halves = halves.reindexed(self.client, None, "fit", None, False)
-        elif halves.rotation is not None and len(rows) >= _DRIFT_SAMPLE:
-            energy = kept_energy(rows, halves.rotation, facts.shortlist_dim)
-            if energy < _DRIFT * facts.energy and self._warned != facts.rotation:
-                self._warned = facts.rotation  # once a rotation is enough
-                warnings.warn(
-                    f"the shortlist of index {self._name!r} kept {facts.energy:.0%} of the vectors it was fitted on "
-                    f"and keeps {energy:.0%} of these {len(rows)}: they differ. "
-                    'Call reindex(rotation="fit") when they are all in.',
-                    stacklevel=3,
-                )
+                self._rebuild(stores, rotation="fit")
+        elif config.measured_records and len(stores.archive) >= _GROWTH * config.measured_records:
+            self._measure_again(stores)
+        elif config.fitted and len(rows) >= _DRIFT_SAMPLE:
+            self._check_drift(stores, rows)
+
+    def _measure_again(self, stores: Stores) -> None:
+        ids = [id_ for page in stores.archive.ids() for id_ in page]
+        questions = ask_own_records(lambda rows: stores.archive.read([ids[row] for row in rows])[1], len(ids))
+        recall, _ = measure(Searcher(stores), questions, ids)
+        config = replace(stores.config, recall=recall, measured_records=len(ids))
+        stores.shortlist.remember(config)
+        if recall < config.target_recall:
+            warnings.warn(
+                f"index {self._name!r} has grown to {len(ids)} records, and its searches find {recall:.1%} of the true "
+                f'top 10, not {config.target_recall:.1%}. Call reindex(rotation="fit") to have another dimension '
+                "chosen, at a quiet time.",
+                stacklevel=4,
+            )
+
+    def _check_drift(self, stores: Stores, rows: Float32Array) -> None:
+        config = stores.config
+        assert stores.rotation is not None
+        sample = rows[:: max(len(rows) // 2000, 1)]
+        energy = explained_energy(sample, stores.rotation, config.shortlist_dim)
+        if energy < _DRIFT * config.explained_energy and self._warned != config.rotation:
+            self._warned = config.rotation  # once per rotation is enough
+            warnings.warn(
+                f"the shortlist of index {self._name!r} kept {config.explained_energy:.0%} of the vectors it was "
+                f"fitted on and keeps {energy:.0%} of these {len(rows)}: they differ. "
+                'Call reindex(rotation="fit") when they are all in.',
+                stacklevel=4,
+            )
 
     @contextmanager
-    def _writing(self, damaged: bool = False) -> Iterator[None]:
+    def _writing(self, recover: bool = True) -> Iterator[None]:
         """Be the one thread, and in a folder the one process, that writes.
 
         Args:
-            damaged: whether to go on where Chroma can't read its graph, which is then taken out of its way.
+            recover: whether to finish what a writer before this one may have left undone.
         """
         with self._lock, chroma_errors():
             fresh = self._writer_lock.acquire()
-            if self._halves is not None and damaged:
-                self._place.set_graph_aside(self._halves)
-            elif self._halves is not None:
-                self._check_graph(self._halves)
             # Another index on this folder or server may have filled Chroma anew.
             self._forget_if_replaced()
             opened = self._open()
-            if fresh and opened is not None:
-                # A writer before this one may have stopped halfway.
-                opened.finish_interrupted()
+            if fresh and recover and opened is not None:
+                writer.recover(opened.stores)
             yield
 
     def _forget_if_replaced(self) -> None:
-        if self._halves is not None and not self._halves.coarse.exists():
+        if self._opened is not None and not self._opened.stores.shortlist.exists():
             # Not closed: another thread may be reading.
-            self._halves = None
+            self._opened = None
 
-    def _current(self, work: Callable[[Halves], Answer], empty: Empty, damaged: bool = False) -> Answer | Empty:
-        """Do what needs both halves; again where they were dropped or Chroma was filled anew meanwhile.
-
-        Args:
-            work: what to do.
-            empty: what to return where there is nothing.
-            damaged: whether it knows what to do where Chroma can't read its graph.
-        """
+    def _current(self, work: Callable[[Searcher], Answer], empty: Empty) -> Answer | Empty:
+        """Do what needs the stores; again where they were dropped or Chroma was filled anew meanwhile."""
         from chromadb.errors import ChromaError
 
         with chroma_errors():
-            while (opened := self._open()) is not None:
-                if not damaged:
-                    self._check_graph(opened)
-                try:
-                    return work(opened)
-                except (ChromaError, MrlRagError):
-                    # Of a collection that goes Chroma says more than that it isn't there; and its vectors may have had
-                    # another length than those of the one in its place.
-                    if opened.coarse.exists():
-                        raise
-                    with self._lock:
-                        self._forget_if_replaced()
+            while self._open() is not None:
+                with self._gate.shared():
+                    opened = self._opened
+                    if opened is None:
+                        continue
+                    try:
+                        return work(opened)
+                    except (ChromaError, MrlRagError):
+                        # Of a collection that goes Chroma says more than that it isn't there; and its vectors may have
+                        # had another length than those of the one in its place.
+                        if opened.stores.shortlist.exists():
+                            raise
+                with self._lock:
+                    self._forget_if_replaced()
             return empty
 
-    def _check_graph(self, halves: Halves) -> None:
-        if halves.graph_fault:
-            # Another process may have repaired it since.
-            halves.graph_fault = self._place.graph_fault(halves.coarse)
-            if halves.graph_fault:
-                raise TwoStageIndexError(
-                    f"Chroma's graph of collection {self._name!r} is damaged: {halves.graph_fault}. Call repair(), "
-                    "which rebuilds it from the archive."
-                )
-
     def _check_file(self) -> None:
-        damaged = self._place.sqlite_fault(_REPAIR_SECONDS)
+        damaged = self._storage.sqlite_fault(_REPAIR_SECONDS)
         if damaged:
             raise TwoStageIndexError(
-                f"collection {self._name!r} can't be filled anew: Chroma's own file in {self._place.folder} is "
+                f"collection {self._name!r} can't be filled anew: Chroma's own file in {self._storage.folder} is "
                 f"damaged, and records that it hides would be lost: {damaged}. Bring the folder back from a backup."
             )
 

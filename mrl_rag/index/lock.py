@@ -1,22 +1,64 @@
-"""One process writes to a folder."""
+"""Who may write to a folder, and who may use what is about to be replaced."""
 
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from mrl_rag.errors import IndexNotWritable
 
-_THREADS: dict[Path, threading.RLock] = {}
+_FOLDER_LOCKS: dict[Path, threading.RLock] = {}
 _MUTEX = threading.Lock()
 
 
-def writing_threads(folder: Path | None) -> threading.RLock:
-    """Return the lock that makes one thread of this process write at a time: one a folder, whoever opened it."""
+def folder_lock(folder: Path | None) -> threading.RLock:
+    """Return the lock that lets one thread of this process write at a time, shared by all indexes on the folder."""
     if folder is None:
         return threading.RLock()
     with _MUTEX:
-        return _THREADS.setdefault(folder.resolve(), threading.RLock())
+        return _FOLDER_LOCKS.setdefault(folder.resolve(), threading.RLock())
+
+
+class SharedGate:
+    """Lets any number of threads use a resource, until one needs it alone to replace it. Not reentrant."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._inside = 0
+        self._closed = False
+
+    @contextmanager
+    def shared(self) -> Iterator[None]:
+        """Use the resource beside others."""
+        with self._changed:
+            while self._closed:
+                self._changed.wait()
+            self._inside += 1
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._inside -= 1
+                if self._closed:
+                    self._changed.notify_all()
+
+    @contextmanager
+    def exclusive(self) -> Iterator[None]:
+        """Wait for all who use the resource, and keep others out."""
+        with self._changed:
+            while self._closed:
+                self._changed.wait()
+            self._closed = True
+            while self._inside:
+                self._changed.wait()
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._closed = False
+                self._changed.notify_all()
 
 
 class WriterLock:
@@ -45,7 +87,7 @@ class WriterLock:
             return False
         from filelock import FileLock, Timeout
 
-        # One object a path and process: two indexes of one process share it.
+        # One object per path and process: two indexes of one process share it.
         self._lock = FileLock(self._folder / "mrl_rag.lock", timeout=0, thread_local=False, is_singleton=True)
         try:
             self._lock.acquire()

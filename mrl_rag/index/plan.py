@@ -8,10 +8,11 @@ from itertools import pairwise
 
 from mrl_rag.errors import InvalidPlan
 
-# Shortlist handed to the rerank when nobody says otherwise, and how many times k it is at least.
-# benchmarks/README.md has the agreement with an exact scan at this size.
-_SHORTLIST_SIZE = 100
+# Candidates that a search without a plan asks for at first when none were chosen for the index, how many times k they
+# are at least, and how often it asks, each time for twice as many. benchmarks/README.md has the recall at these.
+_SHORTLIST_SIZE = 50
 _SHORTLIST_PER_HIT = 5
+MAX_ROUNDS = 4
 
 
 @dataclass(frozen=True)
@@ -69,10 +70,14 @@ class Plan:
         return cls((*dims, last), tuple(max(most >> stage, 1) for stage in range(len(dims))))
 
 
-def default_plan(shortlist_dim: int, full_dim: int, k: int) -> Plan:
-    """Return the two-stage plan used when a search names none."""
-    size = max(_SHORTLIST_SIZE, _SHORTLIST_PER_HIT * k)
-    return Plan(dims=(shortlist_dim, full_dim), sizes=(size,))
+def first_size(chosen: int, k: int) -> int:
+    """Return how many candidates a search without a plan asks for at first.
+
+    Args:
+        chosen: what was chosen for the index, 0 for nothing.
+        k: how many hits are wanted.
+    """
+    return max(chosen or _SHORTLIST_SIZE, _SHORTLIST_PER_HIT * k)
 
 
 def check_k(k: object) -> int:

@@ -8,9 +8,6 @@ from mrl_rag.truncation import Float32Array, normalize
 
 # Vectors to fit on at most; on more the map hardly changes, and takes longer.
 SAMPLE = 20_000
-# Vectors an index fits itself with, a multiple of the full dimension: fewer than that many say more of themselves
-# than of what will come.
-ENOUGH = 4
 
 
 def fit(vectors: Float32Array) -> Float32Array:
@@ -35,7 +32,7 @@ def fit(vectors: Float32Array) -> Float32Array:
     return rotation
 
 
-def kept_energy(vectors: Float32Array, rotation: Float32Array, dim: int) -> float:
+def explained_energy(vectors: Float32Array, rotation: Float32Array, dim: int) -> float:
     """Return the mean share of a vector's squared length that the first `dim` rotated coordinates keep, 0 to 1.
 
     Args:
@@ -45,9 +42,3 @@ def kept_energy(vectors: Float32Array, rotation: Float32Array, dim: int) -> floa
     """
     rotated = normalize(vectors) @ rotation
     return float(np.mean(np.sum(rotated**2 * (np.arange(rotated.shape[1]) < dim), axis=1)))
-
-
-def first_axes(rotation: Float32Array, dim: int) -> Float32Array:
-    """Return what turns vectors into their first `dim` rotated coordinates alone: float32 [full_dim, dim]."""
-    axes: Float32Array = np.ascontiguousarray(rotation[:, :dim])
-    return axes

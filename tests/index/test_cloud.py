@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from mrl_rag import TwoStageIndex
-from mrl_rag.index import coarse
+from mrl_rag.index import shortlist
 
 
 class Strict:
@@ -33,7 +33,7 @@ class Strict:
 
 @pytest.fixture
 def cloud(chroma_server, monkeypatch):
-    monkeypatch.setattr(coarse, "_CLOUD_HOST", "localhost")
+    monkeypatch.setattr(shortlist, "_CLOUD_HOST", "localhost")
     client = chromadb.HttpClient(port=chroma_server)
     client._server = Strict(client._server)
     return client

@@ -59,7 +59,7 @@ def test_in_place_keeps_the_old_one_under_another_name(single, client, vectors):
 
 
 def test_an_interrupted_copy_goes_on(single, vectors, tmp_path, monkeypatch):
-    monkeypatch.setattr("mrl_rag.index.coarse._PAGE", 100)
+    monkeypatch.setattr("mrl_rag.index.shortlist._PAGE", 100)
     upsert, copied = TwoStageIndex.upsert, []
 
     def stop(self, ids, *rest):

@@ -1,4 +1,3 @@
-import sqlite3
 import sys
 from concurrent.futures import ThreadPoolExecutor
 
@@ -21,7 +20,7 @@ from mrl_rag.errors import (
     InvalidTexts,
     InvalidVectors,
 )
-from mrl_rag.index.coarse import Limits
+from mrl_rag.index.shortlist import Limits
 
 
 def exact_scan(vectors, query, k):
@@ -110,7 +109,7 @@ def test_delete_by_id_condition_and_both(filled):
 
 def test_a_deleted_record_is_gone_from_the_archive_too(filled):
     filled.delete(["id-3"])
-    assert set(filled._halves.archive.known(["id-3", "id-4"])) == {"id-4"}
+    assert set(filled._opened.stores.archive.document_hashes(["id-3", "id-4"])) == {"id-4"}
 
 
 def test_records_and_order_survive_opening_again(filled, open_index, vectors):
@@ -121,7 +120,7 @@ def test_records_and_order_survive_opening_again(filled, open_index, vectors):
 
 
 def test_batches_are_cut_to_what_the_client_takes(filled, monkeypatch, vectors):
-    monkeypatch.setattr(filled._halves.coarse, "_limits", Limits(batch=7, results=sys.maxsize))
+    monkeypatch.setattr(filled._opened.stores.shortlist, "_limits", Limits(batch=7, results=sys.maxsize))
     filled.upsert([f"more-{i}" for i in range(50)], vectors[:50])
     assert len(filled) == 350
     assert len(filled.get([f"more-{i}" for i in range(50)])) == 50
@@ -299,7 +298,7 @@ def test_a_plain_collection_is_refused(tmp_path):
 
 
 def test_another_metric_is_refused(tmp_path):
-    facts = {"format": 2, "full_dim": 4, "shortlist_dim": 2, "fingerprint": "", "archive": "x"}
+    facts = {"format": 3, "full_dim": 4, "shortlist_dim": 2, "fingerprint": "", "archive": "x"}
     chromadb.PersistentClient(tmp_path).create_collection(
         "docs", metadata={f"mrl_rag:{k}": v for k, v in facts.items()}, configuration={"hnsw": {"space": "l2"}}
     )
@@ -307,17 +306,18 @@ def test_another_metric_is_refused(tmp_path):
         TwoStageIndex(tmp_path)
 
 
-def test_a_newer_format_is_refused(tmp_path):
-    chromadb.PersistentClient(tmp_path).create_collection("docs", metadata={"mrl_rag:format": 99})
-    with pytest.raises(IndexMismatch, match="format 99"):
+@pytest.mark.parametrize("number", [2, 99])
+def test_another_format_is_refused_with_the_way_out(tmp_path, number):
+    chromadb.PersistentClient(tmp_path).create_collection("docs", metadata={"mrl_rag:format": number})
+    with pytest.raises(IndexMismatch, match=f"format {number}.*Fill a new collection"):
         TwoStageIndex(tmp_path)
 
 
 def test_what_is_stored_already_is_not_written_again(filled, vectors, monkeypatch):
     written = []
-    upsert = type(filled._halves.coarse).upsert
+    upsert = type(filled._opened.stores.shortlist).upsert
     monkeypatch.setattr(
-        type(filled._halves.coarse),
+        type(filled._opened.stores.shortlist),
         "upsert",
         lambda self, ids, *rest, **more: written.append(ids) or upsert(self, ids, *rest, **more),
     )
@@ -352,10 +352,6 @@ def test_a_dropped_index_leaves_no_files(folder):
     assert len(TwoStageIndex(folder)) == 0
 
 
-def archive_file(folder):
-    return next(folder.glob("archive-*.sqlite3"))
-
-
 @pytest.fixture
 def folder(tmp_path, vectors):
     index = TwoStageIndex(tmp_path, full_dim=32, shortlist_dim=8)
@@ -364,40 +360,37 @@ def folder(tmp_path, vectors):
     return tmp_path
 
 
-def test_a_missing_archive_is_refused(folder):
-    archive_file(folder).unlink()
+def test_a_missing_archive_is_refused(folder, archive_of):
+    archive_of(folder).path.unlink()
     with pytest.raises(ArchiveError, match="is missing"):
         TwoStageIndex(folder)
-    assert not list(folder.glob("archive-*.sqlite3"))
+    assert not list(folder.glob("archive-*.lmdb"))
 
 
-def test_missing_rows_are_refused(folder):
-    archive_file(folder).with_suffix(".rows").unlink()
-    with pytest.raises(ArchiveError, match=r"rows is missing"):
-        TwoStageIndex(folder)
-    assert not list(folder.glob("archive-*.rows"))
-
-
-def test_an_archive_that_is_no_database_is_refused(folder):
-    archive_file(folder).write_bytes(b"not a database, whatever its name says" * 100)
+def test_an_archive_that_is_no_database_is_refused(folder, archive_of):
+    archive_of(folder).path.write_bytes(b"not a database, whatever its name says" * 100)
     with pytest.raises(ArchiveError, match="damaged"):
         TwoStageIndex(folder)
 
 
-def test_a_damaged_row_is_named(folder, vectors):
-    rows = archive_file(folder).with_suffix(".rows")
-    rows.write_bytes(rows.read_bytes()[:-1])
+def test_a_damaged_row_is_named(folder, vectors, archive_of):
+    archive_of(folder).damage("c")
     with pytest.raises(ArchiveError, match="'c'"):
         TwoStageIndex(folder).search(vectors[:1])
 
 
-def test_a_lost_row_is_named_and_an_upsert_mends_it(folder, vectors):
-    with sqlite3.connect(archive_file(folder)) as connection:
-        connection.execute("DELETE FROM places WHERE id = 'b'")
-    connection.close()
+def test_an_archive_that_was_cut_short_is_refused(folder, archive_of):
+    file = archive_of(folder).path
+    file.write_bytes(file.read_bytes()[:-4096])
+    with pytest.raises(ArchiveError, match="shorter than it was"):
+        TwoStageIndex(folder)
+
+
+def test_a_lost_row_is_named_and_an_upsert_mends_it(folder, vectors, archive_of):
+    archive_of(folder).lose("b")
     index = TwoStageIndex(folder)
     with pytest.raises(ArchiveError, match="'b'"):
-        index.search(vectors[:1])
+        index.search(vectors[:1], plan=Plan(dims=(8, 32), sizes=(50,)))
     index.upsert(["b"], vectors[1:2])
     assert len(index.search(vectors[:1])[0]) == 3
 
@@ -443,7 +436,7 @@ def test_a_write_refused_by_chroma_leaves_an_orphan_that_no_search_returns(tmp_p
     def refuse(*args, **kwargs):
         raise RuntimeError("disk full")
 
-    monkeypatch.setattr(index._halves.coarse._collection, "upsert", refuse)
+    monkeypatch.setattr(index._opened.stores.shortlist._collection, "upsert", refuse)
     with pytest.raises(RuntimeError):
         index.upsert(["b"], vectors[1:2])
     assert [hit.id for hit in index.search(vectors[1:2])[0]] == ["a"]
@@ -457,7 +450,7 @@ def test_a_delete_that_stops_halfway_leaves_no_record_without_its_vector(tmp_pat
     def stop(ids):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(index._halves.archive, "delete", stop)
+    monkeypatch.setattr(index._opened.stores.archive, "delete", stop)
     with pytest.raises(KeyboardInterrupt):
         index.delete(["b"])
     assert [hit.id for hit in index.search(vectors[1:2])[0]] == ["a"]
@@ -467,8 +460,8 @@ def test_a_delete_that_stops_halfway_leaves_no_record_without_its_vector(tmp_pat
 def test_an_upsert_that_stops_between_batches_keeps_what_was_committed(tmp_path, vectors, monkeypatch):
     index = TwoStageIndex(tmp_path, full_dim=32)
     index.upsert(["first"], vectors[:1])
-    monkeypatch.setattr(index._halves.coarse, "_limits", Limits(batch=10, results=sys.maxsize))
-    write, calls = index._halves.archive.write, []
+    monkeypatch.setattr(index._opened.stores.shortlist, "_limits", Limits(batch=10, results=sys.maxsize))
+    write, calls = index._opened.stores.archive.write, []
 
     def stop_at_the_third(*rows):
         calls.append(rows)
@@ -476,7 +469,7 @@ def test_an_upsert_that_stops_between_batches_keeps_what_was_committed(tmp_path,
             raise KeyboardInterrupt
         write(*rows)
 
-    monkeypatch.setattr(index._halves.archive, "write", stop_at_the_third)
+    monkeypatch.setattr(index._opened.stores.archive, "write", stop_at_the_third)
     with pytest.raises(KeyboardInterrupt):
         index.upsert([str(i) for i in range(100)], vectors[:100])
     again = TwoStageIndex(tmp_path)

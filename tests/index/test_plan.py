@@ -3,7 +3,7 @@ import pytest
 
 from mrl_rag import Plan, rank
 from mrl_rag.errors import InvalidPlan, InvalidVectors
-from mrl_rag.index.rerank import diverse
+from mrl_rag.index.search import mmr
 from mrl_rag.truncation import normalize
 
 
@@ -45,7 +45,7 @@ def test_candidates_found_elsewhere_are_ranked_by_cosine():
 def test_each_row_chosen_is_the_best_trade_of_near_for_unlike_those_before(lambda_mult):
     vectors = normalize(np.random.default_rng(0).normal(size=(30, 4)))
     scores = (vectors @ vectors[7]).astype(np.float64)
-    chosen = diverse(scores, vectors, 12, lambda_mult)
+    chosen = mmr(scores, vectors, 12, lambda_mult)
     for place, row in enumerate(chosen):
         before = chosen[:place]
         value = {
@@ -59,9 +59,9 @@ def test_each_row_chosen_is_the_best_trade_of_near_for_unlike_those_before(lambd
 
 def test_of_rows_as_good_the_first_is_chosen_and_no_more_than_there_are():
     same = np.ones((3, 1), dtype=np.float32)
-    assert diverse(np.ones(3), same, 9, 0.5) == [0, 1, 2]
-    assert diverse(np.array([0.1, 0.3, 0.2]), same, 2, 1) == [1, 2]
-    assert diverse(np.zeros(0), np.zeros((0, 1), dtype=np.float32), 5, 0.5) == []
+    assert mmr(np.ones(3), same, 9, 0.5) == [0, 1, 2]
+    assert mmr(np.array([0.1, 0.3, 0.2]), same, 2, 1) == [1, 2]
+    assert mmr(np.zeros(0), np.zeros((0, 1), dtype=np.float32), 5, 0.5) == []
 
 
 def test_a_funnel_doubles_the_numbers_and_halves_the_candidates():

@@ -1,15 +1,13 @@
 """verify finds every difference; repair mends it and loses nothing that was acknowledged."""
 
 import shutil
-import sqlite3
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
 
 import chromadb
 import numpy as np
 import pytest
 
-from mrl_rag import Report, TwoStageIndex
+from mrl_rag import Plan, Report, TwoStageIndex
 from mrl_rag.errors import ArchiveError
 
 
@@ -21,26 +19,8 @@ def folder(tmp_path, vectors):
     return tmp_path
 
 
-def archive(folder, statement):
-    with sqlite3.connect(next(folder.glob("archive-*.sqlite3"))) as connection:
-        connection.execute(statement)
-    connection.close()
-
-
-def damage_row(folder, id_):
-    file = next(folder.glob("archive-*.sqlite3"))
-    with closing(sqlite3.connect(file)) as connection:
-        (slot,) = connection.execute("SELECT slot FROM places WHERE id = ?", (id_,)).fetchone()
-        (end,) = connection.execute("SELECT slot FROM end").fetchone()
-    rows = file.with_suffix(".rows")
-    length = rows.stat().st_size // end
-    with open(rows, "r+b") as stream:
-        stream.seek(slot * length + length // 2)
-        stream.write(b"\xff" * 8)
-
-
 def test_a_sound_index_is_reported_sound(filled):
-    assert filled.verify() == Report(records=300)
+    assert filled.verify() == Report(records=300, tried=300)
     assert filled.verify().ok
     assert filled.repair().ok
     assert TwoStageIndex().verify().ok
@@ -58,9 +38,9 @@ def test_an_index_is_compared_while_records_are_deleted(vectors):
     assert (index.verify().records, index.verify().ok) == (200, True)
 
 
-def test_missing_and_damaged_vectors_are_named_and_stay_until_upserted(folder, vectors):
-    archive(folder, "DELETE FROM places WHERE id = 'id-3'")
-    damage_row(folder, "id-4")
+def test_missing_and_damaged_vectors_are_named_and_stay_until_upserted(folder, vectors, archive_of):
+    archive_of(folder).lose("id-3")
+    archive_of(folder).damage("id-4")
     index = TwoStageIndex(folder)
     report = index.repair()
     assert (report.missing, report.damaged, report.ok, report.records) == (["id-3"], ["id-4"], False, 300)
@@ -93,13 +73,13 @@ def test_shortlist_vectors_changed_past_the_index_are_put_back(folder, vectors):
     assert index.search(vectors[7:8], k=1)[0][0].id == "id-7"
 
 
-def test_a_record_without_its_vector_does_not_stop_a_repair(folder, vectors):
+def test_a_record_without_its_vector_does_not_stop_a_repair(folder, vectors, archive_of):
     chromadb.PersistentClient(folder).get_collection("docs").update(ids=["id-7"], embeddings=[[1.0] + [0.0] * 7])
-    archive(folder, "DELETE FROM places WHERE id = 'id-3'")
+    archive_of(folder).lose("id-3")
     index = TwoStageIndex(folder)
     report = index.repair()
     assert (report.missing, report.misplaced, len(index)) == (["id-3"], [], 300)
-    assert index._halves.coarse.get(["id-3"]) == [("id-3", "text 3", {})]
+    assert index._opened.stores.shortlist.get(["id-3"]) == {"id-3": ("text 3", {})}
 
 
 def test_chromas_lost_graph_is_rebuilt_from_the_archive(tmp_path):
@@ -126,7 +106,7 @@ def test_an_upsert_that_stopped_after_chroma_is_finished(tmp_path, vectors, monk
     index = TwoStageIndex(tmp_path, full_dim=32, shortlist_dim=8)
     index.upsert(["a"], vectors[:1], documents=["old"])
     with monkeypatch.context() as patched:
-        patched.setattr(index._halves.archive, "settle", interrupted)
+        patched.setattr(index._opened.stores.archive, "commit_staged", interrupted)
         with pytest.raises(KeyboardInterrupt):
             index.upsert(["a"], vectors[1:2], documents=["new"])
     index.close()
@@ -141,7 +121,7 @@ def test_an_upsert_that_stopped_before_chroma_is_undone(tmp_path, vectors, monke
     index = TwoStageIndex(tmp_path, full_dim=32, shortlist_dim=8)
     index.upsert(["a"], vectors[:1], documents=["old"])
     with monkeypatch.context() as patched:
-        patched.setattr(index._halves.coarse, "upsert", interrupted)
+        patched.setattr(index._opened.stores.shortlist, "upsert", interrupted)
         with pytest.raises(KeyboardInterrupt):
             index.upsert(["a", "b"], vectors[1:3], documents=["new", "new"])
     assert index.search(vectors[:1])[0][0].score == pytest.approx(1, abs=1e-3)
@@ -167,31 +147,33 @@ def interrupted(*arguments, **settings):
 
 
 def upsert_unsettled(index, vector, text, monkeypatch):
-    """Replace record "a", and stop when Chroma has it and the archive still holds it back."""
+    """Replace record "a", and stop when Chroma has it and the archive still has it staged."""
     with monkeypatch.context() as patched:
-        patched.setattr(index._halves.archive, "settle", interrupted)
+        patched.setattr(index._opened.stores.archive, "commit_staged", interrupted)
         with pytest.raises(KeyboardInterrupt):
             index.upsert(["a"], vector, documents=[text])
 
 
-def test_searching_a_missing_vector_is_an_error_and_not_a_wrong_answer(folder, vectors):
-    archive(folder, "DELETE FROM places WHERE id = 'id-3'")
+def test_searching_a_missing_vector_is_an_error_and_not_a_wrong_answer(folder, vectors, archive_of):
+    archive_of(folder).lose("id-3")
     with pytest.raises(ArchiveError, match="'id-3'"):
-        TwoStageIndex(folder).search(vectors[3:4])
+        TwoStageIndex(folder).search(vectors[3:4], plan=Plan(dims=(8, 32), sizes=(50,)))
 
 
-def test_a_record_that_the_graph_lost_is_named_and_found_again(filled, vectors, monkeypatch):
-    coarse = type(filled._halves.coarse)
-    query = coarse.unreached
-    rebuilt = []
+@pytest.mark.parametrize(("lost", "ok"), [(1, True), (2, False)])
+def test_records_that_the_graph_lost_are_named_and_found_again(filled, monkeypatch, lost, ok):
+    """One may be the graph's own approximation."""
+    shortlist = type(filled._opened.stores.shortlist)
+    unreached, replace, rebuilt = shortlist.unreached, shortlist.replace, []
+    names = [f"id-{number}" for number in range(lost)]
     monkeypatch.setattr(
-        coarse, "unreached", lambda self, ids, rows: query(self, ids, rows) if rebuilt else ["id-3"] * ("id-3" in ids)
+        shortlist, "unreached", lambda self, ids, rows: unreached(self, ids, rows) if rebuilt else names
     )
-    assert filled.verify().unreachable == ["id-3"]
-    reindexed = type(filled._halves).reindexed
-    monkeypatch.setattr(type(filled._halves), "reindexed", lambda *given: rebuilt.append(True) or reindexed(*given))
+    report = filled.verify()
+    assert (report.unreachable, report.tried, report.ok) == (names, 300, ok)
+    monkeypatch.setattr(shortlist, "replace", lambda *given: rebuilt.append(True) or replace(*given))
     assert filled.repair().ok
-    assert rebuilt
+    assert bool(rebuilt) == (not ok)
 
 
 def test_many_equal_records_are_all_reachable():

@@ -7,8 +7,8 @@ import pytest
 
 from mrl_rag import Plan, TwoStageIndex
 from mrl_rag.errors import ArchiveError, InvalidDimension, InvalidInput
-from mrl_rag.evaluation import agreement, exact_scan
-from mrl_rag.index.rotation import fit, kept_energy
+from mrl_rag.evaluation import exact_scan, recall_at_k
+from mrl_rag.index.rotation import explained_energy, fit
 
 
 def decaying(count, seed=0, dims=64):
@@ -22,15 +22,16 @@ def test_the_map_is_orthogonal_and_keeps_the_most():
     vectors = decaying(500)
     rotation = fit(vectors)
     np.testing.assert_allclose(rotation.T @ rotation, np.eye(64), atol=1e-5)
-    energies = [kept_energy(vectors, rotation, dim) for dim in (8, 16, 64)]
+    energies = [explained_energy(vectors, rotation, dim) for dim in (8, 16, 64)]
     assert energies == sorted(energies)
-    assert energies[0] > 2 * kept_energy(vectors, np.eye(64, dtype=np.float32), 8)
+    assert energies[0] > 2 * explained_energy(vectors, np.eye(64, dtype=np.float32), 8)
     assert energies[2] == pytest.approx(1, abs=1e-5)
     np.testing.assert_array_equal(fit(vectors), rotation)
 
 
 @pytest.mark.parametrize("batches", [1, 6])
-def test_an_index_fits_itself_once_it_holds_enough(open_index, batches, request):
+def test_an_index_fits_itself_once_it_does_not_score_all(open_index, batches, request, score_all_up_to):
+    score_all_up_to(256)
     index, vectors, queries = open_index(shortlist_dim=16), decaying(600), decaying(40, seed=1)
     ids = [str(number) for number in range(600)]
     plain = TwoStageIndex(shortlist_dim=16, rotation="none")
@@ -46,7 +47,7 @@ def test_an_index_fits_itself_once_it_holds_enough(open_index, batches, request)
     expected = [[ids[row] for row in found] for found in exact_scan(vectors, queries, 10)]
     plan = Plan(dims=(16, 64), sizes=(30,))
     ours, cut = ([[hit.id for hit in hits] for hits in i.search(queries, plan=plan)] for i in (index, plain))
-    assert agreement(ours, expected) > 0.95 > agreement(cut, expected) + 0.1
+    assert recall_at_k(ours, expected) > 0.95 > recall_at_k(cut, expected) + 0.1
 
     everything = Plan(dims=(16, 64), sizes=(600,))
     for one, other in zip(index.search(queries, plan=everything), plain.search(queries, plan=everything), strict=True):
@@ -63,15 +64,17 @@ def test_too_few_vectors_are_left_as_they_are():
     assert index.rotation == "auto"
 
 
-def test_a_funnel_looks_at_rotated_coordinates_too(open_index):
+def test_a_funnel_looks_at_rotated_coordinates_too(open_index, score_all_up_to):
+    score_all_up_to(256)
     index, vectors = open_index(shortlist_dim=8), decaying(400)
     index.upsert([str(number) for number in range(400)], vectors)
     funnel = Plan(dims=(8, 24, 64), sizes=(100, 20))
     found = [[hit.id for hit in hits] for hits in index.search(vectors[:30], k=5, plan=funnel)]
-    assert agreement(found, [[str(row) for row in rows] for rows in exact_scan(vectors, vectors[:30], 5)]) > 0.95
+    assert recall_at_k(found, [[str(row) for row in rows] for rows in exact_scan(vectors, vectors[:30], 5)]) > 0.95
 
 
-def test_new_vectors_that_differ_are_warned_of():
+def test_new_vectors_that_differ_are_warned_of(score_all_up_to):
+    score_all_up_to(256)
     index = TwoStageIndex(shortlist_dim=16)
     index.upsert([f"a{number}" for number in range(400)], decaying(400))
     with warnings.catch_warnings():
@@ -140,11 +143,11 @@ def test_an_interrupted_reindexing_leaves_the_old_collection(tmp_path, vectors, 
     index = TwoStageIndex(tmp_path)
     index.upsert(["a", "b"], vectors[:2])
 
-    def stop(self, client, old):
+    def stop(self, old):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr("mrl_rag.index.coarse.Coarse.replace", stop)
+        patched.setattr("mrl_rag.index.shortlist.ShortlistCollection.replace", stop)
         with pytest.raises(KeyboardInterrupt):
             index.reindex(rotation="fit")
     assert len(index.search(vectors[:1])[0]) == 2
@@ -177,18 +180,15 @@ def test_a_switch_that_stopped_between_the_names_is_finished(tmp_path, vectors, 
     assert [collection.name for collection in again.client.list_collections()] == ["docs"]
 
 
-def test_a_lost_rotation_is_named_and_repaired(tmp_path):
-    import sqlite3
-
+def test_a_lost_rotation_is_named_and_repaired(tmp_path, archive_of, score_all_up_to):
+    score_all_up_to(256)
     vectors = decaying(400)
     index = TwoStageIndex(tmp_path, shortlist_dim=16)
     index.upsert([str(number) for number in range(400)], vectors)
     everything = Plan(dims=(16, 64), sizes=(400,))
     expected = index.search(vectors[:3], k=3, plan=everything)
     index.close()
-    with sqlite3.connect(next(tmp_path.glob("archive-*.sqlite3"))) as connection:
-        connection.execute("DELETE FROM rotations")
-    connection.close()
+    archive_of(tmp_path).lose_rotations()
     again = TwoStageIndex(tmp_path)
     with pytest.raises(ArchiveError, match="rotation"):
         again.search(vectors[:1])

@@ -3,30 +3,26 @@
 from __future__ import annotations
 
 import itertools
-import math
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
-from mrl_rag.errors import DimensionMismatch, IndexMismatch, IndexNotWritable, InvalidInput, TwoStageIndexError
-from mrl_rag.tasks import SURROGATE_ADVICE, is_unicode
+from mrl_rag.index.checks import Metadata, Where
+from mrl_rag.index.chroma_errors import chroma_errors, chroma_input
+from mrl_rag.index.config import PREFIX, IndexConfig
 from mrl_rag.truncation import Float32Array
 
 if TYPE_CHECKING:
     from chromadb.api import ClientAPI, ServerAPI
     from chromadb.api.models.Collection import Collection
 
-Metadata: TypeAlias = Mapping[str, Any]
-Where: TypeAlias = Mapping[str, Any]
 T = TypeVar("T")
+Stored = tuple[str | None, dict[str, Any]]
 
-_FORMAT = 2
-_PREFIX = "mrl_rag:"
-_REPLACES = f"{_PREFIX}replaces"
+_REPLACES = f"{PREFIX}replaces"
 # docs.trychroma.com/cloud/quotas-limits: records a write, results a query; a "get" has the same limit. The client's own
 # `get_max_batch_size` says more than the service takes (chroma-core/chroma#5453).
 _CLOUD_HOST = "trychroma.com"
@@ -39,31 +35,6 @@ _PAGE = 2000
 _LISTED = 100
 _OLD = "-mrl_rag-old-"
 NEW = "-mrl_rag-new-"
-# What SQLite says within an error of Chroma's.
-_NOT_WRITABLE = ("readonly database", "database or disk is full", "disk I/O error", "unable to open database file")
-
-
-@dataclass(frozen=True)
-class Facts:
-    """What an index must remember about itself; it stands in the collection's own metadata.
-
-    Attributes:
-        full_dim: length of the vectors in the archive.
-        shortlist_dim: length of the vectors in Chroma.
-        fingerprint: of the encoder that filled it, "" where it wasn't told.
-        archive: name of the archive.
-        rotation: "auto" as long as none is fitted, "none" where none is wanted, or the fitted one's name.
-        energy: share of the vectors' squared length that the shortlist kept when the rotation was fitted, 0 to 1.
-        precision: of the archive; a second Chroma collection keeps float32.
-    """
-
-    full_dim: int
-    shortlist_dim: int
-    fingerprint: str
-    archive: str
-    rotation: str = "auto"
-    energy: float = 0.0
-    precision: Literal["float16", "int8", "binary", "float32"] = "float16"
 
 
 @dataclass(frozen=True)
@@ -115,16 +86,17 @@ class Limits:
         return found
 
 
-class Coarse:
-    """A collection that carries `Facts`. Records hold what their user wrote and nothing of ours."""
+class ShortlistCollection:
+    """A collection that carries an `IndexConfig`. Records hold what their user wrote and nothing of ours."""
 
-    def __init__(self, client: ClientAPI, collection: Collection, facts: Facts) -> None:
-        self.facts = facts
+    def __init__(self, client: ClientAPI, collection: Collection, config: IndexConfig) -> None:
+        self.config = config
+        self._client = client
         self._collection = collection
         self._limits = Limits.of(client)
 
     @classmethod
-    def open(cls, client: ClientAPI, name: str) -> Coarse | None:
+    def open(cls, client: ClientAPI, name: str) -> ShortlistCollection | None:
         """Return the collection of that name, None where there is none.
 
         Raises:
@@ -145,31 +117,18 @@ class Coarse:
         # Not `collection.configuration`: it warns of a missing embedding function.
         settings = collection.configuration_json.get("hnsw") or collection.configuration_json.get("spann") or {}
         space = settings.get("space", "cosine")
-        if f"{_PREFIX}format" not in stored:
-            raise IndexMismatch(
-                f"collection {name!r} is a plain Chroma collection (metric {space!r}), without the archive of full "
-                "vectors that a two-stage index needs. TwoStageIndex.from_chroma(collection, ...) makes one of it; "
-                "or use another collection name."
-            )
-        if stored[f"{_PREFIX}format"] != _FORMAT:
-            raise IndexMismatch(
-                f"collection {name!r} has format {stored[f'{_PREFIX}format']}; this version of mrl-rag reads "
-                f"format {_FORMAT}. Use the version that filled it."
-            )
-        if space != "cosine":
-            raise IndexMismatch(
-                f"collection {name!r} has metric {space!r}; a two-stage index has 'cosine'. Fill a new collection."
-            )
-        return cls(client, collection, _facts(name, stored))
+        return cls(client, collection, IndexConfig.from_metadata(name, stored, space))
 
     @classmethod
-    def create(cls, client: ClientAPI, name: str, facts: Facts, hnsw: Mapping[str, Any] | None = None) -> Coarse:
-        """Make a collection that remembers `facts`.
+    def create(
+        cls, client: ClientAPI, name: str, config: IndexConfig, hnsw: Mapping[str, Any] | None = None
+    ) -> ShortlistCollection:
+        """Make a collection that remembers `config`.
 
         Args:
             client: any chromadb client.
             name: the collection's name.
-            facts: what it remembers.
+            config: what it remembers.
             hnsw: Chroma's settings of the graph, over its defaults.
 
         Raises:
@@ -178,11 +137,11 @@ class Coarse:
         with chroma_input(f"collection={name!r}, hnsw={dict(hnsw or {})!r}"):
             collection = client.create_collection(
                 name,
-                metadata=_as_metadata(facts),
+                metadata=config.as_metadata(),
                 configuration={"hnsw": {**(hnsw or {}), "space": "cosine"}},  # type: ignore[arg-type]
                 embedding_function=None,
             )
-        return cls(client, collection, facts)
+        return cls(client, collection, config)
 
     @property
     def name(self) -> str:
@@ -194,10 +153,10 @@ class Coarse:
         """What Chroma calls the collection, whatever its name."""
         return str(self._collection.id)
 
-    def replace(self, client: ClientAPI, old: Coarse) -> None:
+    def replace(self, old: ShortlistCollection) -> None:
         """Take the name of another collection, and delete that one."""
-        self.take_name_of(old._collection, f"{old.name}{_OLD}{self.facts.archive}")
-        client.delete_collection(old.name)
+        self.take_name_of(old._collection, f"{old.name}{_OLD}{self.config.archive}")
+        self._client.delete_collection(old.name)
 
     def take_name_of(self, other: Collection, new_name: str) -> None:
         """Take the name of another collection, which gets a new one.
@@ -205,54 +164,35 @@ class Coarse:
         A crash leaves either the other under the name, or none: `open` then finds this one by what it says it replaces.
         """
         name = other.name
-        self._collection.modify(metadata={**_as_metadata(self.facts), _REPLACES: name})
+        self._collection.modify(metadata={**self.config.as_metadata(), _REPLACES: name})
         with chroma_input(f"collection={new_name!r}"):
             other.modify(name=new_name)
         self._collection.modify(name=name)
-        self._collection.modify(metadata=_as_metadata(self.facts))
+        self._collection.modify(metadata=self.config.as_metadata())
 
-    def check(
-        self, full_dim: int | None, shortlist_dim: int | None, fingerprint: str | None, precision: str | None
-    ) -> None:
-        """Refuse to be used with another model, dimension or precision; None stands for whatever is stored.
-
-        Raises:
-            DimensionMismatch: a dimension differs.
-            IndexMismatch: the fingerprint or the precision differs.
-        """
-        facts, name = self.facts, self._collection.name
-        if full_dim is not None and full_dim != facts.full_dim:
-            raise DimensionMismatch(
-                f"collection {name!r} holds vectors of {facts.full_dim} numbers; {full_dim} were asked for. "
-                "Open it with the model that filled it, or fill a new collection."
-            )
-        if shortlist_dim is not None and shortlist_dim != facts.shortlist_dim:
-            raise DimensionMismatch(
-                f"collection {name!r} is searched at {facts.shortlist_dim} dimensions; {shortlist_dim} were asked "
-                "for. Leave shortlist_dim out to open it as it is, or fill a new collection."
-            )
-        if fingerprint and facts.fingerprint and fingerprint != facts.fingerprint:
-            raise IndexMismatch(
-                f"collection {name!r} was filled by an encoder with fingerprint {facts.fingerprint}; this one has "
-                f"{fingerprint}: another model, prompt or maximum length. Open it with the encoder that filled it, "
-                "or fill a new collection."
-            )
-
-        if precision is not None and precision != facts.precision:
-            raise IndexMismatch(
-                f"the archive of collection {name!r} is {facts.precision}; {precision} was asked for. Leave precision "
-                "out to open it as it is, or fill a new collection."
-            )
+    def remember(self, config: IndexConfig) -> None:
+        """Store another configuration."""
+        self._collection.modify(metadata=config.as_metadata())
+        self.config = config
 
     def exists(self) -> bool:
         """Say whether the collection is still there: another process may have filled a new one in its place."""
         from chromadb.errors import NotFoundError
 
         try:
-            self._collection.count()
+            return self._client.get_collection(self.name, embedding_function=None).id == self._collection.id
         except NotFoundError:
             return False
-        return True
+
+    @property
+    def hnsw(self) -> dict[str, Any]:
+        """Chroma's settings of the graph that may differ from its defaults."""
+        settings = self._collection.configuration_json.get("hnsw") or {}
+        return {key: settings[key] for key in ("ef_construction", "ef_search", "max_neighbors") if key in settings}
+
+    def set_ef_search(self, ef_search: int) -> None:
+        """Change how many records a search of the graph keeps in view; it counts when Chroma opens the folder anew."""
+        self._collection.modify(configuration={"hnsw": {"ef_search": ef_search}})
 
     def count(self) -> int:
         """Return how many records there are."""
@@ -268,7 +208,7 @@ class Coarse:
         vectors: Float32Array,
         documents: Sequence[str | None],
         metadatas: Sequence[Metadata],
-        replaced: Sequence[str],
+        old: Mapping[str, Stored],
     ) -> None:
         """Store one batch, replacing what was there.
 
@@ -277,12 +217,15 @@ class Coarse:
             vectors: float32 [n, shortlist_dim].
             documents: n documents.
             metadatas: n mappings, empty where there is none.
-            replaced: those of `ids` that may be there already.
+            old: document and metadata of those of `ids` that are there already.
         """
         # Chroma's own upsert merges: it keeps a metadata key or a document that the new record doesn't have.
-        old = {record[0]: record[1:] for record in self.get(replaced)}
-        row = {id_: i for i, id_ in enumerate(ids)}
-        self.delete([i for i, (document, _) in old.items() if document is not None and documents[row[i]] is None])
+        loses_document = [
+            id_
+            for id_, document in zip(ids, documents, strict=True)
+            if document is None and old.get(id_, (None,))[0] is not None
+        ]
+        self.delete(loses_document)
         merged = [
             dict.fromkeys(old[id_][1]) | dict(metadata) if id_ in old else dict(metadata)
             for id_, metadata in zip(ids, metadatas, strict=True)
@@ -297,24 +240,24 @@ class Coarse:
     def delete(self, ids: Sequence[str]) -> None:
         """Remove one batch of records; unknown ids are passed over."""
         if ids:
-            self._collection.delete(ids=list(ids))
+            self._collection.delete(ids=_unique(ids))
 
-    def get(self, ids: Sequence[str]) -> list[tuple[str, str | None, dict[str, Any]]]:
-        """Return (id, document, metadata) of those ids that are there, in the order asked."""
-        records: dict[str, tuple[str, str | None, dict[str, Any]]] = {}
+    def get(self, ids: Sequence[str]) -> dict[str, Stored]:
+        """Return document and metadata of those ids that are there, in the order asked."""
+        records: dict[str, Stored] = {}
         for part in self.batches(ids):
-            answer = self._collection.get(ids=list(part), include=["documents", "metadatas"])
+            answer = self._collection.get(ids=_unique(part), include=["documents", "metadatas"])
             documents, metadatas = answer["documents"] or [], answer["metadatas"] or []
             for id_, document, metadata in zip(answer["ids"], documents, metadatas, strict=True):
-                records[id_] = (id_, document, dict(metadata or {}))
-        return [records[id_] for id_ in ids if id_ in records]
+                records[id_] = (document, dict(metadata or {}))
+        return {id_: records[id_] for id_ in ids if id_ in records}
 
     def shortlist_vectors(self, ids: Sequence[str]) -> dict[str, Float32Array]:
         """Return what Chroma searches, float32 [shortlist_dim] an id; ids that are not there are left out."""
         found: dict[str, Float32Array] = {}
         for part in self.batches(ids):
             with chroma_errors():
-                answer = self._collection.get(ids=list(part), include=["embeddings"])
+                answer = self._collection.get(ids=_unique(part), include=["embeddings"])
             embeddings = answer["embeddings"] if answer["embeddings"] is not None else []
             found |= {id_: np.asarray(e, dtype=np.float32) for id_, e in zip(answer["ids"], embeddings, strict=True)}
         return found
@@ -324,9 +267,9 @@ class Coarse:
         return self._limits.matching(self._collection, where, where_document, limit)
 
     def search(
-        self, queries: Float32Array, size: int, where: Where | None, where_document: Where | None
+        self, queries: Float32Array, size: int, where: Where | None = None, where_document: Where | None = None
     ) -> list[list[str]]:
-        """Return up to `size` ids a query, nearest first.
+        """Return up to `size` ids per query, nearest first.
 
         Args:
             queries: float32 [n, shortlist_dim].
@@ -362,20 +305,9 @@ class Coarse:
         return lost
 
 
-def _facts(name: str, stored: Mapping[str, Any]) -> Facts:
-    known = {key: stored[f"{_PREFIX}{key}"] for key in Facts.__dataclass_fields__ if f"{_PREFIX}{key}" in stored}
-    dims = known.get("full_dim"), known.get("shortlist_dim")
-    texts = known.get("fingerprint"), known.get("archive"), known.get("rotation", "auto")
-    if not all(isinstance(dim, int) for dim in dims) or not all(isinstance(text, str) for text in texts):
-        raise IndexMismatch(
-            f"collection {name!r} is damaged: its metadata {dict(stored)!r} says no more how long its vectors are, or "
-            "where. Bring it back from a backup, or fill a new collection."
-        )
-    return Facts(**known)
-
-
-def _as_metadata(facts: Facts) -> dict[str, Any]:
-    return {f"{_PREFIX}format": _FORMAT} | {f"{_PREFIX}{key}": value for key, value in asdict(facts).items()}
+def _unique(ids: Sequence[str]) -> list[str]:
+    """Return each id once: Chroma refuses one that stands twice."""
+    return list(dict.fromkeys(ids))
 
 
 def _renamed(client: ClientAPI, name: str) -> Collection | None:
@@ -398,7 +330,7 @@ def _collections(client: ClientAPI) -> Iterator[Collection]:
 
 def is_ours(collection: Collection) -> bool:
     """Say whether a collection is one half of a two-stage index."""
-    return f"{_PREFIX}format" in (collection.metadata or {})
+    return f"{PREFIX}format" in (collection.metadata or {})
 
 
 def pages(collection: Collection) -> Iterator[tuple[list[str], Float32Array, list[str | None], list[dict[str, Any]]]]:
@@ -415,87 +347,3 @@ def pages(collection: Collection) -> Iterator[tuple[list[str], Float32Array, lis
 def leftovers(client: ClientAPI, name: str) -> list[str]:
     """Return the collections that a reindexing of `name` left behind when it was cut short."""
     return [c.name for c in _collections(client) if c.name.startswith((f"{name}{_OLD}", f"{name}{NEW}"))]
-
-
-def is_panic(error: BaseException) -> bool:
-    """Say whether Chroma's Rust core gave up, which is no `Exception`."""
-    return type(error).__name__ == "PanicException"
-
-
-@contextmanager
-def chroma_errors() -> Iterator[None]:
-    """Give what fails within Chroma a name from this package's errors."""
-    from chromadb.errors import InternalError, InvalidArgumentError
-
-    try:
-        yield
-    except BaseException as error:
-        if not isinstance(error, InternalError | InvalidArgumentError) and not is_panic(error):
-            raise
-        said = str(error)
-        if any(words in said for words in _NOT_WRITABLE):
-            raise IndexNotWritable(
-                f"Chroma can't write: {said}. Check the folder's permissions and the free disk space, then write again."
-            ) from error
-        raise TwoStageIndexError(
-            f"Chroma failed: {said}. If the disk was full, make room and write again; if files were damaged, call "
-            "repair(), and where that fails bring the folder back from a backup."
-        ) from error
-
-
-@contextmanager
-def chroma_input(what: str) -> Iterator[None]:
-    """Give what Chroma refuses a name from this package's errors."""
-    from chromadb.errors import ChromaError, InvalidArgumentError
-
-    try:
-        yield
-    except (ValueError, TypeError, ChromaError) as error:
-        # A server that can't read the request answers with the plain class; the others have troubles of their own.
-        if isinstance(error, ChromaError) and type(error) not in (ChromaError, InvalidArgumentError):
-            raise
-        raise InvalidInput(f"Chroma doesn't take {what}: {error}") from error
-
-
-def check_where(where: Where | None, where_document: Where | None) -> tuple[Where | None, Where | None]:
-    """Return both conditions, None for an empty one.
-
-    Raises:
-        InvalidInput: a condition isn't in Chroma's language.
-    """
-    from chromadb.api.types import validate_where, validate_where_document
-
-    if where:
-        with chroma_input(f"where={where!r}"):
-            validate_where(where)  # type: ignore[arg-type]
-    if where_document:
-        with chroma_input(f"where_document={where_document!r}"):
-            validate_where_document(where_document)  # type: ignore[arg-type]
-    return where or None, where_document or None
-
-
-def check_metadatas(metadatas: Sequence[Metadata | None]) -> list[Metadata]:
-    """Return the metadatas, an empty one for None.
-
-    Raises:
-        InvalidInput: Chroma can't store one of them.
-    """
-    from chromadb.api.types import validate_metadata
-
-    checked: list[Metadata] = []
-    for position, metadata in enumerate(metadatas):
-        if metadata:
-            with chroma_input(f"metadatas[{position}]={metadata!r}"):
-                validate_metadata(dict(metadata))
-                for key, value in metadata.items():
-                    texts = value if isinstance(value, list) else [value]
-                    if not all(is_unicode(text) for text in (key, *texts) if isinstance(text, str)):
-                        raise ValueError(f"{key!r} is no valid Unicode; {SURROGATE_ADVICE}")
-                    # Chroma itself would store nothing for such a float, or another number, and say nothing.
-                    for number in texts:
-                        if isinstance(number, float) and not math.isfinite(number):
-                            raise ValueError(f"{key!r} is {number}; leave the key out")
-                        if isinstance(number, int) and not -(2**63) <= number < 2**63:
-                            raise ValueError(f"{key!r} is {number}, no 64-bit integer; store it as a string")
-        checked.append(metadata or {})
-    return checked

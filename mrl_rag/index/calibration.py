@@ -1,0 +1,209 @@
+"""Choose the cheapest dimension and shortlist with which searches find nearly all of the true nearest records.
+
+The questions are records of the index itself that the rotation isn't fitted on. The dimension is chosen by exact scans,
+before anything is written to Chroma: what an exact scan at a dimension loses, no graph can find. Then Chroma is filled,
+and the shortlist's size and the graph's `ef_search` are chosen by what Chroma really answers.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from mrl_rag.index.plan import MAX_ROUNDS, first_size
+from mrl_rag.index.rotation import SAMPLE, explained_energy, fit
+from mrl_rag.index.search import Searcher
+from mrl_rag.truncation import Float32Array, unit_rows
+
+Rows = npt.NDArray[np.intp]
+ReadRows = Callable[[Rows], Float32Array]
+
+# Of the top K that a full scan finds.
+_K = 10
+# Records that are asked as questions, and the largest share of all that they may be.
+_HELD_OUT, _LARGEST_SHARE = 200, 0.1
+# Dimensions that are considered: multiples of it.
+_STEP = 32
+# By how much an exact scan at the dimension must exceed the target: what Chroma's graph usually loses.
+_GRAPH_LOSS = 0.004
+# A call to Chroma takes as long as it takes to compare so many numbers more: 0.8 ms and 0.0005 per dimension at 100,000
+# records (`benchmarks/README.md`).
+_DIMS_PER_CALL = 1600
+# Vectors read at a time.
+_BLOCK = 20_000
+# Shortlist sizes that are tried, and what a search of the graph keeps in view: Chroma's default first.
+SIZES = (50, 100)
+EF_SEARCH = (100, 200, 400)
+
+
+@dataclass(frozen=True)
+class Questions:
+    """Records asked as questions.
+
+    Attributes:
+        rows: int [q], which records they are.
+        vectors: float32 unit rows [q, full_dim].
+        nearest: int [q, K], the records nearest to each apart from itself.
+    """
+
+    rows: Rows
+    vectors: Float32Array
+    nearest: Rows
+
+
+@dataclass(frozen=True)
+class Fit:
+    """A rotation and a dimension for the shortlist.
+
+    Attributes:
+        rotation: float32 [full_dim, full_dim].
+        shortlist_dim: how many of the rotated coordinates the shortlist keeps.
+        explained_energy: share of the vectors' squared length in these, 0 to 1.
+        questions: what the dimension was chosen with; None where there were too few records.
+    """
+
+    rotation: Float32Array
+    shortlist_dim: int
+    explained_energy: float
+    questions: Questions | None
+
+
+def fit_shortlist(read: ReadRows, count: int, shortlist_dim: int, dim_fixed: bool, target_recall: float) -> Fit:
+    """Fit a rotation, and choose the dimension.
+
+    Args:
+        read: returns vectors, float32 [n, full_dim], by their numbers from 0 to count - 1, ascending.
+        count: how many vectors there are.
+        shortlist_dim: the dimension where it is fixed, or too few vectors are there to choose one.
+        dim_fixed: whether it is fixed.
+        target_recall: share of the true top 10 that a search should find.
+    """
+    questions = ask_own_records(read, count) if count * _LARGEST_SHARE >= _K else None
+    order = np.random.default_rng(0).permutation(count)
+    rest = order if questions is None else order[len(questions.rows) :]
+    sample = read(np.sort(rest[:SAMPLE]))
+    rotation = fit(sample)
+    if questions is not None and not dim_fixed:
+        shortlist_dim = _cheapest_dim(read, count, rotation, questions, target_recall)
+    return Fit(rotation, shortlist_dim, explained_energy(sample, rotation, shortlist_dim), questions)
+
+
+def ask_own_records(read: ReadRows, count: int) -> Questions:
+    """Choose records to ask as questions, and find the records nearest to them by a full scan."""
+    chosen = np.random.default_rng(0).permutation(count)[: min(_HELD_OUT, int(count * _LARGEST_SHARE))]
+    rows = np.sort(chosen)
+    vectors = unit_rows(read(rows))
+    best = np.empty((len(rows), 0), dtype=np.intp)
+    scores = np.empty((len(rows), 0), dtype=np.float32)
+    for start in range(0, count, _BLOCK):
+        block = np.arange(start, min(start + _BLOCK, count))
+        found = vectors @ unit_rows(read(block)).T
+        found[block == rows[:, None]] = -np.inf  # itself
+        scores, best = np.hstack([scores, found]), np.hstack([best, np.broadcast_to(block, found.shape)])
+        kept = np.argpartition(scores, -_K, axis=1)[:, -_K:]
+        scores, best = np.take_along_axis(scores, kept, 1), np.take_along_axis(best, kept, 1)
+    return Questions(rows, vectors, best)
+
+
+def measure(
+    searcher: Searcher, questions: Questions, ids: Sequence[str], size: int | None = None
+) -> tuple[float, float]:
+    """Ask the questions one by one.
+
+    Args:
+        searcher: what is asked.
+        questions: records asked as questions.
+        ids: of the records that the questions number.
+        size: candidates that Chroma is asked for at first; None for what was chosen for the index.
+
+    Returns:
+        The share of the true nearest records that were found, 0 to 1, and the median seconds per question.
+    """
+    shares, seconds = [], []
+    for row, vector, nearest in zip(questions.rows, questions.vectors, questions.nearest, strict=True):
+        start = time.perf_counter()
+        (found,) = searcher.nearest(vector[None], _K + 1, size)
+        seconds.append(time.perf_counter() - start)
+        others = [id_ for id_ in found if id_ != ids[row]][:_K]
+        shares.append(len({ids[other] for other in nearest}.intersection(others)) / len(nearest))
+    return float(np.mean(shares)), float(np.median(seconds))
+
+
+def _cheapest_dim(
+    read: ReadRows, count: int, rotation: Float32Array, questions: Questions, target_recall: float
+) -> int:
+    """Return the cheapest dimension at which an exact scan's shortlist holds enough of the true nearest records."""
+    full_dim = len(rotation)
+    dims = _dims_to_try(full_dim)
+    wanted = min(target_recall + _GRAPH_LOSS, 1.0)
+    costs = {}
+    for dim, ranks in zip(dims, _ranks(read, count, rotation, questions, dims), strict=True):
+        recall, rounds = _shortlist_recall(ranks)
+        if recall >= wanted:
+            costs[dim] = rounds * (_DIMS_PER_CALL + dim)
+    return min(costs, key=lambda dim: costs[dim]) if costs else dims[-1]
+
+
+def _dims_to_try(full_dim: int) -> list[int]:
+    """Return multiples of 32 up to half of the full dimension, each at most a quarter above the one before."""
+    dims: list[int] = []
+    for dim in range(_STEP, max(full_dim // 2, min(full_dim, 4 * _STEP)) + 1, _STEP):
+        if not dims or dim - dims[-1] >= dims[-1] // 4:
+            dims.append(dim)
+    return dims or [full_dim]
+
+
+def _ranks(
+    read: ReadRows, count: int, rotation: Float32Array, questions: Questions, dims: Sequence[int]
+) -> npt.NDArray[np.int64]:
+    """Return how many records an exact scan at each dimension puts before each true neighbour: int [dims, q, K]."""
+    axes = np.ascontiguousarray(rotation[:, : dims[-1]])
+    asked = questions.vectors @ axes
+    true = (_read_any(read, questions.nearest.ravel()) @ axes).reshape(*questions.nearest.shape, -1)
+    thresholds = []
+    for dim in dims:
+        dots = np.einsum("qd,qkd->qk", asked[:, :dim], true[..., :dim])
+        thresholds.append(np.sort(dots / np.maximum(np.linalg.norm(true[..., :dim], axis=-1), 1e-30), axis=1))
+    ranks = np.zeros((len(dims), *questions.nearest.shape), dtype=np.int64)
+    for start in range(0, count, _BLOCK):
+        block = np.arange(start, min(start + _BLOCK, count))
+        turned = read(block) @ axes
+        itself = block == questions.rows[:, None]
+        scores = np.zeros((len(asked), len(block)), dtype=np.float32)
+        squares = np.zeros(len(block), dtype=np.float32)
+        for place, (dim, before) in enumerate(zip(dims, (0, *dims), strict=False)):
+            part = turned[:, before:dim]
+            scores += asked[:, before:dim] @ part.T
+            squares += np.einsum("nd,nd->n", part, part)
+            cosine = scores / np.sqrt(np.maximum(squares, 1e-30))
+            cosine[itself] = -np.inf
+            for query, (row, least) in enumerate(zip(cosine, thresholds[place], strict=True)):
+                # A neighbour must not be put behind itself by the last digit.
+                above = np.searchsorted(least, row[row > least[0] + 1e-6] - 1e-6)
+                ranks[place, query] += np.bincount(above, minlength=_K + 1)[::-1].cumsum()[::-1][1:]
+    return ranks
+
+
+def _read_any(read: ReadRows, rows: Rows) -> Float32Array:
+    """Read vectors in any order, some of them more than once."""
+    ascending, places = np.unique(rows, return_inverse=True)
+    return unit_rows(read(ascending))[places]
+
+
+def _shortlist_recall(ranks: npt.NDArray[np.int64]) -> tuple[float, float]:
+    """Return the share of true neighbours in a shortlist that grows as a search's does, and the mean number of rounds.
+
+    Args:
+        ranks: int [q, K], how many records are before each true neighbour.
+    """
+    size = np.full((len(ranks), 1), first_size(0, _K))
+    rounds = 1.0
+    for _ in range(MAX_ROUNDS - 1):
+        late = ((ranks < size) & (2 * ranks >= size)).any(axis=1, keepdims=True)
+        rounds += float(late.mean())
+        size = np.where(late, 2 * size, size)
+    return float((ranks < size).mean()), rounds

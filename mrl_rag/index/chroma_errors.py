@@ -1,0 +1,63 @@
+"""Chroma's errors, as errors of this package."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from mrl_rag.errors import IndexNotWritable, InvalidInput, TwoStageIndexError
+
+# What SQLite says within an error of Chroma's.
+_NOT_WRITABLE = ("readonly database", "database or disk is full", "disk I/O error", "unable to open database file")
+
+
+def is_panic(error: BaseException) -> bool:
+    """Say whether Chroma's Rust core gave up, which is no `Exception`."""
+    return type(error).__name__ == "PanicException"
+
+
+@contextmanager
+def chroma_errors() -> Iterator[None]:
+    """Translate what fails within Chroma.
+
+    Raises:
+        IndexNotWritable: the disk is full or the folder can't be written.
+        TwoStageIndexError: anything else that Chroma failed at.
+    """
+    from chromadb.errors import InternalError, InvalidArgumentError
+
+    try:
+        yield
+    except BaseException as error:
+        if not isinstance(error, InternalError | InvalidArgumentError) and not is_panic(error):
+            raise
+        said = str(error)
+        if any(words in said for words in _NOT_WRITABLE):
+            raise IndexNotWritable(
+                f"Chroma can't write: {said}. Check the folder's permissions and the free disk space, then write again."
+            ) from error
+        raise TwoStageIndexError(
+            f"Chroma failed: {said}. If the disk was full, make room and write again; if files were damaged, call "
+            "repair(), and where that fails bring the folder back from a backup."
+        ) from error
+
+
+@contextmanager
+def chroma_input(what: str) -> Iterator[None]:
+    """Translate what Chroma refuses.
+
+    Args:
+        what: what was given to Chroma, for the message.
+
+    Raises:
+        InvalidInput: Chroma doesn't take it.
+    """
+    from chromadb.errors import ChromaError, InvalidArgumentError
+
+    try:
+        yield
+    except (ValueError, TypeError, ChromaError) as error:
+        # A server that can't read the request answers with the plain class; its subclasses are other troubles.
+        if isinstance(error, ChromaError) and type(error) not in (ChromaError, InvalidArgumentError):
+            raise
+        raise InvalidInput(f"Chroma doesn't take {what}: {error}") from error

@@ -1,0 +1,125 @@
+"""What an index remembers about itself."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, TypeAlias
+
+from mrl_rag.errors import DimensionMismatch, IndexMismatch
+
+ArchivePrecision: TypeAlias = Literal["float16", "int8", "binary"]
+
+FORMAT = 3
+PREFIX = "mrl_rag:"
+
+
+@dataclass(frozen=True)
+class IndexConfig:
+    """Stored in the collection's own metadata, each key with the prefix "mrl_rag:".
+
+    Attributes:
+        full_dim: length of the vectors in the archive.
+        shortlist_dim: length of the vectors in Chroma.
+        fingerprint: of the encoder that filled it; "" where none was given.
+        archive: name of the archive.
+        rotation: "auto" as long as none is fitted, "none" where none is wanted, or the fitted one's name.
+        explained_energy: share of the vectors' squared length that the shortlist kept when the rotation was fitted,
+            0 to 1.
+        precision: of the archive; a second Chroma collection keeps float32.
+        dim_fixed: whether the user chose `shortlist_dim`.
+        shortlist_size: candidates that a search without a plan asks Chroma for at first; 0 as long as none is chosen.
+        target_recall: of the exact top 10, that the choice of dimension and size aims at.
+        recall: what the choice reached on vectors left out of the fit; 0.0 as long as it wasn't measured.
+        measured_records: how many records there were then.
+    """
+
+    full_dim: int
+    shortlist_dim: int
+    fingerprint: str
+    archive: str
+    rotation: str = "auto"
+    explained_energy: float = 0.0
+    precision: Literal["float16", "int8", "binary", "float32"] = "float16"
+    dim_fixed: bool = False
+    shortlist_size: int = 0
+    target_recall: float = 0.99
+    recall: float = 0.0
+    measured_records: int = 0
+
+    @property
+    def fitted(self) -> bool:
+        """Whether the shortlist keeps the coordinates of a fitted rotation."""
+        return self.rotation not in ("auto", "none")
+
+    def as_metadata(self) -> dict[str, Any]:
+        """Return what the collection's metadata holds."""
+        return {f"{PREFIX}format": FORMAT} | {f"{PREFIX}{key}": value for key, value in asdict(self).items()}
+
+    @classmethod
+    def from_metadata(cls, name: str, stored: Mapping[str, Any], space: str) -> IndexConfig:
+        """Read it back.
+
+        Args:
+            name: the collection's.
+            stored: the collection's metadata.
+            space: the collection's metric.
+
+        Raises:
+            IndexMismatch: a plain collection, another format or metric, or metadata that is damaged.
+        """
+        if f"{PREFIX}format" not in stored:
+            raise IndexMismatch(
+                f"collection {name!r} is a plain Chroma collection (metric {space!r}), without the archive of full "
+                "vectors that a two-stage index needs. TwoStageIndex.from_chroma(collection, ...) makes one of it; "
+                "or use another collection name."
+            )
+        if stored[f"{PREFIX}format"] != FORMAT:
+            raise IndexMismatch(
+                f"collection {name!r} has format {stored[f'{PREFIX}format']}; this version of mrl-rag reads format "
+                f"{FORMAT}. Fill a new collection, or use the version of mrl-rag that filled this one."
+            )
+        if space != "cosine":
+            raise IndexMismatch(
+                f"collection {name!r} has metric {space!r}; a two-stage index has 'cosine'. Fill a new collection."
+            )
+        known = {key: stored[f"{PREFIX}{key}"] for key in cls.__dataclass_fields__ if f"{PREFIX}{key}" in stored}
+        dims = known.get("full_dim"), known.get("shortlist_dim")
+        texts = known.get("fingerprint"), known.get("archive"), known.get("rotation", "auto")
+        if not all(isinstance(dim, int) for dim in dims) or not all(isinstance(text, str) for text in texts):
+            raise IndexMismatch(
+                f"collection {name!r} is damaged: its metadata {dict(stored)!r} says no more how long its vectors are, "
+                "or where they are. Bring it back from a backup, or fill a new collection."
+            )
+        return cls(**known)
+
+    def check(
+        self, name: str, full_dim: int | None, shortlist_dim: int | None, fingerprint: str | None, precision: str | None
+    ) -> None:
+        """Refuse to be used with another model, dimension or precision; None stands for whatever is stored.
+
+        Raises:
+            DimensionMismatch: a dimension differs.
+            IndexMismatch: the fingerprint or the precision differs.
+        """
+        if full_dim is not None and full_dim != self.full_dim:
+            raise DimensionMismatch(
+                f"collection {name!r} holds vectors of {self.full_dim} numbers; {full_dim} were asked for. "
+                "Open it with the model that filled it, or fill a new collection."
+            )
+        if shortlist_dim is not None and shortlist_dim != self.shortlist_dim:
+            raise DimensionMismatch(
+                f"collection {name!r} is searched at {self.shortlist_dim} dimensions; {shortlist_dim} were asked "
+                "for. Leave shortlist_dim out to open it as it is, or fill a new collection."
+            )
+        if fingerprint and self.fingerprint and fingerprint != self.fingerprint:
+            raise IndexMismatch(
+                f"collection {name!r} was filled by an encoder with fingerprint {self.fingerprint}; this one has "
+                f"{fingerprint}: another model, prompt or maximum length. Open it with the encoder that filled it, "
+                "or fill a new collection."
+            )
+        if precision is not None and precision != self.precision:
+            raise IndexMismatch(
+                f"the archive of collection {name!r} is {self.precision}; {precision} was asked for. Leave precision "
+                "out to open it as it is, or fill a new collection."
+            )

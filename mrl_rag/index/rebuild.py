@@ -1,0 +1,143 @@
+"""Fill Chroma anew from the archive: at another dimension, with another rotation, or because its graph is lost."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import numpy as np
+
+from mrl_rag.errors import ArchiveError, TwoStageIndexError
+from mrl_rag.index.calibration import Questions, fit_shortlist
+from mrl_rag.index.config import IndexConfig
+from mrl_rag.index.rotation import SAMPLE, explained_energy
+from mrl_rag.index.shortlist import NEW, ShortlistCollection
+from mrl_rag.index.storage import Storage, Stores
+from mrl_rag.index.writer import readable_vectors, sampled_vectors
+from mrl_rag.truncation import Float32Array, check_dim
+
+
+@dataclass(frozen=True)
+class Rebuilt:
+    """What a rebuilding made.
+
+    Attributes:
+        stores: the new collection and the archive.
+        questions: what the dimension was chosen with; None where none was.
+        ids: of the records that the questions number.
+    """
+
+    stores: Stores
+    questions: Questions | None = None
+    ids: tuple[str, ...] = ()
+
+
+def rebuild(
+    storage: Storage,
+    stores: Stores,
+    shortlist_dim: int | None = None,
+    rotation: Literal["fit", "none"] | None = None,
+    hnsw: Mapping[str, Any] | None = None,
+    progress: bool = False,
+    lost: set[str] | None = None,
+) -> Rebuilt:
+    """Fill a new collection from the archive, and give it the old one's name; see `TwoStageIndex.reindex`.
+
+    Args:
+        storage: where both are.
+        stores: the old collection and the archive.
+        shortlist_dim: None keeps it, or has it chosen with a new rotation where the user never fixed it.
+        rotation: "fit", "none", or None keeps it.
+        hnsw: Chroma's settings of the graph.
+        progress: show a bar when standard error is a terminal.
+        lost: records whose full vector is lost, which keep what Chroma searches, where it can still be read.
+    """
+    config, questions = stores.config, None
+    numbered: list[str] = []
+    if shortlist_dim is not None:
+        config = replace(config, shortlist_dim=check_dim(shortlist_dim, config.full_dim), dim_fixed=True)
+    if rotation == "none":
+        config = replace(config, rotation="none", explained_energy=0.0, shortlist_size=0, recall=0.0)
+    elif rotation == "fit":
+        numbered, config, questions = _fit(stores, config)
+    elif config.fitted and shortlist_dim is not None:
+        rows = sampled_vectors(stores, SAMPLE)[1]
+        config = replace(config, explained_energy=explained_energy(rows, _rotation(stores), shortlist_dim))
+
+    name = f"{stores.shortlist.name}{NEW}{uuid.uuid4().hex}"
+    new = storage.stores(ShortlistCollection.create(storage.client, name, config, hnsw), stores.archive)
+    _copy(stores, new, lost or set(), progress)
+    new.shortlist.replace(stores.shortlist)
+    stores.archive.drop_rotations(but=config.rotation)
+    return Rebuilt(new, questions, tuple(numbered))
+
+
+def _rotation(stores: Stores) -> Float32Array:
+    assert stores.rotation is not None
+    return stores.rotation
+
+
+def _fit(stores: Stores, config: IndexConfig) -> tuple[list[str], IndexConfig, Questions | None]:
+    """Fit a rotation on the archive and save it; return the ids its questions number, and the new configuration."""
+    ids = [id_ for page in stores.archive.ids() for id_ in page]
+    damaged = stores.archive.damaged(ids)
+    ids = [id_ for id_ in ids if id_ not in damaged]
+
+    def read(rows: np.ndarray[Any, np.dtype[np.intp]]) -> Float32Array:
+        return stores.archive.read([ids[row] for row in rows])[1]
+
+    fitted = fit_shortlist(read, len(ids), config.shortlist_dim, config.dim_fixed, config.target_recall)
+    config = replace(
+        config,
+        rotation=uuid.uuid4().hex,
+        shortlist_dim=fitted.shortlist_dim,
+        explained_energy=fitted.explained_energy,
+        shortlist_size=0,
+        recall=0.0,
+    )
+    stores.archive.save_rotation(config.rotation, fitted.rotation)
+    return ids, config, fitted.questions
+
+
+def _copy(old: Stores, new: Stores, lost: set[str], progress: bool) -> None:
+    """Fill the new collection with every record of the old one."""
+    from tqdm import tqdm
+
+    ids = old.shortlist.ids(None, None)
+    with tqdm(total=len(ids), desc="reindex", unit="record", disable=None if progress else True) as bar:
+        for batch in new.shortlist.batches(ids):
+            records = old.shortlist.get(batch)
+            hidden = next((id_ for id_ in batch if id_ not in records), None)
+            if hidden is not None:
+                raise TwoStageIndexError(
+                    f"Chroma lists record {hidden!r} of collection {old.shortlist.name!r} and doesn't return it: it "
+                    "was deleted meanwhile, or chroma.sqlite3 is damaged. The collection is as it was. Try again, "
+                    "and if that doesn't help, bring the folder back from a backup."
+                )
+            vectors = _shortlist_vectors(old, new, batch, lost)
+            kept = [id_ for id_ in batch if id_ in vectors]
+            if kept:
+                rows = np.stack([vectors[id_] for id_ in kept])
+                documents, metadatas = zip(*(records[id_] for id_ in kept), strict=True)
+                new.shortlist.upsert(kept, rows, documents, metadatas, {})
+            bar.update(len(batch))
+
+
+def _shortlist_vectors(old: Stores, new: Stores, batch: Any, lost: set[str]) -> dict[str, Float32Array]:
+    """Return what the new collection searches, float32 [shortlist_dim] per id."""
+    found, vectors = old.archive.read([id_ for id_ in batch if id_ not in lost])
+    rows = dict(zip(found, new.project(vectors), strict=True)) if found else {}
+    missing = [id_ for id_ in batch if id_ not in rows and id_ not in lost]
+    if missing:
+        there = list(old.shortlist.get(missing))
+        if there:
+            raise ArchiveError(
+                f"the archive has no full vector of {len(there)} records, {there[0]!r} among them. Upsert them again, "
+                "or bring the archive back from a backup."
+            )
+    # With both vectors lost the record stays, and has none: a search that comes upon it raises.
+    rows |= {id_: np.zeros(new.config.shortlist_dim, np.float32) for id_ in batch if id_ in lost}
+    readable = readable_vectors(old, [id_ for id_ in batch if id_ in lost])
+    return rows | {id_: row for id_, row in readable.items() if len(row) == new.config.shortlist_dim}

@@ -1,0 +1,156 @@
+"""What is wrong with an index: Chroma against its archive."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+
+from mrl_rag.errors import ArchiveError, TwoStageIndexError
+from mrl_rag.index.archive import document_hash
+from mrl_rag.index.chroma_errors import chroma_errors
+from mrl_rag.index.storage import Stores
+from mrl_rag.index.writer import sampled_vectors
+from mrl_rag.truncation import Float32Array
+
+# Cosine of what Chroma searches with what the archive's vector says it should be: float16 leaves about 1e-6.
+_SAME = 1 - 1e-4
+# Records whose own vector is searched for, all or so many of them: each must find itself.
+_TRIED = 10_000
+# Share of them that a sound graph may miss. HNSW is approximate, and misses about one record in 100,000 (measured). An
+# index aims at 99% of the true nearest; a thousandth is a tenth of what that lets go.
+_MAX_UNREACHABLE = 0.001
+
+
+@dataclass
+class Report:
+    """The differences that `verify` found; lists of ids.
+
+    Attributes:
+        records: how many were looked at.
+        missing: Chroma has the record, the archive has no full vector. Upsert them again.
+        damaged: the full vector is not what was written. Upsert them again.
+        stale: the full vector is of another document, one changed past this index. Upsert them again.
+        misplaced: what Chroma searches doesn't fit the full vector. `repair` fills Chroma anew.
+        interrupted: a writer stopped between the two stores. `repair` finishes or undoes it.
+        orphaned: the archive has a full vector, Chroma no record. `repair` removes them.
+        unreachable: a search with the record's own vector doesn't find it: a graph is approximate, and may lose its way
+            to a record when many are replaced. Of more than 10,000 records a sample is tried. `ok` allows one, or
+            one in a thousand; with more, `repair` fills Chroma anew. Vectors that lie like noise can lose some in every
+            graph; `reindex(hnsw={"max_neighbors": 32})` makes a denser one.
+        tried: how many records were searched for.
+        search_broken: Chroma's search raises, or doesn't find half of the records by their own vectors; or the rotation
+            is lost. `repair` fills Chroma anew.
+        chroma_damaged: what SQLite finds wrong with Chroma's own file of ids, documents and metadata, "" where nothing
+            is. `repair` can't mend it: bring the folder back from a backup, or fill a new one.
+        new_rotation: "fit" where `repair` has to fit another rotation.
+    """
+
+    records: int = 0
+    missing: list[str] = field(default_factory=list)
+    damaged: list[str] = field(default_factory=list)
+    stale: list[str] = field(default_factory=list)
+    misplaced: list[str] = field(default_factory=list)
+    interrupted: list[str] = field(default_factory=list)
+    orphaned: list[str] = field(default_factory=list)
+    unreachable: list[str] = field(default_factory=list)
+    tried: int = 0
+    search_broken: bool = False
+    chroma_damaged: str = ""
+    new_rotation: Literal["fit"] | None = None
+
+    @property
+    def too_many_unreachable(self) -> bool:
+        """Whether more records are unreachable than an approximate search explains."""
+        return len(self.unreachable) > max(1.0, _MAX_UNREACHABLE * self.tried)
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing is lost, damaged or stale, and the search finds what it should."""
+        lists = self.missing, self.damaged, self.stale, self.misplaced, self.interrupted, self.orphaned
+        return not any(lists) and not self.too_many_unreachable and not self.search_broken and not self.chroma_damaged
+
+
+def verify(stores: Stores) -> Report:
+    """Compare both stores record by record, and try the search."""
+    shortlist, archive, report = stores.shortlist, stores.archive, Report()
+    try:
+        with chroma_errors():
+            ids = shortlist.ids(None, None)
+    except TwoStageIndexError:
+        return Report(search_broken=True)
+    projects = _projects(stores)
+    if not projects:
+        report.search_broken, report.new_rotation = True, "fit"
+    report.interrupted = archive.staged()[0]
+    report.records = len(ids)
+    for batch in shortlist.batches(ids):
+        hashes, bad = archive.document_hashes(batch), archive.damaged(batch)
+        report.missing += [id_ for id_ in batch if id_ not in hashes]
+        report.damaged += [id_ for id_ in batch if id_ in bad]
+        sound = [id_ for id_ in batch if id_ in hashes and id_ not in bad]
+        records = shortlist.get(sound)
+        report.stale += [id_ for id_, (text, _) in records.items() if document_hash(text) != hashes[id_]]
+        stored = _shortlist_vectors(stores, batch)
+        report.search_broken |= stored is None
+        if projects and stored is not None and sound:
+            # Without those deleted since.
+            sound, vectors = archive.read(sound)
+            placed = zip(sound, stores.project(vectors), strict=True)
+            report.misplaced += [id_ for id_, row in placed if not _same(stored.get(id_), row)]
+    if projects and not report.search_broken:
+        _try_search(stores, set(ids) - set(report.misplaced), report)
+    here = set(ids)
+    report.orphaned = [id_ for page in archive.ids() for id_ in page if id_ not in here]
+    if report.search_broken:
+        # Chroma says that the collection isn't there where it was dropped meanwhile: then nothing is broken.
+        with suppress(TwoStageIndexError), chroma_errors():
+            shortlist.count()
+    return report
+
+
+def _projects(stores: Stores) -> bool:
+    """Say whether the rotation is there."""
+    try:
+        stores.project(np.zeros((1, stores.config.full_dim), dtype=np.float32))
+    except ArchiveError:
+        return False
+    return True
+
+
+def _try_search(stores: Stores, ids: set[str], report: Report) -> None:
+    """Search for records by their own vectors."""
+    found, vectors = sampled_vectors(stores, _TRIED)
+    rows = [row for row, id_ in enumerate(found) if id_ in ids and vectors[row].any()]
+    report.tried = len(rows)
+    if not rows:
+        return
+    try:
+        with chroma_errors():
+            lost = stores.shortlist.unreached([found[row] for row in rows], stores.project(vectors[rows]))
+    except TwoStageIndexError:
+        report.search_broken = True
+        return
+    if 2 * len(lost) > len(rows):
+        report.search_broken = True
+    else:
+        report.unreachable = lost
+
+
+def _shortlist_vectors(stores: Stores, ids: Sequence[str]) -> dict[str, Float32Array] | None:
+    """Return what Chroma searches, None where it can't say."""
+    try:
+        return stores.shortlist.shortlist_vectors(ids)
+    except TwoStageIndexError:
+        return None
+
+
+def _same(stored: Float32Array | None, expected: Float32Array) -> bool:
+    if stored is None or len(stored) != len(expected):
+        return False
+    length = float(np.linalg.norm(stored) * np.linalg.norm(expected))
+    # A zero vector has no direction to differ in.
+    return length == 0 or float(stored @ expected) / length >= _SAME

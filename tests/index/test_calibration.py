@@ -1,0 +1,125 @@
+"""An index chooses its dimension and shortlist so that searches hold what was promised."""
+
+import logging
+import warnings
+
+import numpy as np
+import pytest
+
+from mrl_rag import Plan, TwoStageIndex, truncate
+from mrl_rag.errors import InvalidInput
+from mrl_rag.evaluation import exact_scan, recall_at_k
+
+
+def decaying(count, seed=0, dims=256, power=0.7):
+    random = np.random.default_rng(seed)
+    turn = np.linalg.qr(np.random.default_rng(99).normal(size=(dims, dims)))[0]
+    centres = np.random.default_rng(98).normal(size=(200, dims))
+    rows = centres[random.integers(200, size=count)] + random.normal(size=(count, dims))
+    return (rows * np.arange(1, dims + 1.0) ** -power @ turn).astype(np.float32)
+
+
+def fill(index, vectors, batch=None):
+    ids = [str(number) for number in range(len(vectors))]
+    for start in range(0, len(vectors), batch or len(vectors)):
+        part = slice(start, start + (batch or len(vectors)))
+        index.upsert(ids[part], vectors[part])
+    return index
+
+
+def recall(index, vectors, queries, **settings):
+    found = [[hit.id for hit in hits] for hits in index.search(queries, **settings)]
+    return recall_at_k(found, [[str(row) for row in rows] for rows in exact_scan(vectors, queries, 10)])
+
+
+@pytest.mark.parametrize("place", ["memory", "folder"])
+@pytest.mark.parametrize("batch", [None, 700])
+def test_the_default_settings_find_nearly_all_of_the_true_top_ten(tmp_path, place, batch, score_all_up_to, caplog):
+    score_all_up_to(1000)
+    vectors, queries = decaying(4000), decaying(100, seed=1)
+    path = tmp_path if place == "folder" else None
+    with caplog.at_level(logging.INFO, "mrl_rag"):
+        index = fill(TwoStageIndex(path), vectors, batch)
+    assert index.rotation == "fitted"
+    assert index.shortlist_dim % 32 == 0
+    assert index.recall >= 0.98
+    assert f"searched at {index.shortlist_dim} of 256 dimensions" in caplog.text
+    assert recall(index, vectors, queries) >= 0.98
+    if path:
+        before = index.search(queries[:5])
+        index.close()
+        again = TwoStageIndex(path)
+        assert again.search(queries[:5]) == before
+        assert again.recall == index.recall
+
+
+def test_a_lower_target_takes_fewer_dimensions(score_all_up_to):
+    score_all_up_to(1000)
+    vectors = decaying(3000, power=0.4)
+    low, high = (fill(TwoStageIndex(recall=target), vectors) for target in (0.5, 0.999))
+    assert low.shortlist_dim <= high.shortlist_dim
+    assert low.recall <= high.recall
+    assert high.recall > 0.97
+
+
+def test_a_dimension_that_is_given_is_kept(score_all_up_to):
+    score_all_up_to(1000)
+    index = fill(TwoStageIndex(shortlist_dim=40), decaying(2000))
+    assert (index.rotation, index.shortlist_dim) == ("fitted", 40)
+
+
+@pytest.mark.parametrize("count", [1, 7, 240, 1460])
+def test_a_small_index_ranks_every_record(count):
+    vectors, queries = decaying(count, power=0.1), decaying(20, seed=1, power=0.1)
+    index = fill(TwoStageIndex(), vectors)
+    assert recall(index, vectors, queries) == 1
+    assert index.search(queries, k=10) == [index.search(query[None], k=10)[0] for query in queries]
+    scores = [[hit.score for hit in hits] for hits in index.search(queries, k=count)]
+    expected = np.sort(truncate(queries, 256) @ truncate(vectors, 256).T, axis=1)[:, ::-1]
+    np.testing.assert_allclose(scores, expected, atol=1e-3)
+
+
+def test_nothing_is_dropped_where_an_index_stops_ranking_every_record(score_all_up_to):
+    score_all_up_to(500)
+    vectors, queries = decaying(700), decaying(30, seed=1)
+    index = TwoStageIndex()
+    for start in range(0, 700, 50):
+        part = np.arange(start, start + 50)
+        index.upsert([str(row) for row in part], vectors[part])
+        assert recall(index, vectors[: start + 50], queries) >= 0.97, start
+
+
+def test_a_search_asks_again_as_long_as_a_hit_stands_late_in_the_shortlist(score_all_up_to):
+    score_all_up_to(0)
+    vectors, queries = decaying(3000, power=0.2), decaying(30, seed=1, power=0.2)
+    index = fill(TwoStageIndex(shortlist_dim=16, rotation="none"), vectors)
+    hits = index.search(queries, explain=True)
+    rounds = {hit.stages[0].rounds for answer in hits for hit in answer}
+    assert max(rounds) > 1
+    for answer in hits:
+        for hit in answer:
+            first = hit.stages[0]
+            assert first.candidates == 50 * 2 ** (first.rounds - 1)
+    fixed = index.search(queries, plan=Plan(dims=(16, 256), sizes=(50,)), explain=True)
+    assert {hit.stages[0].rounds for answer in fixed for hit in answer} == {1}
+    assert recall(index, vectors, queries) > recall(index, vectors, queries, plan=Plan(dims=(16, 256), sizes=(50,)))
+
+
+def test_an_index_that_outgrew_its_dimension_says_so_once(score_all_up_to):
+    score_all_up_to(300)
+    index = fill(TwoStageIndex(), decaying(301, power=1.5))
+    chosen = index.shortlist_dim
+    wider = decaying(4000, seed=3, power=0.05)
+    with pytest.warns(UserWarning, match="Call reindex"):
+        fill(index, np.concatenate([decaying(301, power=1.5), wider]))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        index.upsert(["one more"], wider[:1])
+    index.reindex(rotation="fit")
+    assert index.shortlist_dim > chosen
+
+
+@pytest.mark.parametrize("bad", [0, -0.1, 1.1, "0.9", True, None])
+def test_a_recall_that_is_none_is_refused(bad):
+    with pytest.raises(InvalidInput, match="recall"):
+        TwoStageIndex(recall=bad)
