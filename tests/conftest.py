@@ -7,14 +7,46 @@ import warnings
 from pathlib import Path
 
 import lmdb
+import numpy as np
 import pytest
 
 from mrl_rag import MatryoshkaEncoder
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _no_dtype_of_this_machines_choice():
+    """What a machine chooses hides what another's choice would show."""
+
+    def pick(device):
+        pytest.fail("Name the encoder's dtype, or ask for the fixture `default_dtype`.")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("mrl_rag.encoder.encoder._pick_dtype", pick)
+        yield
+
+
+@pytest.fixture(scope="module", params=["float32", "bfloat16"])
+def default_dtype(request):
+    """The dtype of an encoder for which none is named: each that some machine would choose, on every machine."""
+    import torch
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("mrl_rag.encoder.encoder._pick_dtype", lambda device: getattr(torch, request.param))
+        yield request.param
+
+
 @pytest.fixture(scope="session")
 def minilm():
     return MatryoshkaEncoder("minilm", dtype="float32", device="cpu")
+
+
+@pytest.fixture(scope="session")
+def cosine_distance():
+    def distance(a, b):
+        a, b = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
+        return 1 - (a * b).sum(axis=1) / (np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1))
+
+    return distance
 
 
 @pytest.fixture(scope="session")

@@ -11,12 +11,13 @@ from mrl_rag.testing import DeterministicEncoder
 TEXTS = ["a cat sleeps on the sofa", "the stock market fell", "rain and thunder"]
 
 
-def test_a_collection_is_filled_asked_and_opened_again(tmp_path, minilm):
+def test_a_collection_is_filled_asked_and_opened_again(tmp_path, minilm, cosine_distance, default_dtype):
     client = chromadb.PersistentClient(tmp_path)
     collection = client.create_collection("docs", embedding_function=MatryoshkaEmbeddingFunction(dim=64))
     collection.add(ids=["a", "b", "c"], documents=TEXTS)
     stored = collection.get(ids=["a"], include=["embeddings"])["embeddings"][0]
-    np.testing.assert_allclose(stored, minilm.encode_documents(TEXTS[:1], dim=64)[0], atol=2e-3)
+    tolerance = {"float32": 1e-6, "bfloat16": 1e-3}[default_dtype]
+    assert cosine_distance([stored], minilm.encode_documents(TEXTS[:1], dim=64)).max() < tolerance
     assert collection.configuration_json["hnsw"]["space"] == "cosine"
     again = chromadb.PersistentClient(tmp_path).get_collection("docs")
     assert again.query(query_texts=["weather"], n_results=1)["ids"] == [["c"]]
@@ -40,6 +41,7 @@ def test_an_encoder_object_is_asked_for_again(tmp_path):
     assert client.get_collection("docs", embedding_function=function).query(query_texts=["a"])["ids"] == [["a"]]
 
 
+@pytest.mark.usefixtures("default_dtype")
 def test_a_model_whose_files_have_changed_is_refused():
     config = MatryoshkaEmbeddingFunction().get_config()
     assert MatryoshkaEmbeddingFunction.build_from_config(config).get_config() == config

@@ -30,7 +30,7 @@ ADAPTERS = sorted((ROOT / "integrations").rglob("*.py"))
 
 
 def imports(file):
-    for node in ast.walk(ast.parse(file.read_text())):
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
         if isinstance(node, ast.ImportFrom):
             yield node.module, [alias.name for alias in node.names]
         elif isinstance(node, ast.Import):

@@ -1,5 +1,6 @@
-"""A real HTTP server on loopback, for the encoders that ask one."""
+"""The default model in every dtype, and a real HTTP server on loopback for the encoders that ask one."""
 
+import functools
 import json
 import threading
 import time
@@ -7,6 +8,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import NamedTuple
 
 import pytest
+
+from mrl_rag import MatryoshkaEncoder
 
 
 class Answer(NamedTuple):
@@ -117,3 +120,14 @@ def serve():
 @pytest.fixture
 def answer():
     return Answer
+
+
+@pytest.fixture(scope="session")
+def minilms():
+    """One encoder a dtype, for all who ask."""
+    return functools.cache(lambda dtype: MatryoshkaEncoder("minilm", device="cpu", dtype=dtype))
+
+
+@pytest.fixture
+def minilm(minilms, default_dtype):
+    return minilms(default_dtype)

@@ -12,7 +12,7 @@ any_text = st.text(st.characters(exclude_categories=["Cs"]), max_size=200)
 
 
 @pytest.fixture(scope="module")
-def tiny(tiny_bert):
+def tiny(tiny_bert, default_dtype):
     return MatryoshkaEncoder(tiny_bert, device="cpu")
 
 

@@ -23,7 +23,7 @@ class Counting:
 
 
 @pytest.fixture
-def counting(tiny_bert):
+def counting(tiny_bert, default_dtype):
     return Counting(MatryoshkaEncoder(tiny_bert, device="cpu", prompts={"query": "q: "}))
 
 

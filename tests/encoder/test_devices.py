@@ -17,14 +17,14 @@ from mrl_rag.errors import EncoderClosed, InvalidInput, MrlRagError
 
 
 @pytest.fixture(scope="module")
-def two(tiny_bert):
+def two(tiny_bert, default_dtype):
     encoder = MatryoshkaEncoder(tiny_bert, device=["cpu", "cpu"])
     yield encoder
     encoder.close()
 
 
 @pytest.fixture(scope="module")
-def one(tiny_bert):
+def one(tiny_bert, default_dtype):
     return MatryoshkaEncoder(tiny_bert, device="cpu")
 
 
@@ -35,6 +35,7 @@ def test_the_vectors_are_those_of_one_device_in_the_order_given(two, one, passag
     streamed = [vectors for _, vectors in two.encode_iter(iter(passages), "query", 8, block=16)]
     np.testing.assert_allclose(np.concatenate(streamed), one.encode_queries(passages, dim=8), atol=1e-5)
     assert two.encode([]).shape == (0, 16)
+    assert two.dtype == one.dtype
 
 
 def test_both_devices_work_at_once(two, passages):
@@ -62,7 +63,7 @@ async def test_a_coroutine_may_ask(two, one):
 def test_what_a_worker_cannot_load_is_raised_here(tiny_bert):
     before = multiprocessing.active_children()
     with pytest.raises((MrlRagError, AssertionError, RuntimeError)):
-        MatryoshkaEncoder(tiny_bert, device=["cpu", "cuda:7"])
+        MatryoshkaEncoder(tiny_bert, device=["cpu", "cuda:7"], dtype="float32")
     assert [child for child in multiprocessing.active_children() if child not in before] == []
 
 
@@ -81,7 +82,7 @@ from mrl_rag import MatryoshkaEncoder
 if __name__ == "__main__":
     # What a shell starts in the background ignores it.
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    encoder = MatryoshkaEncoder(sys.argv[1], device=["cpu", "cpu"])
+    encoder = MatryoshkaEncoder(sys.argv[1], device=["cpu", "cpu"], dtype="float32")
     print(*(child.pid for child in multiprocessing.active_children()), flush=True)
     while True:
         try:

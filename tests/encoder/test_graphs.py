@@ -29,7 +29,7 @@ class Computed:
 
 
 @pytest.fixture
-def network(tiny_bert, monkeypatch):
+def network(tiny_bert, monkeypatch, default_dtype):
     monkeypatch.setattr("mrl_rag.encoder.network.Recorded", Computed)
     monkeypatch.setattr(Computed, "made", 0)
     states = Network._packed_states
@@ -110,7 +110,7 @@ def test_on_a_gpu_texts_alone_get_what_they_get_together_and_without_graphs(tiny
     together = encoder.encode(TEXTS)
     encoder._network._records = False
     without = np.concatenate([encoder.encode([text]) for text in TEXTS])
-    exact = MatryoshkaEncoder(tiny_bert, device="cpu").encode(TEXTS)
+    exact = MatryoshkaEncoder(tiny_bert, device="cpu", dtype="float32").encode(TEXTS)
     np.testing.assert_array_equal(*alone)
     for vectors in (alone[0], together, without):
         assert (1 - (vectors * exact).sum(axis=1)).max() < 1e-3

@@ -30,14 +30,17 @@ def test_it_computes_what_the_layer_does(bias, shape):
 
 def test_a_network_on_a_cpu_has_them(minilm):
     assert all(layer.packed is not None for layer in layers(minilm))
-    assert layers(minilm)
+    # Not every processor that has them for float32 has them for bfloat16.
+    assert bool(layers(minilm)) == can_prepack(torch.nn.Linear(1, 1), minilm.dtype)
 
 
+@pytest.mark.usefixtures("default_dtype")
 def test_a_large_network_keeps_its_weights_once(tiny_bert, monkeypatch):
     monkeypatch.setattr("mrl_rag.encoder.linear._MOST_BYTES", 1000)
     assert not layers(MatryoshkaEncoder(tiny_bert, device="cpu"))
 
 
+@pytest.mark.usefixtures("default_dtype")
 @pytest.mark.parametrize("broken", [torch.zeros(1), None])
 def test_a_network_that_they_do_not_serve_does_without(tiny_bert, monkeypatch, broken):
     expected = MatryoshkaEncoder(tiny_bert, device="cpu").encode(["a text"])

@@ -63,9 +63,10 @@ def test_damaged_or_unsupported_files_are_refused_by_name(make_tiny_bert, file, 
     folder = make_tiny_bert()
     (folder / file).write_text(content)
     with pytest.raises(ModelFilesError, match=str(folder)):
-        MatryoshkaEncoder(folder, device="cpu")
+        MatryoshkaEncoder(folder, device="cpu", dtype="float32")
 
 
+@pytest.mark.usefixtures("default_dtype")
 def test_the_new_name_of_the_pooling_key_is_read(make_tiny_bert):
     folder = make_tiny_bert("cls")
     old = MatryoshkaEncoder(folder, device="cpu").encode(["a text"])

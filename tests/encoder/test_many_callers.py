@@ -32,7 +32,7 @@ class Watched(torch.nn.Module):
 
 
 @pytest.fixture
-def encoder(tiny_bert):
+def encoder(tiny_bert, default_dtype):
     return MatryoshkaEncoder(tiny_bert, device="cpu")
 
 
@@ -154,6 +154,7 @@ def test_another_error_of_the_network_is_passed_on(encoder):
 LONG = " ".join("abcdefghij" * 3)
 
 
+@pytest.mark.usefixtures("default_dtype")
 def test_cut_texts_can_be_read_from_the_encoder(tiny_bert):
     encoder = MatryoshkaEncoder(tiny_bert, device="cpu", max_length=12)
     with pytest.warns(UserWarning, match="1 of 2 texts"):
@@ -163,6 +164,7 @@ def test_cut_texts_can_be_read_from_the_encoder(tiny_bert):
     assert encoder.last_cut == (0, 0)
 
 
+@pytest.mark.usefixtures("default_dtype")
 def test_long_texts_are_refused_when_asked(tiny_bert):
     encoder = MatryoshkaEncoder(tiny_bert, device="cpu", max_length=12, long_inputs="error")
     with pytest.raises(InvalidTexts, match=r"texts\[1\] is 20 tokens longer"):
@@ -170,6 +172,7 @@ def test_long_texts_are_refused_when_asked(tiny_bert):
     assert encoder.encode(["a"]).shape == (1, 16)
 
 
+@pytest.mark.usefixtures("default_dtype")
 def test_long_texts_are_averaged_over_their_pieces(tiny_bert, recwarn):
     settings = {"device": "cpu", "max_length": 12, "prompts": {"document": "ab "}}
     average = MatryoshkaEncoder(tiny_bert, long_inputs="average", **settings)
@@ -187,6 +190,7 @@ def test_long_texts_are_averaged_over_their_pieces(tiny_bert, recwarn):
     assert average.fingerprint != plain.fingerprint
 
 
+@pytest.mark.usefixtures("default_dtype")
 def test_a_prompt_that_leaves_no_room_is_refused(tiny_bert):
     encoder = MatryoshkaEncoder(
         tiny_bert, device="cpu", max_length=5, prompts={"document": "abcde "}, long_inputs="average"

@@ -11,7 +11,7 @@ from mrl_rag.errors import InvalidDimension, InvalidInput, InvalidTexts
 
 
 @pytest.fixture(scope="module")
-def encoder(tiny_bert):
+def encoder(tiny_bert, default_dtype):
     return MatryoshkaEncoder(tiny_bert, device="cpu")
 
 
@@ -58,7 +58,7 @@ def test_memory_does_not_grow_with_the_stream(encoder):
     assert peak(8192) < 1.25 * peak(2048)
 
 
-def test_cut_texts_are_counted_once_at_the_end(tiny_bert):
+def test_cut_texts_are_counted_once_at_the_end(tiny_bert, default_dtype):
     encoder = MatryoshkaEncoder(tiny_bert, device="cpu", max_length=8)
     stream = encoder.encode_iter(["a " * 20, "a", "a " * 10], block=1)
     next(stream), next(stream), next(stream)

@@ -33,12 +33,14 @@ def test_embeddings_are_the_encoders(embeddings, minilm):
     assert len(MatryoshkaEmbeddings(encoder=minilm, dim=64).embed_query("a")) == 64
 
 
+@pytest.mark.usefixtures("default_dtype")
 def test_queries_and_documents_get_their_own_prompts(tiny_bert):
     embeddings = MatryoshkaEmbeddings(model=str(tiny_bert), device="cpu", prompts={"query": "query: "})
     assert embeddings.embed_query("a text") == embeddings.embed_documents(["query: a text"])[0]
     assert embeddings.embed_query("a text") != embeddings.embed_documents(["a text"])[0]
 
 
+@pytest.mark.usefixtures("default_dtype")
 def test_a_task_serves_queries_and_documents_alike(tiny_bert):
     prompts = {"query": "query: ", "classification": "classification: "}
     model = MatryoshkaEmbeddings(model=str(tiny_bert), device="cpu", prompts=prompts, task="classification")
@@ -52,7 +54,10 @@ def test_a_task_serves_queries_and_documents_alike(tiny_bert):
 
 @pytest.mark.parametrize(
     ("error", "arguments"),
-    [(InvalidDimension, {"dim": 385}), (UnknownModel, {"model": "nobody/nothing", "local_files_only": True})],
+    [
+        (InvalidDimension, {"dim": 385, "dtype": "float32"}),
+        (UnknownModel, {"model": "nobody/nothing", "local_files_only": True}),
+    ],
 )
 def test_bad_settings_are_refused_at_once(error, arguments):
     with pytest.raises(error):
@@ -166,6 +171,7 @@ def test_a_store_opened_again_finds_what_was_stored(embeddings, tmp_path):
     assert again.similarity_search("threads", k=1)[0].page_content == TEXTS[1]
 
 
+@pytest.mark.usefixtures("default_dtype")
 def test_a_store_of_another_model_is_refused(embeddings, tiny_bert, tmp_path):
     MatryoshkaVectorStore.from_texts(TEXTS, embeddings, persist_directory=str(tmp_path))
     with pytest.raises(IndexMismatch):

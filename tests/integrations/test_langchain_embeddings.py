@@ -41,6 +41,7 @@ async def test_the_cache_serves_coroutines_alike(words, tmp_path):
         assert await cache.aembed_query("a text") == words.embed_query("a text")
 
 
+@pytest.mark.usefixtures("default_dtype")
 def test_models_dimensions_and_tasks_share_a_cache_and_mix_nothing(make_tiny_bert, tmp_path):
     several = [
         MatryoshkaEmbeddings(encoder=DeterministicEncoder(64)),
@@ -77,6 +78,7 @@ async def test_async_gives_the_same_inside_a_running_loop(words):
     assert words.embed_documents(["a", "b"]) == await words.aembed_documents(["a", "b"])
 
 
+@pytest.mark.usefixtures("default_dtype")
 async def test_questions_awaited_together_share_forward_passes(tiny_bert, monkeypatch):
     embeddings = MatryoshkaEmbeddings(model=str(tiny_bert), device="cpu")
     embeddings.embed_query("warm")
@@ -90,6 +92,7 @@ async def test_questions_awaited_together_share_forward_passes(tiny_bert, monkey
         assert vector == pytest.approx(embeddings.embed_query(text), abs=1e-5)
 
 
+@pytest.mark.usefixtures("default_dtype")
 def test_32_threads_get_what_one_gets(tiny_bert):
     embeddings = MatryoshkaEmbeddings(model=str(tiny_bert), device="cpu")
     texts = ["a", "a cat", "a cat and a dog", "the sea"] * 16
@@ -99,6 +102,7 @@ def test_32_threads_get_what_one_gets(tiny_bert):
             assert vector == pytest.approx(expected[text], abs=1e-5)
 
 
+@pytest.mark.usefixtures("default_dtype")
 @pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, lambda e: pickle.loads(pickle.dumps(e))])
 def test_copies_and_pickles_give_the_same_vectors(tiny_bert, words, copied):
     bert = MatryoshkaEmbeddings(model=str(tiny_bert), device="cpu", dim=8, prompts={"query": "query: "})
@@ -108,11 +112,13 @@ def test_copies_and_pickles_give_the_same_vectors(tiny_bert, words, copied):
         assert again.namespace == embeddings.namespace
 
 
+@pytest.mark.usefixtures("default_dtype")
 def test_its_fields_make_it_again(tiny_bert):
     bert = MatryoshkaEmbeddings(model=str(tiny_bert), device="cpu", dim=8, task="clustering")
     assert MatryoshkaEmbeddings(**bert.model_dump()).embed_query("a") == bert.embed_query("a")
 
 
+@pytest.mark.usefixtures("default_dtype")
 def test_settings_of_an_encoder_that_exists_are_refused(words, tiny_bert):
     with pytest.raises(InvalidInput, match="max_length"):
         MatryoshkaEmbeddings(encoder=words.encoder, max_length=8)
@@ -121,6 +127,7 @@ def test_settings_of_an_encoder_that_exists_are_refused(words, tiny_bert):
     assert MatryoshkaEmbeddings(encoder=made.encoder).model == str(tiny_bert)
 
 
+@pytest.mark.usefixtures("default_dtype")
 def test_a_local_model_needs_no_network(tiny_bert, no_network):
     assert len(MatryoshkaEmbeddings(model=str(tiny_bert), device="cpu").embed_query("a")) == 16
     assert len(MatryoshkaEmbeddings(device="cpu").embed_query("a")) == 384

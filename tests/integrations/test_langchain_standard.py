@@ -15,6 +15,7 @@ from langchain_tests.unit_tests import EmbeddingsUnitTests
 from mrl_rag.testing import DeterministicEncoder
 
 
+@pytest.mark.usefixtures("default_dtype")
 class TestEmbeddingsUnit(EmbeddingsUnitTests):
     @property
     def embeddings_class(self):
@@ -25,6 +26,7 @@ class TestEmbeddingsUnit(EmbeddingsUnitTests):
         return {"model": "minilm", "device": "cpu"}
 
 
+@pytest.mark.usefixtures("default_dtype")
 class TestEmbeddings(EmbeddingsIntegrationTests):
     @property
     def embeddings_class(self):

@@ -289,6 +289,7 @@ def test_two_dimensions_of_one_model_side_by_side(tmp_path):
         )
 
 
+@pytest.mark.usefixtures("default_dtype")
 def test_another_model_or_task_of_the_same_length_is_refused(make_tiny_bert, tmp_path):
     first, second = (str(make_tiny_bert(seed=seed)) for seed in (1, 2))
     MatryoshkaVectorStore.from_texts(

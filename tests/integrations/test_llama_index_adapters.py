@@ -75,12 +75,14 @@ async def test_async_embeddings_are_the_same(embed_model):
     )
 
 
+@pytest.mark.usefixtures("default_dtype")
 def test_queries_and_documents_get_their_own_prompts(tiny_bert):
     model = MatryoshkaEmbedding(model_name=str(tiny_bert), device="cpu", prompts={"query": "query: "})
     assert model.get_query_embedding("a text") == model.get_text_embedding("query: a text")
     assert model.get_query_embedding("a text") != model.get_text_embedding("a text")
 
 
+@pytest.mark.usefixtures("default_dtype")
 def test_a_task_serves_queries_and_documents_alike(tiny_bert):
     prompts = {"query": "query: ", "classification": "classification: "}
     model = MatryoshkaEmbedding(model_name=str(tiny_bert), device="cpu", prompts=prompts, task="classification")
@@ -94,7 +96,10 @@ def test_a_task_serves_queries_and_documents_alike(tiny_bert):
 
 @pytest.mark.parametrize(
     ("error", "arguments"),
-    [(InvalidDimension, {"dim": 0}), (UnknownModel, {"model_name": "nobody/nothing", "local_files_only": True})],
+    [
+        (InvalidDimension, {"dim": 0, "dtype": "float32"}),
+        (UnknownModel, {"model_name": "nobody/nothing", "local_files_only": True}),
+    ],
 )
 def test_bad_settings_are_refused_at_once(error, arguments):
     with pytest.raises(error):

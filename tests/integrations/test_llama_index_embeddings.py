@@ -93,6 +93,7 @@ def test_the_ingestion_cache_spares_the_same_model_its_work():
     assert len(encoder.calls) == 1
 
 
+@pytest.mark.usefixtures("default_dtype")
 def test_prompts_of_a_given_encoder_are_in_the_cache_key(make_tiny_bert):
     from mrl_rag import MatryoshkaEncoder
 
@@ -106,6 +107,7 @@ def test_prompts_of_a_given_encoder_are_in_the_cache_key(make_tiny_bert):
     assert plain.to_dict() != prompted.to_dict()
 
 
+@pytest.mark.usefixtures("default_dtype")
 def test_settings_go_through_a_dict_and_back(tiny_bert):
     model = MatryoshkaEmbedding(model_name=str(tiny_bert), dim=8, device="cpu", prompts={"query": "q: "}, max_length=16)
     settings = model.to_dict()
@@ -116,6 +118,7 @@ def test_settings_go_through_a_dict_and_back(tiny_bert):
     assert MatryoshkaEmbedding.from_json(model.to_json()).to_dict() == settings
 
 
+@pytest.mark.usefixtures("default_dtype")
 def test_a_given_encoder_that_a_dict_cannot_name_must_be_given_again(tiny_bert):
     model = MatryoshkaEmbedding(encoder=DeterministicEncoder(16), dim=8)
     settings = model.to_dict()
@@ -126,6 +129,7 @@ def test_a_given_encoder_that_a_dict_cannot_name_must_be_given_again(tiny_bert):
         MatryoshkaEmbedding.from_dict(settings | {"model_name": str(tiny_bert), "device": "cpu"})
 
 
+@pytest.mark.usefixtures("default_dtype")
 def test_copies_share_the_encoder_and_pickles_load_it_again(tiny_bert):
     model = MatryoshkaEmbedding(model_name=str(tiny_bert), dim=8, device="cpu")
     copied, pickled = copy.deepcopy(model), pickle.loads(pickle.dumps(model))

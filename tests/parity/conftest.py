@@ -5,7 +5,6 @@ import string
 from collections.abc import Callable
 from typing import NamedTuple
 
-import numpy as np
 import pytest
 
 LETTERS = string.ascii_lowercase + string.digits + ":_'.|-"
@@ -298,12 +297,3 @@ def save_module(folder, kind, settings, width):
 def write(file, content):
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps(content))
-
-
-@pytest.fixture(scope="session")
-def cosine_distance():
-    def distance(a, b):
-        a, b = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
-        return 1 - (a * b).sum(axis=1) / (np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1))
-
-    return distance

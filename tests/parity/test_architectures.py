@@ -294,7 +294,7 @@ def test_the_nomic_recipe_is_the_published_snippet(save_model, texts, cosine_dis
 
 def test_the_fingerprint_follows_every_part_of_the_recipe(save_model):
     def fingerprint(**changes):
-        return MatryoshkaEncoder(save_model("bert", **changes), device="cpu").fingerprint
+        return MatryoshkaEncoder(save_model("bert", **changes), device="cpu", dtype="float32").fingerprint
 
     plain = fingerprint()
     dense = ("Dense", {"out_features": 32})
@@ -314,11 +314,11 @@ def test_the_fingerprint_follows_every_part_of_the_recipe(save_model):
 
 def test_the_fingerprint_follows_a_modules_weights(save_model):
     folder = save_model("distilbert")
-    before = MatryoshkaEncoder(folder, device="cpu").fingerprint
+    before = MatryoshkaEncoder(folder, device="cpu", dtype="float32").fingerprint
     module = SentenceTransformer(str(folder), device="cpu")[2]
     module.linear.bias.data += 1
     module.save(str(folder / "2_Dense"))
-    assert MatryoshkaEncoder(folder, device="cpu").fingerprint != before
+    assert MatryoshkaEncoder(folder, device="cpu", dtype="float32").fingerprint != before
 
 
 def test_how_the_authors_compare_vectors_is_on_record(save_model):
@@ -330,7 +330,7 @@ def test_how_the_authors_compare_vectors_is_on_record(save_model):
         json.dumps({"similarity_fn_name": "dot", "default_prompt_name": "query", "prompts": {"query": "q: "}})
     )
     assert read_recipe(folder).similarity == "dot"
-    assert MatryoshkaEncoder(folder, device="cpu").prompts["document"] == ""
+    assert MatryoshkaEncoder(folder, device="cpu", dtype="float32").prompts["document"] == ""
 
 
 @pytest.mark.parametrize(
@@ -357,7 +357,7 @@ def test_how_the_authors_compare_vectors_is_on_record(save_model):
 def test_a_step_that_would_be_missing_is_refused_by_name(save_model, file, content, message):
     folder = save_model("distilbert", files={file: content})
     with pytest.raises(ModelFilesError, match=message) as caught:
-        MatryoshkaEncoder(folder, device="cpu")
+        MatryoshkaEncoder(folder, device="cpu", dtype="float32")
     assert str(folder) in str(caught.value)
 
 
@@ -366,7 +366,7 @@ def test_a_module_that_does_not_fit_the_one_before_it_is_refused(save_model):
     modules = json.loads((folder / "modules.json").read_text())
     (folder / "modules.json").write_text(json.dumps([*modules[:2], modules[3]]))
     with pytest.raises(ModelFilesError, match="takes vectors of 24 numbers; what comes before it gives 32"):
-        MatryoshkaEncoder(folder, device="cpu")
+        MatryoshkaEncoder(folder, device="cpu", dtype="float32")
 
 
 def test_weights_that_lack_part_of_the_network_are_refused(save_model):
@@ -378,11 +378,11 @@ def test_weights_that_lack_part_of_the_network_are_refused(save_model):
     kept = {key: value for key, value in weights.items() if "layer.1.attention.self.query" not in key}
     save_file(kept, folder / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(ModelFilesError, match="lack 2 parts of a bert network"):
-        MatryoshkaEncoder(folder, device="cpu")
+        MatryoshkaEncoder(folder, device="cpu", dtype="float32")
 
 
 def test_a_dense_module_without_safetensors_is_refused(save_model):
     folder = save_model("distilbert")
     (folder / "2_Dense" / "model.safetensors").rename(folder / "2_Dense" / "pytorch_model.bin")
     with pytest.raises(ModelFilesError, match=r"2_Dense has no weights .* pytorch_model\.bin; .* never unpickles"):
-        MatryoshkaEncoder(folder, device="cpu")
+        MatryoshkaEncoder(folder, device="cpu", dtype="float32")

@@ -24,7 +24,7 @@ def test_a_short_text_alone_gets_the_references_vector(save_model, passages, cos
     alone = np.vstack([encoder.encode([text]) for text in texts])
     assert len(given) == len(texts)
     np.testing.assert_allclose(together, alone, atol=1e-5, rtol=0)
-    assert encoder.fingerprint == MatryoshkaEncoder(folder, device="cpu").fingerprint
+    assert encoder.fingerprint == MatryoshkaEncoder(folder, device="cpu", dtype="float32").fingerprint
 
 
 def spy(network, monkeypatch):
@@ -55,17 +55,17 @@ def test_a_conversion_is_reported_to_nobody(tiny_bert, monkeypatch):
     telemetry = pytest.importorskip("openvino_telemetry")
     sent = []
     monkeypatch.setattr(telemetry.Telemetry, "send_event", lambda *event, **more: sent.append(event))
-    MatryoshkaEncoder(tiny_bert, device="cpu", backend="openvino")
+    MatryoshkaEncoder(tiny_bert, device="cpu", dtype="float32", backend="openvino")
     assert not sent
 
 
 def test_a_network_that_cannot_be_converted_is_refused_by_name(save_model):
     pytest.importorskip("openvino")
     with pytest.raises(InvalidInput, match="Gemma3TextModel"):
-        MatryoshkaEncoder(save_model("gemma3"), device="cpu", backend="openvino")
+        MatryoshkaEncoder(save_model("gemma3"), device="cpu", dtype="float32", backend="openvino")
     rope = {"rope_type": "dynamic", "rope_theta": 1000.0, "factor": 2.0}
     with pytest.raises(InvalidInput, match="follow the length"):
-        MatryoshkaEncoder(save_model("nomic", rope_parameters=rope), device="cpu", backend="openvino")
+        MatryoshkaEncoder(save_model("nomic", rope_parameters=rope), device="cpu", dtype="float32", backend="openvino")
 
 
 @pytest.mark.parametrize(("backend", "device"), [("onnx", "cpu"), ("openvino", "cuda"), ("openvino", ["cpu", "cuda"])])
@@ -77,4 +77,4 @@ def test_a_backend_that_is_not_there_is_refused(tiny_bert, backend, device):
 def test_without_the_extra_the_pip_line_is_given(tiny_bert, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "openvino", None)
     with pytest.raises(MissingExtra, match=r"pip install 'mrl-rag\[openvino\]'"):
-        MatryoshkaEncoder(tiny_bert, device="cpu", backend="openvino")
+        MatryoshkaEncoder(tiny_bert, device="cpu", dtype="float32", backend="openvino")
