@@ -16,8 +16,8 @@ anything is timed, so that imports and threads are there. Numbers are medians of
   of mapped files, which the system takes back when it needs the room. Read from /proc: Linux only.
 - one query, batches of 100, 8 threads: five rounds each. "Beyond Chroma" is the part of one query's time that passes
   outside of Chroma's own methods.
-- one record upserted, new or in the place of another: ten a round, after everything else. Each round puts back what
-  was there.
+- one record upserted, new or in the place of another: ten rounds of five, after everything else. Each round puts back
+  what was there.
 
 mrl-rag and single-stage Chroma are alive together and take their rounds in turn, so that a busy moment of the machine
 meets both. The closing table has the medians of the rounds' ratios. Other contestants follow one after another.
@@ -55,7 +55,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
-from functools import cache
+from functools import cache, cached_property
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
@@ -73,13 +73,14 @@ BLOCK = 20_000
 SHORTLIST_DIM, SHORTLIST = 64, 100
 NEIGHBOURS, EF, USEARCH = 16, 100, {"metric": "ip", "dtype": "f32"}
 
-OPENS, ROUNDS = 3, 5
+OPENS = 3
+ROUNDS = {"alone": 5, "batched": 5, "threaded": 5, "upsert": 10}
 WARM, SINGLES = 20, 200
 # A round of queries asked alone: at most so many, and no more after so many seconds.
 MOST_SINGLES, SECONDS = 400, 2.0
 BATCH = 100
 THREADS, THREADED_SECONDS = 8, 2.0
-UPSERTS = 10
+UPSERTS = 5
 PROFILED, PROFILE_LINES = 500, 12
 
 # Of one query's time, and times the throughput in batches, against single-stage Chroma.
@@ -355,7 +356,7 @@ def main() -> None:
         with place(arguments.keep, f"{count}x{dim}") as shared:
             prepare(shared, synthesize, count, dim, QUERIES, DECAY)
             for group in filter(None, [pair, *([name] for name in names if name not in pair)]):
-                results |= measure(group, shared, ["alone", "batched", "threaded", "upsert"])
+                results |= measure(group, shared, ROUNDS)
                 for name in group:
                     print(row(CONTESTANTS[name][0], results[name], COLUMNS.values()), flush=True)
             if arguments.profile and OURS in names:
@@ -370,8 +371,8 @@ def main() -> None:
             both = measure([OURS, SINGLE], shared, ["alone", "batched"])
             records, queries = ([len(rows)] for rows in load(shared))
             ours = both[OURS] | {"records": records, "queries": queries, "chroma": both[SINGLE]["alone"]}
-            cells = ["{records:,}", "{queries:,}", "{shortlist_dim:.0f}", "{recall:.4f}", "{alone:.2f}", "{chroma:.2f}"]
-            print(row(shared.name, ours, cells), flush=True)
+            cells = "{records:,} | {queries:,} | {shortlist_dim:.0f} | {recall:.4f} | {alone:.2f} | {chroma:.2f}"
+            print(row(shared.name, ours, [cells]), flush=True)
             closing.append(target(shared.name, f"recall@{K}", ">=", 0.99, ours["recall"][0]))
     print("\n| on | mrl-rag against single-stage Chroma | wanted | measured | met |\n| --- | --- | ---: | ---: | --- |")
     print("\n".join(closing))
@@ -423,7 +424,7 @@ def target(on: str, what: str, sign: str, wanted: float | None, measured: float)
     return f"| {on} | {what} | {sign} {wanted:g} | {shown} | {'yes' if met else 'no'} |"
 
 
-def measure(names: list[str], shared: Path, phases: list[str]) -> dict[str, Result]:
+def measure(names: list[str], shared: Path, phases: Iterable[str]) -> dict[str, Result]:
     """Fill contestants, then measure them in turn, each in processes of its own."""
     results: dict[str, Result] = {name: defaultdict(list, fill=[filled(name, shared)]) for name in names}
     for opening in range(OPENS):
@@ -431,7 +432,7 @@ def measure(names: list[str], shared: Path, phases: list[str]) -> dict[str, Resu
             processes = {name: stack.enter_context(new_process()) for name in names}
             rounds = [("open", opening)]
             if opening == OPENS - 1:
-                rounds += itertools.product(phases, range(ROUNDS))
+                rounds += [(phase, turn) for phase in phases for turn in range(ROUNDS[phase])]
             for (phase, turn), (name, process) in itertools.product(rounds, processes.items()):
                 say(f"{shared.name}, {name}: {phase}, round {turn + 1}")
                 for what, value in process.submit(ask, name, shared, phase, turn).result().items():
@@ -493,6 +494,11 @@ class Session:
         dim = self.contestant.shortlist_dim
         return found if dim is None else found | {"shortlist_dim": dim}
 
+    @cached_property
+    def records(self) -> Records:
+        """Those that are there, and as many new ones as a round upserts."""
+        return Records.make(len(load(self.folder.parent)[0]) + UPSERTS)
+
     def alone(self, turn: int) -> dict[str, float]:
         """Ask one query at a time."""
         asked = np.roll(self.queries, -turn * MOST_SINGLES, axis=0)
@@ -543,10 +549,9 @@ class Session:
         if not self.kind.upserts:
             return {}
         stored, _ = load(self.folder.parent)
-        count = len(stored)
-        records = Records.make(count + UPSERTS)
+        count, records = len(stored), self.records
         new = list(range(count, count + UPSERTS))
-        old = [(turn + step * ROUNDS) * count // (ROUNDS * UPSERTS) for step in range(UPSERTS)]
+        old = [(turn + step * ROUNDS["upsert"]) * count // (ROUNDS["upsert"] * UPSERTS) for step in range(UPSERTS)]
         vectors = np.roll(self.queries, -turn * 2 * UPSERTS, axis=0)
         seconds = []
         try:
