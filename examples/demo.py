@@ -70,8 +70,8 @@ def main() -> None:
         progress=True,
     )
     print(
-        f"{len(index)} records, {len(index) - before} of them new, searched at {index.shortlist_dim} of "
-        f"{index.full_dim} dimensions, rotation {index.rotation}. {time.perf_counter() - start:.0f} s."
+        f"{len(index)} records, {len(index) - before} of them new: {how_searched(index)}. "
+        f"{time.perf_counter() - start:.0f} s."
     )
 
     heading("2. Ask through a LangChain chain")
@@ -80,6 +80,13 @@ def main() -> None:
     ask_llama_index(encoder, index)
     heading("4. Compare the search")
     compare(encoder, index, passages)
+
+
+def how_searched(index: TwoStageIndex) -> str:
+    """Say in a few words how the index is searched."""
+    if index.rotation != "fitted":
+        return f"so few that each is ranked at {index.full_dim} dimensions"
+    return f"shortlisted at {index.shortlist_dim} dimensions, ranked at {index.full_dim}"
 
 
 def ask_langchain(encoder: MatryoshkaEncoder, index: TwoStageIndex) -> None:
@@ -153,7 +160,7 @@ def compare(encoder: MatryoshkaEncoder, index: TwoStageIndex, passages: list[Pas
     expected, scan_seconds = timed(scan, list(queries))
     rows = []
     for name, search, folder in (
-        (f"two-stage, {index.shortlist_dim} then {index.full_dim}", two_stage, FOLDER / "two-stage"),
+        (f"mrl-rag, {how_searched(index)}", two_stage, FOLDER / "two-stage"),
         (f"single-stage Chroma, {index.full_dim}", one_stage, FOLDER / "single-stage"),
     ):
         search(queries[0])
@@ -162,7 +169,7 @@ def compare(encoder: MatryoshkaEncoder, index: TwoStageIndex, passages: list[Pas
     size = vectors.nbytes
     rows.append((f"exact full scan, {index.full_dim}, NumPy", 1.0, scan_seconds, size, size))
 
-    print(f"\n| {len(ids)} records | top-10 agreement | ms a query | searched index, MB | all on disk, MB |")
+    print(f"\n| {len(ids)} records | recall@10 | ms a query | searched index, MB | all on disk, MB |")
     print("| --- | ---: | ---: | ---: | ---: |")
     for name, share, seconds, searched, stored in rows:
         print(f"| {name} | {share:.1%} | {seconds * 1e3:.2f} | {searched / 1e6:.1f} | {stored / 1e6:.1f} |")

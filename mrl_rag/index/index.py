@@ -104,24 +104,29 @@ class TwoStageIndex:
         collection: the collection's name.
         full_dim: length of the vectors. None takes that of the stored index, or of the first vectors.
         shortlist_dim: length that Chroma searches, 1 <= shortlist_dim <= full_dim. None takes that of the stored
-            index; a new one gets a quarter of `full_dim`, at least 64.
+            index; a new one chooses it when it fits its rotation, and has a quarter of `full_dim`, at least 64, before.
         fingerprint: of the encoder, so that vectors of another one are refused; None checks nothing.
         client: a chromadb client to use instead of `path`.
-        plan: of searches that name none; None for two stages with a shortlist of 100, or 5 * k if that is more.
-        rotation: "auto": once a new index holds 4 * full_dim vectors, it fits an orthogonal map on them (uncentred
-            PCA), and the shortlist keeps the first coordinates after it. That changes no full-dimension score, and
-            makes the shortlist hold more of the true answers. With `client` it does so only if its first upsert has
-            as many; `reindex` fits one at any time. "none": the shortlist keeps the model's own first coordinates. A
-            stored index keeps what it has.
+        plan: of searches that name none. None ranks every record where there are up to 10,000 and their vectors have
+            up to 8 million numbers together (not with a server). Otherwise Chroma is asked for 50 candidates, or what
+            the index chose, or 5 * k if that is more, and for twice as many, up to three times, as long as a hit stood
+            in their later half.
+        rotation: "auto": once a new index has more records than it ranks one by one, it fits an orthogonal map on them
+            (uncentred PCA), and the shortlist keeps the first coordinates after it. That changes no full-dimension
+            score, and makes the shortlist hold more of the true answers. With `client` a server it does so only if its
+            first upsert has as many; `reindex` fits one at any time. "none": the shortlist keeps the model's own first
+            coordinates. A stored index keeps what it has.
         precision: how a new index keeps full vectors: "float16"; "int8", half as large, with scores off by about 0.001;
             or "binary", the same with the sign bits apart, which choose the candidates whose int8 row is read, so that
             an archive larger than memory is read less. None for "float16", or what a stored index has. With `client`
             they are float32 in Chroma.
+        recall: share of the true top 10, 0 < recall <= 1, that a new index aims at when it chooses dimension, shortlist
+            and graph settings. A stored index keeps what it has.
 
     Raises:
         InvalidDimension: a dimension is not an integer in range.
-        InvalidInput: Chroma doesn't take the collection's name, there is no such precision, or both `path` and `client`
-            are given.
+        InvalidInput: Chroma doesn't take the collection's name, there is no such precision, `recall` is out of range,
+            or both `path` and `client` are given.
         DimensionMismatch: the stored index has other dimensions.
         IndexMismatch: the stored index has another fingerprint, precision, metric or format, or is a plain collection.
         ArchiveError: the archive is missing or damaged.
@@ -492,8 +497,9 @@ class TwoStageIndex:
     ) -> list[list[Hit]]:
         """Return the k nearest records a query.
 
-        With a condition, records that meet it are scored exactly, all of them, where there are 1000 or fewer. Where
-        there are more, the shortlist grows until it holds k. With `ids` those are scored exactly, however many.
+        Without a plan, a small index scores every record. With a condition, records that meet it are all scored where
+        there are 1000 or fewer; where there are more, the shortlist grows until it holds k. With `ids` those are all
+        scored, however many.
 
         Args:
             query_vectors: float array [n, full_dim].
@@ -599,9 +605,11 @@ class TwoStageIndex:
         as it was. On a server no other client may write meanwhile: what it writes would be lost.
 
         Args:
-            shortlist_dim: length that Chroma searches from now on; None keeps it.
+            shortlist_dim: length that Chroma searches from now on. None keeps it, or with rotation="fit" has it chosen,
+                unless it was fixed before.
             rotation: "fit" fits a rotation on the vectors that are there now, "none" drops it; None keeps it.
-            hnsw: Chroma's settings of the graph ("ef_search", "ef_construction", "max_neighbors"), over its defaults.
+            hnsw: Chroma's settings of the graph ("ef_search", "ef_construction", "max_neighbors"), over its defaults;
+                None keeps them, or with rotation="fit" has "ef_search" chosen.
             progress: show a bar when standard error is a terminal.
 
         Raises:
@@ -632,11 +640,11 @@ class TwoStageIndex:
     def repair(self) -> Report:
         """Mend what can be mended, and lose nothing that was acknowledged.
 
-        Orphans are removed, an interrupted replacement is finished or undone, and where the search structure or the
-        rotation is lost, doesn't find a record or doesn't fit the archive, Chroma is filled anew. Records whose full
-        vector is gone or is not their document's stay as they are. In a folder, graphs of deleted collections are
-        removed. Where Chroma's own file is damaged (`report.chroma_damaged`) nothing is changed: it may hide records
-        that are there.
+        Orphans are removed, an interrupted replacement is finished or undone, and where Chroma's graph or the rotation
+        is lost, doesn't find its records or doesn't fit the archive, Chroma is filled anew. Records whose full vector
+        is gone or is not their document's stay as they are. A graph that Chroma can't read is renamed, not removed.
+        Where Chroma's own file is damaged (`report.chroma_damaged`) nothing is changed: it may hide records that are
+        there.
 
         Returns:
             What is left to do: records to upsert again. `report.ok` when nothing is.

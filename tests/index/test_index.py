@@ -575,3 +575,35 @@ def test_metadata_is_read_without_vectors(filled):
         "id-0": {"page": 0, "even": True},
         "id-1": {"page": 1, "even": False},
     }
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """Names of the collection's methods, as they are called."""
+    made = []
+    collection = chromadb.Collection
+    for name in ("query", "get", "count", "upsert", "delete"):
+        method = getattr(collection, name)
+        monkeypatch.setattr(
+            collection, name, lambda *a, name=name, method=method, **more: made.append(name) or method(*a, **more)
+        )
+    return made
+
+
+def test_in_a_folder_a_search_calls_chroma_once_and_small_writes_count_nothing(
+    tmp_path, vectors, calls, score_all_up_to
+):
+    index = TwoStageIndex(tmp_path, shortlist_dim=8, rotation="none")
+    index.upsert([f"id-{i}" for i in range(300)], vectors, [f"text {i}" for i in range(300)])
+    calls.clear()
+    assert index.search(vectors[:1])[0][0].document == "text 0"
+    assert calls == []
+    score_all_up_to(0)
+    assert index.search(vectors[:1], plan=Plan(dims=(8, 32), sizes=(50,)))[0][0].document == "text 0"
+    assert calls == ["query"]
+    calls.clear()
+    index.upsert(["new"], vectors[:1])
+    index.upsert(["id-1"], vectors[:1], ["changed"])
+    index.upsert(["id-1"], vectors[:1], ["changed"])
+    index.delete(["new"])
+    assert calls == ["upsert", "upsert", "delete"]
