@@ -120,11 +120,13 @@ class LoadedVectors:
         version: of the archive when they were read.
         ids: n ids.
         vectors: float32 unit rows [n, full_dim].
+        complete: whether there is one for every record of Chroma's.
     """
 
     version: int
     ids: list[str]
     vectors: Float32Array
+    complete: bool
 
 
 def max_exact(full_dim: int) -> int:
@@ -255,17 +257,20 @@ class Searcher:
     def search(self, queries: Float32Array, request: Request) -> list[list[Hit]]:
         """Return up to k hits per query, best first; queries are float32 [n, full_dim]."""
         queries = unit_rows(queries)
-        exact = request.among is None and self._all_are_scored(request)
-        candidates = None if exact else self._fixed_candidates(request)
-        if exact:
-            ranked = self._rank_all(queries, request)
+        loaded = self._load() if request.among is None and self._all_are_scored(request) else None
+        if loaded is not None and not loaded.complete:
+            # Whoever reads the vector that is lost will say so.
+            return self.search(queries, replace(request, among=self.stores.shortlist.ids(None, None)))
+        candidates = None if loaded is not None else self._fixed_candidates(request)
+        if loaded is not None:
+            ranked = self._rank_all(queries, loaded, request)
         elif candidates is not None:
             ranked = self._rank_fixed(queries, candidates, request)
         else:
             ranked = self._shortlist_and_rank(queries, request, self.stores.config.shortlist_size)
         winners = list(dict.fromkeys(hit.id for answer in ranked for hit in answer))
         records = self.stores.records(winners)
-        if exact and len(records) < len(winners):
+        if loaded is not None and len(records) < len(winners):
             # The archive has rows of records that are being written or deleted.
             return self.search(queries, replace(request, among=self.stores.shortlist.ids(None, None)))
         # A record deleted since stage one is no answer any more. Its metadata is the caller's to change, so a copy.
@@ -297,9 +302,8 @@ class Searcher:
             self._counted = (version, len(self.stores.archive))
         return self._counted[1]
 
-    def _rank_all(self, queries: Float32Array, request: Request) -> list[list[Ranked]]:
-        """Rank every record of the archive."""
-        loaded = self._load()
+    def _rank_all(self, queries: Float32Array, loaded: LoadedVectors, request: Request) -> list[list[Ranked]]:
+        """Rank every record."""
         if not loaded.ids:
             return [[] for _ in queries]
         k = min(request.k, len(loaded.ids))
@@ -318,8 +322,10 @@ class Searcher:
             pages = [archive.read(page) for page in archive.ids()]
             vectors = [unit_rows(rows) for _, rows in pages]
             empty = np.empty((0, self.stores.config.full_dim), dtype=np.float32)
-            loaded = LoadedVectors(version, [id_ for ids, _ in pages for id_ in ids], np.concatenate([empty, *vectors]))
-            self._loaded = loaded
+            ids = [id_ for found, _ in pages for id_ in found]
+            # Writes go to the archive first, and deletions to Chroma: it never has more, but for what was lost.
+            complete = self.stores.shortlist.count() <= len(ids)
+            self._loaded = loaded = LoadedVectors(version, ids, np.concatenate([empty, *vectors]), complete)
         return loaded
 
     def _fixed_candidates(self, request: Request) -> list[str] | None:
@@ -413,7 +419,7 @@ class Searcher:
         found = shortlist.search(asked, size, where, where_document)
         fewest = min(map(len, found))
         if where is None and where_document is None:
-            total = len(self.stores.archive) if fewest < size else fewest
+            total = self.stores.count() if fewest < size else fewest
             if total > fewest and total > _MAX_SCANNED:
                 raise TwoStageIndexError(
                     f"Chroma finds {fewest} of the {total} records of collection {shortlist.name!r}: its graph has "
@@ -422,7 +428,7 @@ class Searcher:
             # Lost, or written since the search.
             return [shortlist.ids(None, None)] * len(found) if total > fewest else found
         # Under a condition Chroma's approximate search can come back with too few.
-        total = len(self.stores.archive) if fewest < request.k else 0
+        total = self.stores.count() if fewest < request.k else 0
         while min(map(len, found)) < request.k and size < total:
             size *= 4
             found = shortlist.search(asked, min(size, total), where, where_document)

@@ -77,6 +77,10 @@ class Stores:
             return truncate(vectors, self.config.shortlist_dim)
         return unit_rows(vectors @ self._axes)
 
+    def count(self) -> int:
+        """Return how many records there are, by the store that is quicker to ask."""
+        return self.shortlist.count() if self.archive.version is None else len(self.archive)
+
     def records(self, ids: Sequence[str]) -> dict[str, Stored]:
         """Return document and metadata of those of `ids` that are there."""
         if not ids:

@@ -7,7 +7,7 @@ import chromadb
 import numpy as np
 import pytest
 
-from mrl_rag import Plan, Report, TwoStageIndex
+from mrl_rag import Report, TwoStageIndex
 from mrl_rag.errors import ArchiveError
 
 
@@ -157,7 +157,7 @@ def upsert_unsettled(index, vector, text, monkeypatch):
 def test_searching_a_missing_vector_is_an_error_and_not_a_wrong_answer(folder, vectors, archive_of):
     archive_of(folder).lose("id-3")
     with pytest.raises(ArchiveError, match="'id-3'"):
-        TwoStageIndex(folder).search(vectors[3:4], plan=Plan(dims=(8, 32), sizes=(50,)))
+        TwoStageIndex(folder).search(vectors[3:4])
 
 
 @pytest.mark.parametrize(("lost", "ok"), [(1, True), (2, False)])
