@@ -483,9 +483,10 @@ class _LmdbFile:
 
     @property
     def version(self) -> int:
-        """The number of the last transaction by any process."""
-        with self._gate.shared():
-            return int(self._env.info()["last_txnid"])
+        """The number of the last transaction, by any process, that a reader sees."""
+        # Not the file's own last number: for a moment that is ahead of what readers see.
+        with self.reading() as txn:
+            return int(txn.id())
 
     def database(self, name: str, create: bool) -> Any:
         """Open a database of the file."""
