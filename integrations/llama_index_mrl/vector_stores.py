@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -332,7 +333,7 @@ class MatryoshkaVectorStore(BasePydanticVectorStore):
         where = {"$and": both} if len(both) > 1 else both[0] if both else None
         if wanted.exact:
             return ids, where
-        met = [id_ for id_, metadata in self._index.metadatas(where).items() if wanted.meets(metadata)]
+        met = [id_ for id_, metadata in self._index.metadatas(where).items() if wanted.meets(_as_added(metadata))]
         return (met if ids is None else [id_ for id_ in ids if id_ in set(met)]), None
 
 
@@ -353,6 +354,14 @@ def _node(found: Hit | Record) -> BaseNode:
     own = {key: value for key, value in node.metadata.items() if key in _INTERNAL or not _storable(value)}
     node.metadata = {key: value for key, value in found.metadata.items() if key not in _INTERNAL} | own
     return node
+
+
+def _as_added(metadata: dict[str, Any]) -> dict[str, Any]:
+    """Return a record's metadata with what Chroma couldn't hold of its node's, an empty list for one."""
+    if "_node_content" not in metadata:
+        return metadata
+    own = json.loads(metadata["_node_content"]).get("metadata") or {}
+    return {key: value for key, value in own.items() if not _storable(value)} | metadata
 
 
 def _metadata(node: BaseNode) -> dict[str, Any]:

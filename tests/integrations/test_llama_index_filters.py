@@ -3,7 +3,7 @@
 import itertools
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from llama_index.core.schema import TextNode
 from llama_index.core.vector_stores import SimpleVectorStore
@@ -87,6 +87,8 @@ def everything():
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(filters=FILTERS)
+@example(filters=leaf("x", "all", []))
+@example(filters=MetadataFilters(filters=[leaf("x", "any", [])], condition="not"))
 def test_any_filter_finds_what_simple_vector_store_would(everything, filters):
     store, nodes = everything
     filters = filters if isinstance(filters, MetadataFilters) else MetadataFilters(filters=[filters])
