@@ -18,6 +18,7 @@ import weakref
 import zlib
 from collections.abc import Callable, Container, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias
@@ -30,7 +31,7 @@ from mrl_rag.errors import ArchiveError, IndexNotWritable
 from mrl_rag.index.config import ArchivePrecision
 from mrl_rag.index.lock import SharedGate
 from mrl_rag.quantization import Bytes, Precision, pack_rows, row_bytes, sign_bits, unpack_rows
-from mrl_rag.truncation import Float32Array
+from mrl_rag.truncation import Float32Array, unit_rows
 
 # `lmdb.Transaction` without its `buffers=True`, which returns memoryviews.
 Transaction: TypeAlias = Any
@@ -43,6 +44,7 @@ _CHECKSUM = 8
 # Odd, so that a change of any one word of a row changes its checksum: 2**64 divided by the golden ratio.
 _ODD = np.uint64(0x9E3779B97F4A7C15)
 _SLOT = 8
+_PLACE = _SLOT + _CHECKSUM
 
 
 def document_hash(document: str | None) -> bytes | None:
@@ -50,6 +52,23 @@ def document_hash(document: str | None) -> bytes | None:
     if document is None:
         return None
     return blake2b(document.encode(), digest_size=16).digest()
+
+
+@dataclass(frozen=True)
+class LoadedVectors:
+    """Every vector of an archive, in memory.
+
+    Attributes:
+        version: of the archive when they were read.
+        ids: n ids.
+        vectors: float32 unit rows [n, full_dim].
+        places: an id's key in the archive -> what changes with its vector, in the order of `ids`.
+    """
+
+    version: int
+    ids: list[str]
+    vectors: Float32Array
+    places: dict[bytes, bytes]
 
 
 class Archive(Protocol):
@@ -82,6 +101,9 @@ class Archive(Protocol):
 
     def read(self, ids: Sequence[str]) -> tuple[list[str], Float32Array]:
         """Return the ids found, in the order asked, and their vectors, float32 [found, full_dim]."""
+
+    def load(self, before: LoadedVectors | None) -> LoadedVectors | None:
+        """Return every vector, reading those that differ from `before`; None where `version` is."""
 
     def read_bits(self, ids: Sequence[str]) -> tuple[list[str], Bytes] | None:
         """Return the ids found and their sign bits, uint8 [found, ceil(full_dim / 8)]; None where none are kept."""
@@ -123,9 +145,10 @@ class Archive(Protocol):
 class LmdbArchive:
     """An archive in a folder, or in memory.
 
-    Databases of the file: `places` has an id's slot and document hash, `vectors` and `bits` a slot's row, `staged` the
-    row that is to replace an id's, `rotations` a rotation's axes, `long_ids` the ids that are too long for a key. Slots
-    grow, so that vectors fill the file's pages one after another; ids as they come would leave half of each empty.
+    Databases of the file: `places` has an id's slot, its row's checksum and its document hash, `vectors` and `bits` a
+    slot's row, `staged` the row that is to replace an id's, `rotations` a rotation's axes, `long_ids` the ids that are
+    too long for a key. Slots grow, so that vectors fill the file's pages one after another; ids as they come would leave
+    half of each empty.
     A row carries a checksum of its id and its bytes.
 
     Args:
@@ -234,6 +257,25 @@ class LmdbArchive:
         found, rows = self._read(self._vectors, ids, self._row_bytes)
         return found, unpack_rows(rows, self._precision)
 
+    def load(self, before: LoadedVectors | None) -> LoadedVectors:
+        """See `Archive.load`.
+
+        Raises:
+            ArchiveError: a row is not what was written.
+        """
+        with self._reading() as txn:
+            version = int(txn.id())
+            if before is not None and before.version == version:
+                return before
+            places = dict(txn.cursor(self._places))
+            old = {} if before is None else before.places
+            kept = [row for row, (key, place) in enumerate(old.items()) if places.get(key) == place]
+            new = [self._id(txn, key) for key, place in places.items() if old.get(key) != place]
+        found, rows = self.read(new)
+        parts = [unit_rows(rows)] if before is None else [before.vectors[kept], unit_rows(rows)]
+        ids = [*(before.ids[row] for row in kept), *found] if before is not None else found
+        return LoadedVectors(version, ids, np.concatenate(parts), {key: places[key] for key in _keys(ids)})
+
     def read_bits(self, ids: Sequence[str]) -> tuple[list[str], Bytes] | None:
         """See `Archive.read_bits`.
 
@@ -257,7 +299,7 @@ class LmdbArchive:
         """See `Archive.document_hashes`."""
         with self._reading() as txn:
             places = dict(txn.cursor(self._places).getmulti(_keys(ids)))
-        return {id_: places[key][_SLOT:] or None for id_ in ids if (key := _key(id_)) in places}
+        return {id_: places[key][_PLACE:] or None for id_ in ids if (key := _key(id_)) in places}
 
     def unchanged(self, ids: Sequence[str], vectors: Float32Array) -> set[str]:
         """See `Archive.unchanged`."""
@@ -348,7 +390,8 @@ class LmdbArchive:
         """Store a row at its id's slot, or at a new one; return whether that was taken."""
         place = txn.get(key, db=self._places)
         at = slot.to_bytes(_SLOT, "big") if place is None else place[:_SLOT]
-        txn.put(key, at + hash_, db=self._places)
+        # With the row's checksum: whoever keeps rows in memory sees by it which have changed.
+        txn.put(key, at + row[:_CHECKSUM] + hash_, db=self._places)
         # Appending fills pages; LMDB would otherwise split them in halves.
         txn.put(at, row, db=self._vectors, append=place is None)
         if bits:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mrl_rag.errors import ArchiveError
-from mrl_rag.index.archive import document_hash
+from mrl_rag.index.archive import LoadedVectors, document_hash
 from mrl_rag.index.shortlist import Limits
 from mrl_rag.truncation import Float32Array
 
@@ -102,6 +102,9 @@ class ChromaArchive:
                 "Bring it back from a backup, or fill a new collection."
             )
         return found, vectors
+
+    def load(self, before: LoadedVectors | None) -> None:
+        """See `Archive.load`: others may be writing."""
 
     def read_bits(self, ids: Sequence[str]) -> None:
         """See `Archive.read_bits`: none are kept."""

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mrl_rag.errors import ArchiveError, InvalidVectors, TwoStageIndexError
+from mrl_rag.index.archive import LoadedVectors
 from mrl_rag.index.checks import Where
 from mrl_rag.index.plan import MAX_ROUNDS, Plan, check_k, first_size
 from mrl_rag.index.storage import Stores
@@ -110,23 +111,6 @@ class Ranked(NamedTuple):
     score: float
     position: int
     stages: tuple[Stage, ...] = ()
-
-
-@dataclass(frozen=True)
-class LoadedVectors:
-    """Every vector of an archive, in memory.
-
-    Attributes:
-        version: of the archive when they were read.
-        ids: n ids.
-        vectors: float32 unit rows [n, full_dim].
-        complete: whether there is one for every record of Chroma's.
-    """
-
-    version: int
-    ids: list[str]
-    vectors: Float32Array
-    complete: bool
 
 
 def max_exact(full_dim: int) -> int:
@@ -252,13 +236,15 @@ class Searcher:
     def __init__(self, stores: Stores) -> None:
         self.stores = stores
         self._loaded: LoadedVectors | None = None
+        self._complete = True
         self._counted: tuple[int | None, int] | None = None
 
     def search(self, queries: Float32Array, request: Request) -> list[list[Hit]]:
         """Return up to k hits per query, best first; queries are float32 [n, full_dim]."""
         queries = unit_rows(queries)
-        loaded = self._load() if request.among is None and self._all_are_scored(request) else None
-        if loaded is not None and not loaded.complete:
+        exact = request.among is None and self._all_are_scored(request)
+        loaded = self._load() if exact else None
+        if exact and loaded is None:
             # Whoever reads the vector that is lost will say so.
             return self.search(queries, replace(request, among=self.stores.shortlist.ids(None, None)))
         candidates = None if loaded is not None else self._fixed_candidates(request)
@@ -315,18 +301,17 @@ class Searcher:
             answers.append(rank_candidates(query, loaded.vectors[near], ids, k, explain=request.explain))
         return answers
 
-    def _load(self) -> LoadedVectors:
-        loaded, archive = self._loaded, self.stores.archive
-        version = archive.version or 0
-        if loaded is None or loaded.version != version:
-            pages = [archive.read(page) for page in archive.ids()]
-            vectors = [unit_rows(rows) for _, rows in pages]
-            empty = np.empty((0, self.stores.config.full_dim), dtype=np.float32)
-            ids = [id_ for found, _ in pages for id_ in found]
+    def _load(self) -> LoadedVectors | None:
+        """Return every vector; None where Chroma has records without one."""
+        if self._loaded is None:
+            # Looking ids up raises where the file is damaged; LMDB ends the process when it walks over such a page.
+            self.stores.archive.document_hashes(self.stores.shortlist.ids(None, None))
+        loaded = self.stores.archive.load(self._loaded)
+        if loaded is not self._loaded and loaded is not None:
             # Writes go to the archive first, and deletions to Chroma: it never has more, but for what was lost.
-            complete = self.stores.shortlist.count() <= len(ids)
-            self._loaded = loaded = LoadedVectors(version, ids, np.concatenate([empty, *vectors]), complete)
-        return loaded
+            self._complete = self.stores.shortlist.count() <= len(loaded.ids)
+            self._loaded = loaded
+        return loaded if self._complete else None
 
     def _fixed_candidates(self, request: Request) -> list[str] | None:
         """Return the candidates of every query, where they don't depend on the query; None where Chroma chooses."""

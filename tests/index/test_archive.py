@@ -162,6 +162,35 @@ def test_readers_never_see_a_mixture_while_rows_change_hands(archives):
     check(reader, **{id_: 59 % 5 for id_ in names[59 % 7 :: 3]})
 
 
+@settings(max_examples=60, deadline=None)
+@given(
+    steps=st.lists(
+        st.tuples(st.sampled_from(["write", "stage", "delete", "load"]), st.sampled_from("abcde"), st.integers(0, 3)),
+        max_size=25,
+    )
+)
+def test_vectors_in_memory_are_those_of_the_file(steps):
+    archive, loaded = LmdbArchive(None, DIM, "float16", create=True), None
+    for action, id_, seed in [*steps, ("load", "", 0)]:
+        if action == "write":
+            write(archive, **{id_: seed})
+        elif action == "stage":
+            write(archive, staged={id_}, **{id_: seed})
+            archive.commit_staged([id_], accepted={id_})
+        elif action == "delete":
+            archive.delete([id_])
+        else:
+            again = archive.load(loaded)
+            assert again is loaded or loaded is None or again.version > loaded.version
+            loaded = again
+    ids = sorted(id_ for page in archive.ids() for id_ in page)
+    assert sorted(loaded.ids) == ids
+    rows = dict(zip(loaded.ids, loaded.vectors, strict=True))
+    for id_, row in zip(*archive.read(ids), strict=True):
+        np.testing.assert_array_equal(rows[id_], row / np.linalg.norm(row))
+    archive.close()
+
+
 def test_a_rotation_comes_back_whole_or_by_its_first_axes(archives):
     writer, reader = archives
     rotation = np.linalg.qr(np.random.default_rng(0).normal(size=(DIM, DIM)))[0].astype(np.float32)
