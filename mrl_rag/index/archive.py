@@ -147,8 +147,8 @@ class LmdbArchive:
 
     Databases of the file: `places` has an id's slot, its row's checksum and its document hash, `vectors` and `bits` a
     slot's row, `staged` the row that is to replace an id's, `rotations` a rotation's axes, `long_ids` the ids that are
-    too long for a key. Slots grow, so that vectors fill the file's pages one after another; ids as they come would leave
-    half of each empty.
+    too long for a key. Slots grow, so that vectors fill the file's pages one after another; ids as they come would
+    leave half of each empty.
     A row carries a checksum of its id and its bytes.
 
     Args:
