@@ -164,6 +164,6 @@ def _records(connection: sqlite3.Connection, segment: str, ids: Sequence[str]) -
                 metadata.setdefault(key, []).append(given[0])
             else:
                 metadata[key] = given[0]
-    if len(metadata_of) < len(ids):
+    if any(id_ not in metadata_of for id_ in ids):
         return None
     return {id_: (metadata_of[id_].pop(_DOCUMENT, None), metadata_of[id_]) for id_ in ids}

@@ -77,6 +77,7 @@ def test_what_chroma_has_not_applied_yet_is_asked_of_chroma(collection):
         chroma.count()
         assert reader.read(["a"]) == {"a": (text, {})}
     assert reader.read(["a", "nobody"]) is None
+    assert reader.read(["nobody"]) is None
     with sqlite3.connect(folder / "chroma.sqlite3") as connection:
         connection.execute("UPDATE max_seq_id SET seq_id = seq_id - 1")
     connection.close()
