@@ -59,6 +59,8 @@ _LOG = logging.getLogger("mrl_rag")
 _DRIFT = 0.9
 # With fewer, the share says little.
 _DRIFT_SAMPLE = 256
+# Vectors per dimension that a rotation is fitted on at least; with fewer, the fit overfits.
+_MIN_VECTORS_PER_DIM = 4
 # Times the records that there were when the recall was measured: then it is measured again.
 _GROWTH = 10
 # No model is longer; a larger number is a slip.
@@ -107,15 +109,15 @@ class TwoStageIndex:
             index; a new one chooses it when it fits its rotation, and has a quarter of `full_dim`, at least 64, before.
         fingerprint: of the encoder, so that vectors of another one are refused; None checks nothing.
         client: a chromadb client to use instead of `path`.
-        plan: of searches that name none. None ranks every record where there are up to 10,000 and their vectors have
+        plan: of searches that name none. None ranks every record where there are up to 20,000 and their vectors have
             up to 8 million numbers together (not with a server). Otherwise Chroma is asked for 50 candidates, or what
             the index chose, or 5 * k if that is more, and for twice as many, up to three times, as long as a hit stood
             in their later half.
         rotation: "auto": once a new index has more records than it ranks one by one, it fits an orthogonal map on them
             (uncentred PCA), and the shortlist keeps the first coordinates after it. That changes no full-dimension
-            score, and makes the shortlist hold more of the true answers. With `client` a server it does so only if its
-            first upsert has as many; `reindex` fits one at any time. "none": the shortlist keeps the model's own first
-            coordinates. A stored index keeps what it has.
+            score, and makes the shortlist hold more of the true answers. With a server as `client` it does so only if
+            its first upsert has 4 * full_dim vectors; `reindex` fits one at any time. "none": the shortlist keeps the
+            model's own first coordinates. A stored index keeps what it has.
         precision: how a new index keeps full vectors: "float16"; "int8", half as large, with scores off by about 0.001;
             or "binary", the same with the sign bits apart, which choose the candidates whose int8 row is read, so that
             an archive larger than memory is read less. None for "float16", or what a stored index has. With `client`
@@ -715,7 +717,9 @@ class TwoStageIndex:
         )
         # The archive first: a collection without one would be damaged.
         archive = self._storage.open_archive(config, create=True)
-        if config.rotation == "auto" and config.shortlist_dim < full_dim and len(rows) > max_exact(full_dim):
+        # On a server no index ranks every record, so it fits as soon as it may.
+        enough = _MIN_VECTORS_PER_DIM * full_dim if self._storage.shared else max_exact(full_dim) + 1
+        if config.rotation == "auto" and config.shortlist_dim < full_dim and len(rows) >= enough:
             _LOG.info("index %r fits its rotation on the first %d vectors", self._name, len(rows))
             fitted = fit_shortlist(
                 lambda chosen: rows[chosen], len(rows), config.shortlist_dim, config.dim_fixed, config.target_recall

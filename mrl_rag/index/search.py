@@ -20,7 +20,7 @@ from mrl_rag.truncation import Float32Array, normalize, truncate, unit_rows
 
 # Numbers of all vectors together, and records, up to which every record is scored: that takes no longer than a call to
 # Chroma does. benchmarks/README.md has the times.
-_EXACT_NUMBERS, _EXACT_RECORDS = 8_000_000, 10_000
+_EXACT_NUMBERS, _EXACT_RECORDS = 8_000_000, 20_000
 # Records that meet a condition and are all scored, where there are no more: that takes about as long as a search in
 # Chroma under a condition.
 _EXACT_MATCHES = 1000
