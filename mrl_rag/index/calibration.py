@@ -8,12 +8,14 @@ and the shortlist's size and the graph's `ef_search` are chosen by what Chroma r
 from __future__ import annotations
 
 import time
+import uuid
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 
+from mrl_rag.index.config import IndexConfig
 from mrl_rag.index.plan import MAX_ROUNDS, first_size
 from mrl_rag.index.rotation import SAMPLE, explained_energy, fit
 from mrl_rag.index.search import Searcher
@@ -70,6 +72,17 @@ class Fit:
     shortlist_dim: int
     explained_energy: float
     questions: Questions | None
+
+    def applied_to(self, config: IndexConfig) -> IndexConfig:
+        """Return the configuration with this dimension and a new name for the rotation; nothing is measured of it."""
+        return replace(
+            config,
+            rotation=uuid.uuid4().hex,
+            shortlist_dim=self.shortlist_dim,
+            explained_energy=self.explained_energy,
+            shortlist_size=0,
+            recall=0.0,
+        )
 
 
 def fit_shortlist(read: ReadRows, count: int, shortlist_dim: int, dim_fixed: bool, target_recall: float) -> Fit:

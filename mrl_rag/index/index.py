@@ -724,12 +724,7 @@ class TwoStageIndex:
             fitted = fit_shortlist(
                 lambda chosen: rows[chosen], len(rows), config.shortlist_dim, config.dim_fixed, config.target_recall
             )
-            config = replace(
-                config,
-                rotation=uuid.uuid4().hex,
-                shortlist_dim=fitted.shortlist_dim,
-                explained_energy=fitted.explained_energy,
-            )
+            config = fitted.applied_to(config)
             archive.save_rotation(config.rotation, fitted.rotation)
             self._questions = None if fitted.questions is None else (fitted.questions, ids)
         shortlist = ShortlistCollection.create(self.client, self._name, config)
@@ -759,18 +754,18 @@ class TwoStageIndex:
     def _calibrate(self, questions: Questions, ids: Sequence[str], may_change_graph: bool = True) -> None:
         """Choose the shortlist's size and the graph's `ef_search` by what Chroma really answers."""
         assert self._opened is not None
-        best, target = (0.0, 0.0, SIZES[0], EF_SEARCH[0]), self._opened.stores.config.target_recall
+        best, target = (0.0, 0.0, SIZES[0]), self._opened.stores.config.target_recall
         for ef_search in EF_SEARCH if may_change_graph and self._storage.reopens else EF_SEARCH[:1]:
             if ef_search != EF_SEARCH[0]:
                 self._opened.stores.shortlist.set_ef_search(ef_search)
                 self._reopen(self._opened.stores)
             searcher = self._opened
-            tried = [(*measure(searcher, questions, ids, size), size, ef_search) for size in SIZES]
+            tried = [(*measure(searcher, questions, ids, size), size) for size in SIZES]
             good = [one for one in tried if one[0] >= target]
             best = min(good, key=lambda one: one[1]) if good else max([best, *tried])
             if good:
                 break
-        shortlist, (recall, seconds, size, _) = self._opened.stores.shortlist, best
+        shortlist, (recall, seconds, size) = self._opened.stores.shortlist, best
         config = replace(shortlist.config, shortlist_size=size, recall=recall, measured_records=len(ids))
         shortlist.remember(config)
         _LOG.info(

@@ -89,14 +89,7 @@ def _fit(stores: Stores, config: IndexConfig) -> tuple[list[str], IndexConfig, Q
         return stores.archive.read([ids[row] for row in rows])[1]
 
     fitted = fit_shortlist(read, len(ids), config.shortlist_dim, config.dim_fixed, config.target_recall)
-    config = replace(
-        config,
-        rotation=uuid.uuid4().hex,
-        shortlist_dim=fitted.shortlist_dim,
-        explained_energy=fitted.explained_energy,
-        shortlist_size=0,
-        recall=0.0,
-    )
+    config = fitted.applied_to(config)
     stores.archive.save_rotation(config.rotation, fitted.rotation)
     return ids, config, fitted.questions
 
