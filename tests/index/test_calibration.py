@@ -9,6 +9,8 @@ import pytest
 from mrl_rag import Plan, TwoStageIndex, truncate
 from mrl_rag.errors import InvalidInput
 from mrl_rag.evaluation import exact_scan, recall_at_k
+from mrl_rag.index.calibration import fit_shortlist
+from mrl_rag.truncation import normalize
 
 
 def decaying(count, seed=0, dims=256, power=0.7):
@@ -53,13 +55,21 @@ def test_the_default_settings_find_nearly_all_of_the_true_top_ten(tmp_path, plac
         assert again.recall == index.recall
 
 
-def test_a_lower_target_takes_fewer_dimensions(score_all_up_to):
+def test_a_lower_target_takes_no_more_dimensions(score_all_up_to):
     score_all_up_to(1000)
     vectors = decaying(3000, power=0.4)
     low, high = (fill(TwoStageIndex(recall=target), vectors) for target in (0.5, 0.999))
     assert low.shortlist_dim <= high.shortlist_dim
-    assert low.recall <= high.recall
     assert high.recall > 0.97
+
+
+def test_the_less_a_few_dimensions_say_the_more_are_chosen():
+    chosen = []
+    for power in (0.9, 0.7, 0.5):
+        vectors = normalize(decaying(3000, power=power))
+        fitted = fit_shortlist(lambda rows, vectors=vectors: vectors[rows], 3000, 64, False, 0.99)
+        chosen.append(fitted.shortlist_dim)
+    assert chosen[0] < chosen[1] < chosen[2]
 
 
 def test_a_dimension_that_is_given_is_kept(score_all_up_to):
