@@ -19,7 +19,11 @@ PROMPT_NAMES: dict[Task, tuple[str, ...]] = {
     "clustering": ("clustering", "Clustering"),
 }
 
-SURROGATE_ADVICE = "it holds a lone surrogate: text.encode(errors='replace').decode() gets rid of it."
+# Through UTF-16, where a pair of surrogates is one character: PDF readers give formulas as such pairs.
+SURROGATE_ADVICE = (
+    "it holds surrogates: text.encode('utf-16', 'surrogatepass').decode('utf-16', 'replace') joins pairs of them and "
+    "replaces lone ones."
+)
 
 
 def prompts_by_task(prompts: Mapping[str, str | None]) -> dict[Task, str]:

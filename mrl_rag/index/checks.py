@@ -15,13 +15,19 @@ from mrl_rag.tasks import SURROGATE_ADVICE, is_unicode
 Metadata: TypeAlias = Mapping[str, Any]
 Where: TypeAlias = Mapping[str, Any]
 
+# Beginnings of keys that Chroma refuses, and the last one drops.
+_RESERVED = ("$", "#", "chroma:")
+# Of one record. With more than 5,461, which is 32,766 variables of SQLite, Chroma fails at every later write, too.
+_MAX_VALUES = 5000
 
-def check_ids(ids: Sequence[str], unique: bool = True) -> list[str]:
+
+def check_ids(ids: Sequence[str], unique: bool = True, first: int = 0) -> list[str]:
     """Return the ids as a list.
 
     Args:
         ids: what the caller gave.
         unique: whether an id may stand in it only once.
+        first: the number that an error gives to the first of them.
 
     Raises:
         InvalidIds: not a list of non-empty strings, or one is repeated.
@@ -32,7 +38,7 @@ def check_ids(ids: Sequence[str], unique: bool = True) -> list[str]:
         checked = list(ids)
     except TypeError as error:
         raise InvalidIds(f"ids is {ids!r}; pass a list of strings.") from error
-    for position, id_ in enumerate(checked):
+    for position, id_ in enumerate(checked, first):
         if not isinstance(id_, str) or not id_:
             raise InvalidIds(f"ids[{position}] is {id_!r}; an id is a non-empty string.")
         if not is_unicode(id_):
@@ -70,25 +76,12 @@ def check_threshold(threshold: float | None) -> float | None:
     return threshold
 
 
-def check_where(where: Where | None, where_document: Where | None) -> tuple[Where | None, Where | None]:
-    """Return both conditions, None for an empty one.
-
-    Raises:
-        InvalidInput: a condition isn't in Chroma's language.
-    """
-    from chromadb.api.types import validate_where, validate_where_document
-
-    if where:
-        with chroma_input(f"where={where!r}"):
-            validate_where(where)  # type: ignore[arg-type]
-    if where_document:
-        with chroma_input(f"where_document={where_document!r}"):
-            validate_where_document(where_document)  # type: ignore[arg-type]
-    return where or None, where_document or None
-
-
-def check_metadatas(metadatas: Sequence[Metadata | None]) -> list[Metadata]:
+def check_metadatas(metadatas: Sequence[Metadata | None], first: int = 0) -> list[Metadata]:
     """Return the metadatas, an empty one for None.
+
+    Args:
+        metadatas: what the caller gave.
+        first: the number that an error gives to the first of them.
 
     Raises:
         InvalidInput: Chroma can't store one of them.
@@ -96,22 +89,35 @@ def check_metadatas(metadatas: Sequence[Metadata | None]) -> list[Metadata]:
     from chromadb.api.types import validate_metadata
 
     checked: list[Metadata] = []
-    for position, metadata in enumerate(metadatas):
+    for position, metadata in enumerate(metadatas, first):
         if metadata:
             with chroma_input(f"metadatas[{position}]={metadata!r}"):
                 validate_metadata(dict(metadata))
-                for key, value in metadata.items():
-                    texts = value if isinstance(value, list) else [value]
-                    if not all(is_unicode(text) for text in (key, *texts) if isinstance(text, str)):
-                        raise ValueError(f"{key!r} is no valid Unicode; {SURROGATE_ADVICE}")
-                    # Chroma itself would store nothing for such a float, or another number, and say nothing.
-                    for number in texts:
-                        if isinstance(number, float) and not math.isfinite(number):
-                            raise ValueError(f"{key!r} is {number}; leave the key out")
-                        if isinstance(number, int) and not -(2**63) <= number < 2**63:
-                            raise ValueError(f"{key!r} is {number}, no 64-bit integer; store it as a string")
+                _check_metadata(metadata)
         checked.append(metadata or {})
     return checked
+
+
+def _check_metadata(metadata: Metadata) -> None:
+    """Raise ValueError for what Chroma's client lets pass, and its core refuses, changes or drops."""
+    for key, value in metadata.items():
+        if not key or key.startswith(_RESERVED):
+            raise ValueError(f"the key {key!r} is empty, or starts with {', '.join(_RESERVED)}; give it another name")
+        texts = value if isinstance(value, list) else [value]
+        if not all(is_unicode(text) for text in (key, *texts) if isinstance(text, str)):
+            raise ValueError(f"{key!r} is no valid Unicode; {SURROGATE_ADVICE}")
+        for number in texts:
+            if isinstance(number, float) and not math.isfinite(number):
+                raise ValueError(f"{key!r} is {number}; leave the key out")
+            if isinstance(number, int) and not -(2**63) <= number < 2**63:
+                raise ValueError(f"{key!r} is {number}, no 64-bit integer; store it as a string")
+            if not isinstance(number, str | int | float | None):
+                raise ValueError(f"{key!r} is a {type(number).__name__}; store it as a string")
+    members = sum(len(value) for value in metadata.values() if isinstance(value, list))
+    if max(len(metadata), members) > _MAX_VALUES:
+        raise ValueError(
+            f"it has {len(metadata)} keys and {members} members of lists; up to {_MAX_VALUES} of each can be stored"
+        )
 
 
 def check_recall(recall: object) -> float:

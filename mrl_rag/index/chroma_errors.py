@@ -9,6 +9,10 @@ from mrl_rag.errors import IndexNotWritable, InvalidInput, TwoStageIndexError
 
 # What SQLite says within an error of Chroma's.
 _NOT_WRITABLE = ("readonly database", "database or disk is full", "disk I/O error", "unable to open database file")
+# What SQLite says of a pattern above 50,000 bytes, and of a regular expression that takes too much room.
+_TOO_LARGE = ("LIKE or GLOB pattern too complex", "(code: 1043)")
+# Characters of what was given, and of what Chroma said, in a message.
+_LONGEST = 300
 
 
 def is_panic(error: BaseException) -> bool:
@@ -60,4 +64,35 @@ def chroma_input(what: str) -> Iterator[None]:
         # A server that can't read the request answers with the plain class; its subclasses are other troubles.
         if isinstance(error, ChromaError) and type(error) not in (ChromaError, InvalidArgumentError):
             raise
-        raise InvalidInput(f"Chroma doesn't take {what}: {error}") from error
+        raise InvalidInput(f"Chroma doesn't take {_short(what)}: {_short(str(error))}") from error
+
+
+@contextmanager
+def chroma_condition(where: object, where_document: object) -> Iterator[None]:
+    """Translate what Chroma refuses in a condition, None for none.
+
+    Raises:
+        InvalidInput: Chroma doesn't take one of them.
+    """
+    from chromadb.errors import InternalError
+
+    if where is None and where_document is None:
+        yield
+        return
+    given = ", ".join(
+        f"{name}={value!r}" for name, value in (("where", where), ("where_document", where_document)) if value
+    )
+    try:
+        with chroma_input(given):
+            yield
+    except InternalError as error:
+        if not any(words in str(error) for words in _TOO_LARGE):
+            raise
+        raise InvalidInput(
+            f"Chroma doesn't take {_short(given)}: a string or a regular expression in it is too long; shorten it."
+        ) from error
+
+
+def _short(text: str) -> str:
+    """Return the beginning of what may be as long as a user's data."""
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."

@@ -32,10 +32,10 @@ from mrl_rag.index.checks import (
     check_metadatas,
     check_recall,
     check_threshold,
-    check_where,
 )
 from mrl_rag.index.chroma_errors import chroma_errors
 from mrl_rag.index.config import ArchivePrecision, IndexConfig
+from mrl_rag.index.filters import check_where
 from mrl_rag.index.lock import SharedGate, WriterLock, folder_lock
 from mrl_rag.index.plan import Plan, check_k, check_plan
 from mrl_rag.index.rebuild import rebuild

@@ -13,6 +13,7 @@ import numpy.typing as npt
 from mrl_rag.errors import ArchiveError, InvalidVectors, TwoStageIndexError
 from mrl_rag.index.archive import LoadedVectors
 from mrl_rag.index.checks import Where
+from mrl_rag.index.filters import fits
 from mrl_rag.index.plan import MAX_ROUNDS, Plan, check_k, first_size
 from mrl_rag.index.storage import Stores
 from mrl_rag.quantization import score_bits
@@ -322,6 +323,8 @@ class Searcher:
             return [id_ for id_ in request.among if id_ in met]
         if unconditional:
             return None
+        if not fits(request.where, request.where_document):
+            return shortlist.ids(request.where, request.where_document)
         matching = shortlist.ids(request.where, request.where_document, limit=_EXACT_MATCHES + 1)
         return matching if len(matching) <= _EXACT_MATCHES else None
 

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 
 from mrl_rag.index.checks import Metadata, Where
-from mrl_rag.index.chroma_errors import chroma_errors, chroma_input
+from mrl_rag.index.chroma_errors import chroma_condition, chroma_errors, chroma_input
 from mrl_rag.index.config import PREFIX, IndexConfig
+from mrl_rag.index.filters import fits, halves
 from mrl_rag.truncation import Float32Array
 
 if TYPE_CHECKING:
@@ -70,16 +71,24 @@ class Limits:
         wanted: int | None = None,
     ) -> list[str]:
         """Return the ids of up to `wanted` records that match, in Chroma's order; None for all."""
+        if not fits(where, where_document):
+            every, first, second = halves(where, where_document)
+            one, other = self.matching(collection, *first), self.matching(collection, *second)
+            if not every:
+                return list(dict.fromkeys([*one, *other]))[:wanted]
+            both = set(other)
+            return [id_ for id_ in one if id_ in both][:wanted]
         found: list[str] = []
         while wanted is None or len(found) < wanted:
             size = self.results if wanted is None else min(self.results, wanted - len(found))
-            answer = collection.get(
-                where=where,  # type: ignore[arg-type]
-                where_document=where_document,  # type: ignore[arg-type]
-                limit=None if size == sys.maxsize else size,
-                offset=len(found) or None,
-                include=[],
-            )
+            with chroma_condition(where, where_document):
+                answer = collection.get(
+                    where=where,  # type: ignore[arg-type]
+                    where_document=where_document,  # type: ignore[arg-type]
+                    limit=None if size == sys.maxsize else size,
+                    offset=len(found) or None,
+                    include=[],
+                )
             found += answer["ids"]
             if len(answer["ids"]) < size:
                 break
@@ -279,13 +288,14 @@ class ShortlistCollection:
         """
         found: list[list[str]] = []
         for positions in self.batches(range(len(queries))):
-            answer = self._collection.query(
-                query_embeddings=queries[positions[0] : positions[-1] + 1],
-                n_results=min(size, self._limits.results),
-                where=where,  # type: ignore[arg-type]
-                where_document=where_document,  # type: ignore[arg-type]
-                include=[],
-            )
+            with chroma_condition(where, where_document):
+                answer = self._collection.query(
+                    query_embeddings=queries[positions[0] : positions[-1] + 1],
+                    n_results=min(size, self._limits.results),
+                    where=where,  # type: ignore[arg-type]
+                    where_document=where_document,  # type: ignore[arg-type]
+                    include=[],
+                )
             found += answer["ids"]
         return found
 

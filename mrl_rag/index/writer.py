@@ -78,7 +78,7 @@ def _changed_rows(
 
 def delete(stores: Stores, ids: Sequence[str]) -> None:
     """Remove records; unknown ids are passed over."""
-    for batch in stores.shortlist.batches(ids):
+    for batch in stores.shortlist.batches(list(dict.fromkeys(ids))):
         stores.shortlist.delete(batch)
         stores.archive.delete(batch)
 
