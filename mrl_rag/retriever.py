@@ -83,6 +83,7 @@ class TwoStageRetriever:
             raise InvalidIds(
                 f"there are {len(texts)} texts, {len(names)} ids and {len(notes)} metadatas; give one of each a text."
             )
+        self.index.check(names, texts, notes)
         # The last of equal ids, as if each had been stored in turn.
         rows = list({name: row for row, name in enumerate(names)}.values())
         with tqdm(total=len(rows), desc="index", unit="text", disable=None if progress else True) as bar:

@@ -401,16 +401,21 @@ class MatryoshkaVectorStore(VectorStore):
         """Replace the texts of documents that are there, and the metadata keys that the new ones have.
 
         Args:
-            ids: n ids; those that are not there are passed over.
+            ids: n ids; those that are not there are passed over, and of one that stands twice each is done in turn.
             documents: n documents.
+
+        Raises:
+            InvalidIds: there are more or fewer ids than documents.
         """
-        stored = {record.id: record.metadata for record in self.index.get(ids)}
-        known = [(id_, document) for id_, document in zip(ids, documents, strict=True) if id_ in stored]
-        self.add_texts(
-            [document.page_content for _, document in known],
-            [stored[id_] | document.metadata for id_, document in known],
-            ids=[id_ for id_, _ in known],
-        )
+        if len(ids) != len(documents):
+            raise InvalidIds(f"there are {len(ids)} ids and {len(documents)} documents; give one of each.")
+        metadata_of = {record.id: record.metadata for record in self.index.get(ids, vectors=False)}
+        text_of: dict[str, str] = {}
+        for id_, document in zip(ids, documents, strict=True):
+            if id_ in metadata_of:
+                metadata_of[id_] |= document.metadata
+                text_of[id_] = document.page_content
+        self.add_texts(text_of.values(), [metadata_of[id_] for id_ in text_of], ids=list(text_of))
 
     def delete(
         self,
@@ -451,8 +456,8 @@ class MatryoshkaVectorStore(VectorStore):
         self.index.drop()
 
     def get_by_ids(self, ids: Sequence[str], /) -> list[Document]:
-        """Return documents in the order asked, unknown ids left out."""
-        return [_document(record) for record in self.index.get(ids)]
+        """Return documents in the order asked, each once, unknown ids left out."""
+        return [_document(record) for record in self.index.get(ids, vectors=False)]
 
     def get(
         self,
@@ -466,7 +471,7 @@ class MatryoshkaVectorStore(VectorStore):
         """Return what is stored, as Chroma's collections do.
 
         Args:
-            ids: one or more, which give the order; None for every record that meets the conditions, by their ids.
+            ids: one or more, which give the order; None for every record that meets the conditions, in Chroma's order.
             where: condition on metadata.
             limit: how many at most; None for all.
             offset: how many to pass over.
@@ -475,11 +480,17 @@ class MatryoshkaVectorStore(VectorStore):
 
         Returns:
             "ids", and those three, None for one that was not asked for. Embeddings are the full vectors.
+
+        Raises:
+            InvalidInput: a condition isn't one, `limit` or `offset` is negative, or `include` has something else.
         """
-        start = offset or 0
-        end = None if limit is None else start + limit
-        records = self.index.get([ids] if isinstance(ids, str) else ids, _where(where), where_document, end)[start:]
         wanted = ("documents", "metadatas") if include is None else include
+        if isinstance(wanted, str) or not set(wanted) <= {"documents", "metadatas", "embeddings"}:
+            raise InvalidInput(f'include is {include!r}; it is a list of "documents", "metadatas" and "embeddings".')
+        chosen = [ids] if isinstance(ids, str) else ids
+        records = self.index.get(
+            chosen, _where(where), where_document, limit, offset or 0, vectors="embeddings" in wanted
+        )
         return {
             "ids": [record.id for record in records],
             "documents": [record.document for record in records] if "documents" in wanted else None,
@@ -547,7 +558,8 @@ class MatryoshkaVectorStore(VectorStore):
     ) -> list[tuple[Document, NDArray[Any]]]:
         """Return the k nearest documents to a question, each with its vector, float32 [full_dim]."""
         hits = self.search_hits([query], k, filter, **kwargs)[0]
-        return [(_document(record), record.vector) for record in self.index.get([hit.id for hit in hits])]
+        records = self.index.get([hit.id for hit in hits])
+        return [(_document(record), record.vector) for record in records if record.vector is not None]
 
     def similarity_search_by_vector(
         self, embedding: list[float], k: int = 4, filter: dict[str, Any] | None = None, **kwargs: Any
@@ -658,7 +670,7 @@ class MatryoshkaVectorStore(VectorStore):
     def _add(self, records: Iterator[Given], size: int | None, progress: bool, total: int | None) -> list[str]:
         names: list[str] = []
         with _bar(total, progress) as bar:
-            for batch in _batches(records, size):
+            for batch in self._batches(records, size):
                 vectors = self._embeddings.embed_documents(batch.texts)
                 self.index.upsert(batch.ids, vectors, batch.texts, batch.metadatas)
                 names += batch.names
@@ -668,12 +680,25 @@ class MatryoshkaVectorStore(VectorStore):
     async def _aadd(self, records: Iterator[Given], size: int | None, progress: bool, total: int | None) -> list[str]:
         names: list[str] = []
         with _bar(total, progress) as bar:
-            for batch in _batches(records, size):
+            for batch in self._batches(records, size):
                 vectors = await self._embeddings.aembed_documents(batch.texts)
                 await run_in_executor(None, self.index.upsert, batch.ids, vectors, batch.texts, batch.metadatas)
                 names += batch.names
                 bar.update(len(batch.names))
         return names
+
+    def _batches(self, records: Iterator[Given], size: int | None) -> Iterator[_Batch]:
+        """Cut records into batches, each checked before it is embedded: an error has the position in the whole."""
+        if size is not None and (isinstance(size, bool) or not isinstance(size, int) or size < 1):
+            raise InvalidInput(f"batch_size is {size!r}; it must be an integer of at least 1.")
+        first = 0
+        for batch in batch_iterate(size or _BATCH, records):
+            names = [id_ or str(uuid.uuid4()) for id_, _, _ in batch]
+            self.index.check(names, [text for _, text, _ in batch], [metadata for *_, metadata in batch], first)
+            first += len(batch)
+            # The last of equal ids, as if each had been stored in turn.
+            kept = {name: (text, metadata) for name, (_, text, metadata) in zip(names, batch, strict=True)}
+            yield _Batch(names, list(kept), [text for text, _ in kept.values()], [note for _, note in kept.values()])
 
     def _select_relevance_score_fn(self) -> Callable[[float], float]:
         return lambda cosine: min(max(cosine, 0.0), 1.0)
@@ -735,16 +760,6 @@ def _pairs(
 def _unpacked(documents: Iterable[Document], ids: Iterable[str | None] | None) -> Iterator[Given]:
     for id_, document, _ in _pairs(documents, None, ids):  # type: ignore[arg-type]
         yield id_ or document.id, document.page_content, document.metadata  # type: ignore[attr-defined]
-
-
-def _batches(records: Iterator[Given], size: int | None) -> Iterator[_Batch]:
-    if size is not None and (isinstance(size, bool) or not isinstance(size, int) or size < 1):
-        raise InvalidInput(f"batch_size is {size!r}; it must be an integer of at least 1.")
-    for batch in batch_iterate(size or _BATCH, records):
-        names = [id_ or str(uuid.uuid4()) for id_, _, _ in batch]
-        # The last of equal ids, as if each had been stored in turn.
-        kept = {name: (text, metadata) for name, (_, text, metadata) in zip(names, batch, strict=True)}
-        yield _Batch(names, list(kept), [text for text, _ in kept.values()], [note for _, note in kept.values()])
 
 
 def _bar(total: int | None, progress: bool) -> tqdm[Any]:

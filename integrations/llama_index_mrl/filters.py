@@ -170,5 +170,7 @@ def _check(filter_: MetadataFilter) -> None:
         wanted, right = "a value; 'is_empty' asks for None", value is not None
     else:
         wanted, right = "a string or a number", isinstance(value, str | int | float)
+    if any(part != part for part in (value if isinstance(value, list) else [value])):
+        wanted, right = "no NaN, which nothing is equal to", False
     if not right:
         raise InvalidInput(f"filter {filter_.key!r} {operator.value} {value!r}: this operator takes {wanted}.")

@@ -239,8 +239,9 @@ class MatryoshkaVectorStore(BasePydanticVectorStore):
         await asyncio.to_thread(self.delete_nodes, node_ids, filters)
 
     def get_nodes(self, node_ids: list[str] | None = None, filters: MetadataFilters | None = None) -> list[BaseNode]:
-        """Return nodes by id, in the order asked, by filter, or by both; all of them without either."""
-        return [_node(record) for record in self._index.get(*self._narrowed(node_ids, filters, None))]
+        """Return nodes by id, in the order asked and each once, by filter, or by both; all of them without either."""
+        ids, where = self._narrowed(node_ids, filters, None)
+        return [_node(record) for record in self._index.get(ids, where, vectors=False)]
 
     async def aget_nodes(
         self, node_ids: list[str] | None = None, filters: MetadataFilters | None = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
@@ -19,6 +20,38 @@ Where: TypeAlias = Mapping[str, Any]
 _RESERVED = ("$", "#", "chroma:")
 # Of one record. With more than 5,461, which is 32,766 variables of SQLite, Chroma fails at every later write, too.
 _MAX_VALUES = 5000
+# Chroma takes 512, and a collection that is filled anew has 45 more for a while.
+_LONGEST_NAME = 460
+
+
+def check_name(name: str) -> str:
+    """Return the name of a collection.
+
+    Raises:
+        InvalidInput: Chroma doesn't take it.
+    """
+    if (
+        not isinstance(name, str)
+        or not re.fullmatch(rf"[a-zA-Z0-9][a-zA-Z0-9._-]{{1,{_LONGEST_NAME - 2}}}[a-zA-Z0-9]", name)
+        or ".." in name
+        or re.fullmatch(r"\d+(\.\d+){3}", name)
+    ):
+        raise InvalidInput(
+            f"collection is {str(name)[:100]!r}; it must be 3 to {_LONGEST_NAME} ASCII letters, digits, '.', '_' and "
+            "'-', with a letter or digit at both ends, without '..', and no IP address: Chroma takes no other."
+        )
+    return name
+
+
+def check_count(name: str, count: int) -> int:
+    """Return how many records are wanted, or passed over.
+
+    Raises:
+        InvalidInput: not an integer of at least 0.
+    """
+    if isinstance(count, bool) or not isinstance(count, int | np.integer) or count < 0:
+        raise InvalidInput(f"{name} is {count!r}; it must be an integer of at least 0.")
+    return int(count)
 
 
 def check_ids(ids: Sequence[str], unique: bool = True, first: int = 0) -> list[str]:

@@ -26,16 +26,18 @@ def chroma_errors() -> Iterator[None]:
 
     Raises:
         IndexNotWritable: the disk is full or the folder can't be written.
-        TwoStageIndexError: anything else that Chroma failed at.
+        TwoStageIndexError: anything else that Chroma refused or failed at.
     """
-    from chromadb.errors import InternalError, InvalidArgumentError
+    from chromadb.errors import ChromaError, InternalError
 
     try:
         yield
     except BaseException as error:
-        if not isinstance(error, InternalError | InvalidArgumentError) and not is_panic(error):
+        if not isinstance(error, ChromaError) and not is_panic(error):
             raise
         said = str(error)
+        if isinstance(error, ChromaError) and not isinstance(error, InternalError):
+            raise TwoStageIndexError(f"Chroma refused this ({type(error).__name__}): {said}") from error
         if any(words in said for words in _NOT_WRITABLE):
             raise IndexNotWritable(
                 f"Chroma can't write: {said}. Check the folder's permissions and the free disk space, then write again."

@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar, get_args
 
 import numpy as np
@@ -27,9 +28,11 @@ from mrl_rag.index.calibration import EF_SEARCH, SIZES, Questions, ask_own_recor
 from mrl_rag.index.checks import (
     Metadata,
     Where,
+    check_count,
     check_documents,
     check_ids,
     check_metadatas,
+    check_name,
     check_recall,
     check_threshold,
 )
@@ -44,6 +47,7 @@ from mrl_rag.index.search import Hit, Request, Searcher, max_exact, mmr
 from mrl_rag.index.shortlist import ShortlistCollection, is_ours, leftovers, pages
 from mrl_rag.index.storage import Storage, Stores
 from mrl_rag.index.verify import Report, verify
+from mrl_rag.tasks import check_texts
 from mrl_rag.truncation import Float32Array, as_rows, check_dim, unit_rows
 
 if TYPE_CHECKING:
@@ -78,13 +82,13 @@ class Record:
         id: as it was upserted.
         document: its text, None where it has none.
         metadata: what was stored with it; empty where there was none.
-        vector: float32 [full_dim], unit length, as exact as the archive keeps it.
+        vector: float32 [full_dim], unit length, as exact as the archive keeps it; None where it wasn't asked for.
     """
 
     id: str
     document: str | None
     metadata: dict[str, Any]
-    vector: Float32Array
+    vector: Float32Array | None
 
 
 class TwoStageIndex:
@@ -162,7 +166,7 @@ class TwoStageIndex:
         self._fingerprint = fingerprint
         self._rotation_wanted = rotation
         self.plan = plan
-        self._name = collection
+        self._name = check_name(collection)
         self._storage = Storage(path, client)
         if self._storage.shared and precision is not None:
             raise InvalidInput(f"precision is {precision!r}; with this client the archive is float32 in Chroma.")
@@ -343,6 +347,30 @@ class TwoStageIndex:
                     bar.update(len(batch))
             self._adapt(stores, rows)
 
+    def check(
+        self,
+        ids: Sequence[str],
+        texts: Sequence[str],
+        metadatas: Sequence[Metadata | None] | None = None,
+        first: int = 0,
+    ) -> None:
+        """Raise what `upsert` would, before the texts are encoded. An id may stand twice.
+
+        Args:
+            ids: n ids.
+            texts: n strings.
+            metadatas: n mappings, None for a record without; or None for none at all.
+            first: the number that an error gives to the first of each.
+
+        Raises:
+            InvalidIds: an id is not a non-empty string.
+            InvalidTexts: a text is not a string, or holds a lone surrogate.
+            InvalidInput: Chroma can't store a metadata.
+        """
+        check_ids(ids, unique=False, first=first)
+        check_texts(texts, first)
+        check_metadatas(metadatas or [], first)
+
     def delete(self, ids: Sequence[str] | None = None, where: Where | None = None) -> None:
         """Remove records by id, by a condition on their metadata, or by both.
 
@@ -392,6 +420,8 @@ class TwoStageIndex:
         where: Where | None = None,
         where_document: Where | None = None,
         limit: int | None = None,
+        offset: int = 0,
+        vectors: bool = True,
     ) -> list[Record]:
         """Return records.
 
@@ -400,31 +430,37 @@ class TwoStageIndex:
             where: condition on metadata, in Chroma's language.
             where_document: condition on the document, in Chroma's language.
             limit: how many at most; None for all.
+            offset: how many to pass over first.
+            vectors: whether the full vectors are read.
 
         Returns:
-            The records in the order of `ids`, unknown ids left out; without `ids`, in the order of their ids.
+            The records in the order of `ids`, each once, unknown ids left out; without `ids`, in Chroma's order: that
+            in which they were first stored, until Chroma is filled anew.
 
         Raises:
             InvalidIds: an id is not a non-empty string.
-            InvalidInput: a condition isn't in Chroma's language.
+            InvalidInput: a condition isn't in Chroma's language, or `limit` or `offset` is negative.
             ArchiveError: a record's full vector is missing or damaged.
         """
-        wanted = None if ids is None else check_ids(ids, unique=False)
+        wanted = None if ids is None else list(dict.fromkeys(check_ids(ids, unique=False)))
         where, where_document = check_where(where, where_document)
+        offset = check_count("offset", offset)
+        limit = None if limit is None else check_count("limit", limit)
         if wanted == []:
             return []
 
         def work(searcher: Searcher) -> list[Record]:
-            shortlist, chosen = searcher.stores.shortlist, wanted
-            if chosen is None:
-                chosen = sorted(shortlist.ids(where, where_document))
-            elif where is not None or where_document is not None:
-                matching = set(shortlist.ids(where, where_document))
-                chosen = [id_ for id_ in chosen if id_ in matching]
-            records = shortlist.get(chosen[:limit])
-            found, vectors = searcher.full_vectors(list(records))
-            vector_of = dict(zip(found, unit_rows(vectors), strict=True))
-            return [Record(id_, *records[id_], vector_of[id_]) for id_ in chosen[:limit] if id_ in vector_of]
+            stores = searcher.stores
+            if wanted is None:
+                records = stores.records(stores.shortlist.ids(where, where_document, limit, offset))
+            else:
+                met = None if where is where_document is None else set(stores.shortlist.ids(where, where_document))
+                found = stores.records([id_ for id_ in wanted if met is None or id_ in met])
+                records = dict(islice(found.items(), offset, None if limit is None else offset + limit))
+            if not vectors:
+                return [Record(id_, *stored, None) for id_, stored in records.items()]
+            there, rows = searcher.full_vectors(list(records))
+            return [Record(id_, *records[id_], row) for id_, row in zip(there, unit_rows(rows), strict=True)]
 
         return self._current(work, [])
 

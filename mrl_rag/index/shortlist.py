@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -28,6 +27,8 @@ _REPLACES = f"{PREFIX}replaces"
 # `get_max_batch_size` says more than the service takes (chroma-core/chroma#5453).
 _CLOUD_HOST = "trychroma.com"
 _CLOUD_LIMIT = 300
+# Chroma counts in 32 bits.
+_MOST = 2**32 - 1
 # Among how many of the nearest a record must find itself, and at what distance another is as near.
 _NEAREST, _EQUAL = 50, 1e-5
 # Records read at a time, to copy a collection.
@@ -56,7 +57,7 @@ class Limits:
         batch = client.get_max_batch_size() or 1000
         if str(client.get_settings().chroma_server_host or "").endswith(_CLOUD_HOST):
             return cls(min(batch, _CLOUD_LIMIT), _CLOUD_LIMIT)
-        return cls(batch, sys.maxsize)
+        return cls(batch, _MOST)
 
     def batches(self, items: Sequence[T]) -> Iterator[Sequence[T]]:
         """Cut a sequence into parts that the client takes in one request."""
@@ -69,24 +70,24 @@ class Limits:
         where: Where | None,
         where_document: Where | None = None,
         wanted: int | None = None,
+        offset: int = 0,
     ) -> list[str]:
-        """Return the ids of up to `wanted` records that match, in Chroma's order; None for all."""
+        """Return the ids of up to `wanted` records that match, None for all, after the first `offset`."""
         if not fits(where, where_document):
             every, first, second = halves(where, where_document)
             one, other = self.matching(collection, *first), self.matching(collection, *second)
-            if not every:
-                return list(dict.fromkeys([*one, *other]))[:wanted]
             both = set(other)
-            return [id_ for id_ in one if id_ in both][:wanted]
+            met = [id_ for id_ in one if id_ in both] if every else list(dict.fromkeys([*one, *other]))
+            return met[offset : None if wanted is None else offset + wanted]
         found: list[str] = []
         while wanted is None or len(found) < wanted:
-            size = self.results if wanted is None else min(self.results, wanted - len(found))
+            size = min(self.results, _MOST if wanted is None else wanted - len(found))
             with chroma_condition(where, where_document):
                 answer = collection.get(
                     where=where,  # type: ignore[arg-type]
                     where_document=where_document,  # type: ignore[arg-type]
-                    limit=None if size == sys.maxsize else size,
-                    offset=len(found) or None,
+                    limit=size,
+                    offset=min(offset + len(found), _MOST),
                     include=[],
                 )
             found += answer["ids"]
@@ -271,9 +272,11 @@ class ShortlistCollection:
             found |= {id_: np.asarray(e, dtype=np.float32) for id_, e in zip(answer["ids"], embeddings, strict=True)}
         return found
 
-    def ids(self, where: Where | None, where_document: Where | None, limit: int | None = None) -> list[str]:
-        """Return the ids of the records that match, in Chroma's order."""
-        return self._limits.matching(self._collection, where, where_document, limit)
+    def ids(
+        self, where: Where | None, where_document: Where | None, limit: int | None = None, offset: int = 0
+    ) -> list[str]:
+        """Return the ids of up to `limit` records that match, in Chroma's order, after the first `offset`."""
+        return self._limits.matching(self._collection, where, where_document, limit, offset)
 
     def search(
         self, queries: Float32Array, size: int, where: Where | None = None, where_document: Where | None = None

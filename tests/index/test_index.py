@@ -19,6 +19,7 @@ from mrl_rag.errors import (
     InvalidPlan,
     InvalidTexts,
     InvalidVectors,
+    TwoStageIndexError,
 )
 from mrl_rag.index.shortlist import Limits
 
@@ -86,6 +87,50 @@ def test_get_by_condition(filled):
     assert [r.id for r in filled.get(where={"page": {"$lt": 3}})] == ["id-0", "id-1", "id-2"]
     assert [r.id for r in filled.get(where={"page": {"$lt": 3}}, limit=2)] == ["id-0", "id-1"]
     assert [r.id for r in filled.get(["id-9", "id-1"], where={"page": {"$lt": 3}})] == ["id-1"]
+
+
+@pytest.fixture
+def small(open_index, vectors):
+    index = open_index(full_dim=32)
+    names, texts = [f"id-{i}" for i in range(20)], [f"text {i}" for i in range(20)]
+    index.upsert(names, vectors[:20], texts, [{"page": i, "even": i % 2 == 0} for i in range(20)])
+    return index
+
+
+def test_pages_hold_every_record_once_in_the_order_it_was_stored(small, vectors):
+    small.upsert(["id-3"], vectors[:1], documents=["replaced"])
+    pages = [small.get(limit=7, offset=start) for start in range(0, 20, 7)]
+    assert [record.id for page in pages for record in page] == [f"id-{i}" for i in range(20)]
+    assert [r.id for r in small.get(where={"even": True}, limit=3, offset=2)] == ["id-4", "id-6", "id-8"]
+    assert [r.id for r in small.get(["nobody", "id-9", "id-8", "id-7"], limit=2, offset=1)] == ["id-8", "id-7"]
+    large = {"page": {"$in": list(range(20_000))}}
+    assert [r.id for r in small.get(where=large, limit=2, offset=10)] == ["id-11", "id-12"]
+    assert small.get(limit=0) == small.get(offset=20) == small.get(limit=2**40, offset=2**40) == []
+    assert len(small.get(limit=2**40)) == 20
+
+
+def test_vectors_are_read_where_they_are_asked_for(small, monkeypatch):
+    assert [record.vector is None for record in small.get(limit=2)] == [False, False]
+    monkeypatch.setattr(small._opened.stores.archive, "read", lambda ids: pytest.fail("read vectors"))
+    records = [*small.get(limit=1, vectors=False), *small.get(["id-5"], vectors=False)]
+    assert [(record.document, record.vector) for record in records] == [("text 0", None), ("text 5", None)]
+
+
+def test_a_page_that_cannot_be_is_refused():
+    for name in ("limit", "offset"):
+        for wrong in (-1, 2.5, "3", True):
+            with pytest.raises(InvalidInput, match=f"{name} is {wrong!r}"):
+                TwoStageIndex().get(**{name: wrong})
+
+
+def test_an_id_given_twice_is_one_record(small, vectors):
+    twice = ["id-1", "id-2", "id-1"]
+    assert [record.id for record in small.get(twice)] == ["id-1", "id-2"]
+    assert [record.id for record in small.get(twice, where={"even": True})] == ["id-2"]
+    assert {hit.id for hit in small.search(vectors[:1], ids=twice)[0]} == {"id-1", "id-2"}
+    small.delete(twice)
+    assert len(small) == 18
+    assert small.verify().ok
 
 
 def test_an_upsert_replaces_the_whole_record(filled, vectors):
@@ -404,6 +449,16 @@ def test_the_archive_of_a_client_in_memory_is_missed(vectors):
         TwoStageIndex(client=client, collection="without_archive")
 
 
+def test_what_chroma_refuses_in_between_is_an_error_of_ours(vectors):
+    client = chromadb.EphemeralClient()
+    index = TwoStageIndex(client=client, collection="loses_its_archive")
+    index.upsert(["a"], vectors[:1])
+    client.delete_collection(f"mrl_rag-archive-{client.get_collection(index.name).metadata['mrl_rag:archive']}")
+    for ask in (lambda: index.search(vectors[:1]), lambda: index.upsert(["b"], vectors[:1])):
+        with pytest.raises(TwoStageIndexError, match="NotFoundError"):
+            ask()
+
+
 def test_a_path_that_is_a_file_is_refused(tmp_path):
     (tmp_path / "file").write_text("kept")
     for path in (tmp_path / "file", tmp_path / "file" / "below"):
@@ -419,9 +474,21 @@ def test_a_folder_that_cannot_be_written_is_refused(tmp_path, monkeypatch):
         TwoStageIndex(tmp_path / "db")
 
 
-def test_a_name_chroma_does_not_take_is_refused(tmp_path):
-    with pytest.raises(InvalidInput, match="'a!'"):
-        TwoStageIndex(tmp_path, collection="a!", full_dim=4).upsert(["a"], np.ones((1, 4)))
+@pytest.mark.parametrize(
+    "name", ["a!", "ab", "", "-ab", "ab-", "a..b", "10.0.0.1", "größe", "abc\n", "x" * 461, None, 7]
+)
+def test_a_name_chroma_does_not_take_is_refused_before_anything_is_made(tmp_path, name):
+    with pytest.raises(InvalidInput, match="collection is"):
+        TwoStageIndex(tmp_path / "db", collection=name)
+    assert not (tmp_path / "db").exists()
+
+
+@pytest.mark.parametrize("name", ["abc", "A.b-c_9", "1.2.3", "x" * 460])
+def test_a_name_chroma_takes_is_taken_also_when_chroma_is_filled_anew(tmp_path, name):
+    index = TwoStageIndex(tmp_path, collection=name)
+    index.upsert(["a"], np.ones((1, 4)))
+    index.reindex(shortlist_dim=2)
+    assert TwoStageIndex(tmp_path, collection=name).get(["a"])[0].id == "a"
 
 
 def test_a_path_and_a_client_are_one_too_many(tmp_path):

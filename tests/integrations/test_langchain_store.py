@@ -242,6 +242,81 @@ def test_a_filter_that_means_nothing_is_refused(store, condition):
         store.similarity_search("sea", filter=condition)
 
 
+@pytest.mark.parametrize(
+    "condition",
+    [{"page": float("nan")}, {"page": 2**70}, {"$schema": 1}, {"source": {"$in": ["\ud800"]}}, {"page": {"$gt": True}}],
+)
+async def test_a_filter_that_chromas_core_refuses_is_refused_by_name(store, condition):
+    name = next(iter(condition)).replace("$", r"\$")
+    for search in (store.similarity_search, store.max_marginal_relevance_search, store.similarity_search_with_score):
+        with pytest.raises(InvalidInput, match=f"'{name}'"):
+            search("sea", filter=condition)
+    for call in (lambda: store.get(where=condition), lambda: store.delete(filter=condition)):
+        with pytest.raises(InvalidInput, match=f"'{name}'"):
+            call()
+    with pytest.raises(InvalidInput, match=f"'{name}'"):
+        await store.asimilarity_search("sea", filter=condition)
+
+
+def test_a_list_in_a_filter_may_be_long(store):
+    pages = {"page": {"$in": list(range(2, 40_000))}}
+    assert set(ids(store.similarity_search("sea", filter=pages))) == {"c", "d"}
+    assert set(ids(store.similarity_search("sea", filter=pages | {"source": "b.pdf", "page": {"$ne": 3}}))) == {"c"}
+    store.delete(filter=pages)
+    assert store.get()["ids"] == ["a", "b"]
+
+
+BAD_RECORDS = [
+    ({"texts": "\ud800"}, r"texts\[700\].*surrogates"),
+    ({"texts": None}, r"texts\[700\] is None"),
+    ({"metadatas": {"$schema": 1}}, r"metadatas\[700\].*\$schema"),
+    ({"metadatas": {"page": float("nan")}}, r"metadatas\[700\]"),
+    ({"ids": "\ud800"}, r"ids\[700\].*surrogates"),
+    ({"ids": 700}, r"ids\[700\] is 700"),
+]
+
+
+@pytest.mark.parametrize(("bad", "words"), BAD_RECORDS)
+@pytest.mark.parametrize("size", [None, 100])
+async def test_a_bad_record_is_named_by_its_place_in_the_whole_before_it_is_embedded(bad, words, size):
+    embedder = Embedder(size=8)
+    store = MatryoshkaVectorStore(embedder)
+    given = {"texts": ["ok"] * 701, "metadatas": [{"page": 1}] * 701, "ids": ["first"] * 2 + list(map(str, range(699)))}
+    for name, value in bad.items():
+        given[name][700] = value
+    for add in (store.add_texts, store.aadd_texts):
+        with pytest.raises(InvalidInput, match=words):
+            added = add(iter(given["texts"]), given["metadatas"], ids=given["ids"], batch_size=size)
+            await added
+        assert sum(embedder.calls) == (511 if size is None else 699)
+        embedder.calls.clear()
+
+
+def test_an_id_given_twice_is_one_document(store):
+    twice = ["a", "b", "a"]
+    assert ids(store.get_by_ids(twice)) == store.get(twice)["ids"] == ["a", "b"]
+    changes = [Document("one", metadata={"x": 1}), Document("other"), Document("two", metadata={"y": 2})]
+    store.update_documents(twice, changes)
+    stored = store.get(["a", "b"])
+    assert stored["documents"] == ["two", "other"]
+    assert stored["metadatas"][0] == {"page": 0, "source": "a.pdf", "x": 1, "y": 2}
+    store.delete(twice)
+    assert store.get()["ids"] == ["c", "d"]
+    with pytest.raises(InvalidIds, match="3 ids and 2 documents"):
+        store.update_documents(["c", "c", "d"], changes[:2])
+
+
+@pytest.mark.parametrize("wrong", [{"include": ["distances"]}, {"include": "documents"}, {"limit": -1}, {"offset": -1}])
+def test_asking_for_what_get_does_not_have_is_refused(store, wrong):
+    with pytest.raises(InvalidInput, match=next(iter(wrong))):
+        store.get(**wrong)
+
+
+def test_a_name_chroma_does_not_take_is_refused_at_once(words):
+    with pytest.raises(InvalidInput, match="collection is 'a b'"):
+        MatryoshkaVectorStore(words, "a b")
+
+
 def test_deleting_then_querying(store):
     assert store.delete("a") is True
     assert store.delete(["b", "nobody"]) is True

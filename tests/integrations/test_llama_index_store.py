@@ -111,6 +111,32 @@ def test_a_deleted_node_is_found_no_more():
     assert store.query(ask("a")).ids == []
 
 
+@pytest.mark.parametrize("place", ["memory", "server"])
+def test_an_id_given_twice_is_one_node(place, request):
+    client = request.getfixturevalue("server") if place == "server" else None
+    store = MatryoshkaVectorStore("twice", client=client)
+    store.add(text_nodes("a", "b", "c"))
+    assert [node.node_id for node in store.get_nodes(["b", "a", "b"])] == ["b", "a"]
+    store.delete_nodes(["b", "a", "b"])
+    assert [node.node_id for node in store.get_nodes()] == ["c"]
+
+
+def test_what_chromas_core_refuses_is_refused_by_name():
+    with pytest.raises(InvalidInput, match="collection is 'a b'"):
+        MatryoshkaVectorStore("a b")
+    store = MatryoshkaVectorStore()
+    with pytest.raises(InvalidInput, match=r"the key '\$schema'"):
+        store.add(text_nodes("a", metadata={"$schema": "x"}))
+    store.add(text_nodes("a", metadata={"n": 1}))
+    for operator, value in (("==", 2**70), (">", 2**70), ("in", [1, 2**70]), ("==", float("nan")), ("==", "\ud800")):
+        filters = MetadataFilters(filters=[MetadataFilter(key="n", operator=operator, value=value)])
+        for call in (store.get_nodes, lambda **given: store.query(ask("a", **given)), store.delete_nodes):
+            with pytest.raises(InvalidInput, match="'n'"):
+                call(filters=filters)
+    long = MetadataFilters(filters=[MetadataFilter(key="n", operator="in", value=list(range(40_000)))])
+    assert store.query(ask("a", filters=long)).ids == ["a"]
+
+
 def test_similarities_are_python_floats_falling():
     store = MatryoshkaVectorStore()
     store.add(text_nodes("a b", "b c", "c d", "a"))
