@@ -8,7 +8,7 @@ from typing import Protocol
 
 from mrl_rag.errors import InvalidIds
 from mrl_rag.index import Hit, Plan, TwoStageIndex
-from mrl_rag.index.checks import Metadata, Where, check_ids
+from mrl_rag.index.checks import Metadata, Where, check_ids, check_metadatas
 from mrl_rag.tasks import check_texts
 from mrl_rag.truncation import Float32Array
 
@@ -83,7 +83,7 @@ class TwoStageRetriever:
             raise InvalidIds(
                 f"there are {len(texts)} texts, {len(names)} ids and {len(notes)} metadatas; give one of each a text."
             )
-        self.index.check(names, texts, notes)
+        check_metadatas(notes)
         # The last of equal ids, as if each had been stored in turn.
         rows = list({name: row for row, name in enumerate(names)}.values())
         with tqdm(total=len(rows), desc="index", unit="text", disable=None if progress else True) as bar:

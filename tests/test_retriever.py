@@ -1,7 +1,7 @@
 import pytest
 
 from mrl_rag import TwoStageIndex, TwoStageRetriever
-from mrl_rag.errors import InvalidIds, InvalidTexts
+from mrl_rag.errors import InvalidIds, InvalidInput, InvalidTexts
 
 TEXTS = ["numpy.pad adds zeros around an array", "a thread pool runs functions", "json reads and writes text"]
 
@@ -81,4 +81,11 @@ def test_nothing_in_nothing_out(retriever):
 def test_bad_input_is_refused_before_anything_is_encoded(retriever, error, arguments):
     with pytest.raises(error):
         retriever.index_texts(**arguments)
+    assert retriever.encoder.given == []
+
+
+def test_a_bad_metadata_is_named_by_its_place_in_the_whole(retriever, monkeypatch):
+    monkeypatch.setattr("mrl_rag.retriever._BATCH", 1)
+    with pytest.raises(InvalidInput, match=r"metadatas\[2\].*\$schema"):
+        retriever.index_texts(TEXTS, metadatas=[None, None, {"$schema": 1}])
     assert retriever.encoder.given == []

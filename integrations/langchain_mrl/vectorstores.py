@@ -57,8 +57,9 @@ class MatryoshkaVectorStore(VectorStore):
         {"page": 1, "source": "a.pdf"}    {"page": {"$gte": 1, "$lt": 9}}    {"$or": [{"page": 1}, {"source": "b.pdf"}]}
         {"tags": {"$contains": "draft"}}  # of a list
 
-    Metadata values are strings, numbers, booleans and non-empty lists of one of these. A key with None is not stored;
-    anything else is refused, and nothing of its batch is stored
+    Metadata values are strings, numbers, booleans and non-empty lists of one of these, up to 5,460 members a record;
+    keys don't begin with "$", "#" or "chroma:". A key with None is not stored; anything else is refused, and nothing of its
+    batch is embedded or stored
     (`langchain_community.vectorstores.utils.filter_complex_metadata` removes it).
 
     A copy, deep or not, is the same store. A pickled one carries where it is, and opens it again: that takes

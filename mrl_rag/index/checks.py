@@ -18,8 +18,9 @@ Where: TypeAlias = Mapping[str, Any]
 
 # Beginnings of keys that Chroma refuses, and the last one drops.
 _RESERVED = ("$", "#", "chroma:")
-# Of one record. With more than 5,461, which is 32,766 variables of SQLite, Chroma fails at every later write, too.
-_MAX_VALUES = 5000
+# Of one record, beside its document: six variables of SQLite each, of 32,766. With more, Chroma fails at this write and
+# at every later one.
+_MAX_VALUES = 5460
 # Chroma takes 512, and a collection that is filled anew has 45 more for a while.
 _LONGEST_NAME = 460
 

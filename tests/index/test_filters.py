@@ -143,9 +143,9 @@ def test_records_are_deleted_by_a_condition_too_large_for_one_request(open_index
         ({"": 1}, "the key ''"),
         ({"chroma:x": 1}, "the key 'chroma:x'"),
         ({"chroma:document": "x"}, "chroma:document"),
-        ({"n": list(range(5001))}, "5001 members"),
+        ({"n": list(range(5461))}, "5461 members"),
         ({"n": list(range(3000)), "m": list(range(3000))}, "6000 members"),
-        ({f"key {i}": i for i in range(5001)}, "5001 keys"),
+        ({f"key {i}": i for i in range(5461)}, "5461 keys"),
         ({"n": np.int64(1)}, "int64"),
     ],
 )
@@ -162,7 +162,7 @@ def test_metadata_that_chromas_core_refuses_is_named_and_nothing_is_written(open
 def test_the_largest_metadata_is_stored_replaced_and_its_collection_goes_on(open_index):
     index = open_index(full_dim=4)
     for start in (0, 10_000):
-        metadata = {"list": list(range(start, start + 5000))} | {f"key {start + i}": i for i in range(4999)}
+        metadata = {"list": list(range(start, start + 5460))} | {f"key {start + i}": i for i in range(5459)}
         index.upsert(["a"], np.ones((1, 4)), documents=["x"], metadatas=[metadata])
         assert index.get(["a"])[0].metadata == metadata
     index.upsert(["b"], np.ones((1, 4)))
