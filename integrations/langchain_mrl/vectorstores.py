@@ -58,8 +58,8 @@ class MatryoshkaVectorStore(VectorStore):
         {"tags": {"$contains": "draft"}}  # of a list
 
     Metadata values are strings, numbers, booleans and non-empty lists of one of these, up to 5,460 members a record;
-    keys don't begin with "$", "#" or "chroma:". A key with None is not stored; anything else is refused, and nothing of its
-    batch is embedded or stored
+    keys don't begin with "$", "#" or "chroma:". A key with None is not stored; anything else is refused, and nothing of
+    its batch is embedded or stored
     (`langchain_community.vectorstores.utils.filter_complex_metadata` removes it).
 
     A copy, deep or not, is the same store. A pickled one carries where it is, and opens it again: that takes

@@ -21,19 +21,24 @@ def is_panic(error: BaseException) -> bool:
 
 
 @contextmanager
-def chroma_errors() -> Iterator[None]:
+def chroma_errors(missing: bool = False) -> Iterator[None]:
     """Translate what fails within Chroma.
+
+    Args:
+        missing: whether also that a collection isn't there; a reader first looks whether another took its place.
 
     Raises:
         IndexNotWritable: the disk is full or the folder can't be written.
         TwoStageIndexError: anything else that Chroma refused or failed at.
     """
-    from chromadb.errors import ChromaError, InternalError
+    from chromadb.errors import ChromaError, InternalError, NotFoundError
 
     try:
         yield
     except BaseException as error:
         if not isinstance(error, ChromaError) and not is_panic(error):
+            raise
+        if isinstance(error, NotFoundError) and not missing:
             raise
         said = str(error)
         if isinstance(error, ChromaError) and not isinstance(error, InternalError):

@@ -884,7 +884,7 @@ class TwoStageIndex:
         Args:
             recover: whether to finish what a writer before this one may have left undone.
         """
-        with self._lock, chroma_errors():
+        with self._lock, chroma_errors(missing=True):
             fresh = self._writer_lock.acquire()
             # Another index on this folder or server may have filled Chroma anew.
             self._forget_if_replaced()
@@ -902,7 +902,7 @@ class TwoStageIndex:
         """Do what needs the stores; again where they were dropped or Chroma was filled anew meanwhile."""
         from chromadb.errors import ChromaError
 
-        with chroma_errors():
+        with chroma_errors(missing=True):
             while self._open() is not None:
                 with self._gate.shared():
                     opened = self._opened
