@@ -164,7 +164,7 @@ def judge(result, what, undamaged):
             )
             assert len(found & best) >= 0.9 * len(best), (what, when)
             records = result[f"get{when}"]["value"]
-            assert [record[0] for record in records] == sorted(IDS), (what, when)
+            assert sorted(record[0] for record in records) == sorted(IDS), (what, when)
             assert not wrong_records(records), (what, when)
         assert all(right for _, right, _, _ in result[f"get{when}"].get("value", [])), (what, when)
 
