@@ -352,7 +352,8 @@ def _node(found: Hit | Record) -> BaseNode:
     node = metadata_dict_to_node(found.metadata, text=found.document or None)
     # Another framework, or plain Chroma, may have changed the record since; it changes what Chroma holds.
     own = {key: value for key, value in node.metadata.items() if key in _INTERNAL or not _storable(value)}
-    node.metadata = {key: value for key, value in found.metadata.items() if key not in _INTERNAL} | own
+    now = {key: value for key, value in found.metadata.items() if key not in _INTERNAL} | own
+    node.metadata = {key: now[key] for key in (*node.metadata, *now) if key in now}
     return node
 
 

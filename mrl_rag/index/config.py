@@ -32,6 +32,7 @@ class IndexConfig:
         target_recall: of the exact top 10, that the choice of dimension and size aims at.
         recall: what the choice reached on vectors left out of the fit; 0.0 as long as it wasn't measured.
         measured_records: how many records there were then.
+        key_orders: the orders of metadata keys, as `KeyOrders.text`.
     """
 
     full_dim: int
@@ -46,6 +47,7 @@ class IndexConfig:
     target_recall: float = 0.99
     recall: float = 0.0
     measured_records: int = 0
+    key_orders: str = ""
 
     @property
     def fitted(self) -> bool:

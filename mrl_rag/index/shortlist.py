@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
@@ -13,6 +13,7 @@ import numpy as np
 from mrl_rag.index.checks import Metadata, Where
 from mrl_rag.index.chroma_errors import chroma_errors, chroma_input
 from mrl_rag.index.config import PREFIX, IndexConfig
+from mrl_rag.index.key_order import key_orders
 from mrl_rag.truncation import Float32Array
 
 if TYPE_CHECKING:
@@ -27,6 +28,8 @@ _REPLACES = f"{PREFIX}replaces"
 # `get_max_batch_size` says more than the service takes (chroma-core/chroma#5453).
 _CLOUD_HOST = "trychroma.com"
 _CLOUD_LIMIT = 300
+# Bytes of a value in a collection's metadata: the quota of the same page, and elsewhere what is quick to store again.
+_CLOUD_VALUE, _VALUE = 256, 16_384
 # Among how many of the nearest a record must find itself, and at what distance another is as near.
 _NEAREST, _EQUAL = 50, 1e-5
 # Records read at a time, to copy a collection.
@@ -44,18 +47,20 @@ class Limits:
     Attributes:
         batch: how many records at most are written, or asked for by id.
         results: how many at most a query or a condition may return.
+        value: how many bytes at most a value in a collection's own metadata has.
     """
 
     batch: int
     results: int
+    value: int
 
     @classmethod
     def of(cls, client: ClientAPI | ServerAPI) -> Limits:
         """Return the limits of a client."""
         batch = client.get_max_batch_size() or 1000
         if str(client.get_settings().chroma_server_host or "").endswith(_CLOUD_HOST):
-            return cls(min(batch, _CLOUD_LIMIT), _CLOUD_LIMIT)
-        return cls(batch, sys.maxsize)
+            return cls(min(batch, _CLOUD_LIMIT), _CLOUD_LIMIT, _CLOUD_VALUE)
+        return cls(batch, sys.maxsize, _VALUE)
 
     def batches(self, items: Sequence[T]) -> Iterator[Sequence[T]]:
         """Cut a sequence into parts that the client takes in one request."""
@@ -94,6 +99,7 @@ class ShortlistCollection:
         self._client = client
         self._collection = collection
         self._limits = Limits.of(client)
+        self._key_orders = key_orders(config.key_orders)
 
     @classmethod
     def open(cls, client: ClientAPI, name: str) -> ShortlistCollection | None:
@@ -171,7 +177,8 @@ class ShortlistCollection:
         self._collection.modify(metadata=self.config.as_metadata())
 
     def remember(self, config: IndexConfig) -> None:
-        """Store another configuration."""
+        """Store another configuration, but for `key_orders`, which are its own."""
+        config = replace(config, key_orders=self._key_orders.text)
         self._collection.modify(metadata=config.as_metadata())
         self.config = config
 
@@ -219,6 +226,7 @@ class ShortlistCollection:
             metadatas: n mappings, empty where there is none.
             old: document and metadata of those of `ids` that are there already.
         """
+        self._remember_key_orders(metadatas)
         # Chroma's own upsert merges: it keeps a metadata key or a document that the new record doesn't have.
         loses_document = [
             id_
@@ -250,7 +258,25 @@ class ShortlistCollection:
             documents, metadatas = answer["documents"] or [], answer["metadatas"] or []
             for id_, document, metadata in zip(answer["ids"], documents, metadatas, strict=True):
                 records[id_] = (document, dict(metadata or {}))
-        return {id_: records[id_] for id_ in ids if id_ in records}
+        if not all(self._key_orders.know(metadata) for _, metadata in records.values()):
+            self._read_key_orders()
+        return {id_: (records[id_][0], self._key_orders.sort(records[id_][1])) for id_ in ids if id_ in records}
+
+    def _read_key_orders(self) -> None:
+        """Learn what another client or process has added."""
+        stored = self._client.get_collection(self.name, embedding_function=None).metadata or {}
+        self._key_orders = key_orders(stored.get(f"{PREFIX}key_orders", ""))
+
+    def _remember_key_orders(self, metadatas: Sequence[Metadata]) -> None:
+        # Chroma stores no key with None.
+        stored = [{key: value for key, value in m.items() if value is not None} for m in metadatas]
+        if all(map(self._key_orders.know, stored)):
+            return
+        self._read_key_orders()
+        orders = self._key_orders.adding(stored, self._limits.value)
+        if orders.text != self._key_orders.text:
+            self._key_orders = orders
+            self.remember(self.config)
 
     def shortlist_vectors(self, ids: Sequence[str]) -> dict[str, Float32Array]:
         """Return what Chroma searches, float32 [shortlist_dim] an id; ids that are not there are left out."""
@@ -340,7 +366,8 @@ def pages(collection: Collection) -> Iterator[tuple[list[str], Float32Array, lis
         answer = collection.get(limit=size, offset=start, include=["embeddings", "documents", "metadatas"])
         if answer["ids"]:
             documents: list[str | None] = list(answer["documents"] or [])
-            metadatas: list[dict[str, Any]] = [dict(metadata or {}) for metadata in answer["metadatas"] or []]
+            # Chroma gives them in another order each time.
+            metadatas = [dict(sorted((metadata or {}).items())) for metadata in answer["metadatas"] or []]
             yield answer["ids"], np.asarray(answer["embeddings"], dtype=np.float32), documents, metadatas
 
 

@@ -425,3 +425,25 @@ def test_an_index_that_exists_is_used_as_it_is(words):
     index = TwoStageIndex(full_dim=64, shortlist_dim=8)
     MatryoshkaVectorStore(words, index=index).add_texts(["a"], ids=["a"])
     assert len(index) == 1
+
+
+@pytest.mark.parametrize("place", ["memory", "folder", "server"])
+def test_metadata_comes_back_in_the_order_in_which_it_was_added(words, place, tmp_path, server):
+    arguments = {"memory": {}, "folder": {"persist_directory": str(tmp_path)}, "server": {"client": server}}[place]
+    keys = {"a": ["z", "source", "page", "a", "m"], "b": ["title", "source", "a", "x"], "c": ["row", "file"]}
+    documents = [
+        Document(id=id_, page_content=id_, metadata={key: f"{key} of {id_}" for key in order})
+        for id_, order in keys.items()
+    ]
+    store = MatryoshkaVectorStore.from_documents(documents, words, collection_name=f"order-{place}", **arguments)
+    for _ in range(3):
+        for read in (
+            store.similarity_search("a", k=3),
+            store.max_marginal_relevance_search("a", k=3),
+            store.get_by_ids(list(keys)),
+            store.as_retriever().invoke("a"),
+            [Document(id=id_, page_content=id_, metadata=store.get(id_)["metadatas"][0]) for id_ in keys],
+        ):
+            assert {document.id: list(document.metadata) for document in read} == keys
+    store.update_document("b", Document(page_content="b", metadata={"new": 1, "a": 2}))
+    assert list(store.get_by_ids(["b"])[0].metadata) == [*keys["b"], "new"]
