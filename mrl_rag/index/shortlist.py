@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
+from mrl_rag.errors import PlainCollection
 from mrl_rag.index.checks import Metadata, Where
 from mrl_rag.index.chroma_errors import chroma_errors, chroma_input
 from mrl_rag.index.config import PREFIX, IndexConfig
@@ -18,6 +19,7 @@ from mrl_rag.truncation import Float32Array
 
 if TYPE_CHECKING:
     from chromadb.api import ClientAPI, ServerAPI
+    from chromadb.api.collection_configuration import CreateHNSWConfiguration
     from chromadb.api.models.Collection import Collection
 
 T = TypeVar("T")
@@ -36,6 +38,7 @@ _NEAREST, _EQUAL = 50, 1e-5
 _PAGE = 2000
 # Collections listed at a time.
 _LISTED = 100
+_COSINE: CreateHNSWConfiguration = {"space": "cosine"}
 _OLD = "-mrl_rag-old-"
 NEW = "-mrl_rag-new-"
 
@@ -52,7 +55,7 @@ class Limits:
 
     batch: int
     results: int
-    value: int
+    value: int = _VALUE
 
     @classmethod
     def of(cls, client: ClientAPI | ServerAPI) -> Limits:
@@ -60,7 +63,7 @@ class Limits:
         batch = client.get_max_batch_size() or 1000
         if str(client.get_settings().chroma_server_host or "").endswith(_CLOUD_HOST):
             return cls(min(batch, _CLOUD_LIMIT), _CLOUD_LIMIT, _CLOUD_VALUE)
-        return cls(batch, sys.maxsize, _VALUE)
+        return cls(batch, sys.maxsize)
 
     def batches(self, items: Sequence[T]) -> Iterator[Sequence[T]]:
         """Cut a sequence into parts that the client takes in one request."""
@@ -103,11 +106,12 @@ class ShortlistCollection:
 
     @classmethod
     def open(cls, client: ClientAPI, name: str) -> ShortlistCollection | None:
-        """Return the collection of that name, None where there is none.
+        """Return the collection of that name, None where there is none, or an empty one that `create` takes over.
 
         Raises:
             InvalidInput: Chroma doesn't take the name.
-            IndexMismatch: the collection wasn't made by mrl-rag, or by a newer format, or with another metric.
+            PlainCollection: the collection has records and wasn't filled by mrl-rag.
+            IndexMismatch: the collection was made by a newer format.
         """
         from chromadb.errors import NotFoundError
 
@@ -119,17 +123,24 @@ class ShortlistCollection:
                 if found is None:
                     return None
                 collection = found
-        stored = collection.metadata or {}
-        # Not `collection.configuration`: it warns of a missing embedding function.
-        settings = collection.configuration_json.get("hnsw") or collection.configuration_json.get("spann") or {}
-        space = settings.get("space", "cosine")
-        return cls(client, collection, IndexConfig.from_metadata(name, stored, space))
+        if not is_ours(collection):
+            records = collection.count()
+            if not records:
+                return None
+            raise PlainCollection(
+                f"collection {name!r} is a plain Chroma collection of {records} records, without the archive of full "
+                "vectors that a two-stage index needs. TwoStageIndex.from_chroma(collection, ...) makes one of it, "
+                "under its name with in_place=True; or use another collection name."
+            )
+        return cls(client, collection, IndexConfig.from_metadata(name, collection.metadata or {}))
 
     @classmethod
     def create(
         cls, client: ClientAPI, name: str, config: IndexConfig, hnsw: Mapping[str, Any] | None = None
     ) -> ShortlistCollection:
-        """Make a collection that remembers `config`.
+        """Make a collection that remembers `config`, or take over an empty one of that name.
+
+        Its metric may be any: the vectors are unit vectors, which each of Chroma's orders alike.
 
         Args:
             client: any chromadb client.
@@ -141,12 +152,16 @@ class ShortlistCollection:
             InvalidInput: Chroma doesn't take the name or the settings.
         """
         with chroma_input(f"collection={name!r}, hnsw={dict(hnsw or {})!r}"):
-            collection = client.create_collection(
-                name,
-                metadata=config.as_metadata(),
-                configuration={"hnsw": {**(hnsw or {}), "space": "cosine"}},  # type: ignore[arg-type]
-                embedding_function=None,
-            )
+            collection = _with_room(client, name, config.shortlist_dim)
+            if collection is None:
+                collection = client.create_collection(
+                    name,
+                    metadata=config.as_metadata(),
+                    configuration={"hnsw": {**(hnsw or {}), **_COSINE}},  # type: ignore[arg-type]
+                    embedding_function=None,
+                )
+            else:
+                collection.modify(metadata=config.as_metadata())
         return cls(client, collection, config)
 
     @property
@@ -334,6 +349,33 @@ class ShortlistCollection:
 def _unique(ids: Sequence[str]) -> list[str]:
     """Return each id once: Chroma refuses one that stands twice."""
     return list(dict.fromkeys(ids))
+
+
+def empty_collection(client: ClientAPI, name: str) -> Collection:
+    """Return the collection of that name; where there is none, an empty one that `ShortlistCollection` takes over.
+
+    Raises:
+        InvalidInput: Chroma doesn't take the name.
+    """
+    with chroma_input(f"collection={name!r}"):
+        return client.get_or_create_collection(name, configuration={"hnsw": _COSINE}, embedding_function=None)
+
+
+def _with_room(client: ClientAPI, name: str, dim: int) -> Collection | None:
+    """Return the collection of that name, which is empty; None where there is none, or where it is removed.
+
+    One that had records of another length takes no others.
+    """
+    from chromadb.errors import NotFoundError
+
+    try:
+        collection = client.get_collection(name, embedding_function=None)
+    except NotFoundError:
+        return None
+    if collection._model.dimension in (None, dim):
+        return collection
+    client.delete_collection(name)
+    return None
 
 
 def _renamed(client: ClientAPI, name: str) -> Collection | None:
