@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
+from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar, get_args
 
@@ -621,7 +622,7 @@ class TwoStageIndex:
             InvalidInput: `lambda_mult` is not a number from 0 to 1.
             MrlRagError: as `search` does.
         """
-        if not isinstance(lambda_mult, int | float) or not 0 <= lambda_mult <= 1:
+        if not isinstance(lambda_mult, Real) or not 0 <= lambda_mult <= 1:
             raise InvalidInput(f"lambda_mult is {lambda_mult!r}; it must be a number from 0 to 1.")
         fetch_k = max(check_k(k), check_k(fetch_k))
         answers = []
