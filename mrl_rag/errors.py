@@ -17,7 +17,7 @@ MrlRagError
 └── TwoStageIndexError
     ├── IndexMismatch
     │   ├── DimensionMismatch
-│   └── PlainCollection
+    │   └── PlainCollection
     ├── ArchiveError
     └── IndexNotWritable
 """

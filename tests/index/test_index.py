@@ -104,7 +104,7 @@ def test_delete_by_id_condition_and_both(filled):
     filled.delete(["id-10", "id-11"], where={"even": True})
     filled.delete(["id-12", "id-13"], where_document={"$contains": "text 13"})
     filled.delete(where={"even": True}, where_document={"$contains": "text 29"})
-    assert len(filled) == 282
+    assert len(filled) == 283
     assert [r.id for r in filled.get([f"id-{i}" for i in range(289, 300)])] == [
         *("id-289", "id-291", "id-293", "id-295", "id-297", "id-299")
     ]
