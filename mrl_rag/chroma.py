@@ -109,9 +109,14 @@ class MatryoshkaEmbeddingFunction(EmbeddingFunction[Documents]):
 
     @staticmethod
     def build_from_config(config: dict[str, Any]) -> MatryoshkaEmbeddingFunction:
-        """Make this again of what Chroma has stored."""
-        built = MatryoshkaEmbeddingFunction(**{key: config.get(key) for key in _SETTINGS})  # type: ignore[arg-type]
-        built._expected = config.get("fingerprint", "")
+        """Make this again of what Chroma has stored.
+
+        Raises:
+            InvalidInput: it isn't what `get_config` returns.
+        """
+        MatryoshkaEmbeddingFunction.validate_config(config)
+        built = MatryoshkaEmbeddingFunction(**{key: config[key] for key in _SETTINGS})
+        built._expected = config["fingerprint"]
         return built
 
     @staticmethod
@@ -119,12 +124,13 @@ class MatryoshkaEmbeddingFunction(EmbeddingFunction[Documents]):
         """Accept what `get_config` returns.
 
         Raises:
-            InvalidInput: something else stands in it.
+            InvalidInput: something is missing, or something else stands in it.
         """
-        unknown = set(config) - {*_SETTINGS, "fingerprint"}
-        if unknown:
+        given, known = set(config), {*_SETTINGS, "fingerprint"}
+        if given != known:
             raise InvalidInput(
-                f"the configuration holds {sorted(unknown)}, which this embedding function doesn't have."
+                f"the configuration lacks {sorted(known - given)} and has {sorted(given - known)}, which this "
+                "embedding function doesn't know; pass what get_config() returns."
             )
 
     def validate_config_update(self, old_config: dict[str, Any], new_config: dict[str, Any]) -> None:
@@ -142,4 +148,4 @@ class MatryoshkaEmbeddingFunction(EmbeddingFunction[Documents]):
 
     def _encode(self, texts: Documents, task: Task) -> Embeddings:
         dim = self._settings["dim"]
-        return [np.array(row) for row in self.encoder.encode(list(texts), task, dim)]  # type: ignore[arg-type]
+        return [np.array(row) for row in self.encoder.encode(texts, task, dim)]  # type: ignore[arg-type]

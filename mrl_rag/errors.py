@@ -16,7 +16,8 @@ MrlRagError
 ├── MissingExtra (ImportError)
 └── TwoStageIndexError
     ├── IndexMismatch
-    │   └── DimensionMismatch
+    │   ├── DimensionMismatch
+    │   └── PlainCollection
     ├── ArchiveError
     └── IndexNotWritable
 """
@@ -83,11 +84,15 @@ class TwoStageIndexError(MrlRagError):
 
 
 class IndexMismatch(TwoStageIndexError):
-    """The index was filled with another model, metric or format."""
+    """The index was filled with another model or format."""
 
 
 class DimensionMismatch(IndexMismatch):
     """The index holds vectors of another length."""
+
+
+class PlainCollection(IndexMismatch):
+    """Under the index's name is a collection that Chroma alone, or another wrapper of it, has filled."""
 
 
 class ArchiveError(TwoStageIndexError):

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from mrl_rag.chroma import MatryoshkaEmbeddingFunction
-from mrl_rag.errors import IndexMismatch, InvalidInput
+from mrl_rag.errors import IndexMismatch, InvalidInput, InvalidTexts
 from mrl_rag.testing import DeterministicEncoder
 
 TEXTS = ["a cat sleeps on the sofa", "the stock market fell", "rain and thunder"]
@@ -56,5 +56,14 @@ def test_what_vectors_depend_on_cannot_change():
     function.validate_config_update(config, config)
     with pytest.raises(InvalidInput, match="dim can't change from None to 8"):
         function.validate_config_update(config, config | {"dim": 8})
-    with pytest.raises(InvalidInput, match="'nonsense'"):
-        function.validate_config({"nonsense": 1})
+    for broken, said in (({}, "lacks.*'model'"), ({"dim": 10}, "lacks.*'model'"), (config | {"no": 1}, "'no'")):
+        for use in (function.validate_config, function.build_from_config):
+            with pytest.raises(InvalidInput, match=said):
+                use(broken)
+
+
+def test_a_string_is_not_its_characters():
+    function = MatryoshkaEmbeddingFunction(encoder=DeterministicEncoder(32), dim=8)
+    for embed in (function, function.embed_query):
+        with pytest.raises(InvalidTexts, match="abc"):
+            embed("abc")

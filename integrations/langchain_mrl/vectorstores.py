@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from langchain_core.documents import Document
@@ -15,7 +16,7 @@ from langchain_core.vectorstores import VectorStore
 from langchain_mrl.connection import check_metric, connect
 from langchain_mrl.embeddings import MatryoshkaEmbeddings
 from mrl_rag import Hit, Plan, Record, TwoStageIndex
-from mrl_rag.errors import InvalidIds, InvalidInput, InvalidTexts
+from mrl_rag.errors import InvalidIds, InvalidInput, InvalidTexts, PlainCollection
 
 if TYPE_CHECKING:
     from chromadb.api import ClientAPI
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from tqdm import tqdm
 
+# langchain_chroma's.
+_NAME = "langchain"
 # Texts embedded and committed together: an interruption loses no more than these.
 _BATCH = 512
 
@@ -47,10 +50,22 @@ class MatryoshkaVectorStore(VectorStore):
         store.similarity_search("a question", k=4, filter={"page": 1})
         store.as_retriever(search_kwargs={"k": 4})
 
-    The methods and arguments are those of `langchain_chroma.Chroma`, with these differences. Scores are cosines at
-    full dimension, -1 to 1: higher is nearer. Relevance scores are the same with negative ones at 0, so a
-    `score_threshold` of 0.5 asks for a cosine of 0.5; what is a good one depends on the embeddings. A record whose id
-    is there already is replaced whole. Two stores in memory have nothing in common. Unknown arguments are refused.
+    The methods and arguments are those of `langchain_chroma.Chroma`, with these differences.
+
+    - Scores are cosines at full dimension, -1 to 1: higher is nearer. Relevance scores are the same with negative ones
+      at 0, so a `score_threshold` of 0.5 asks for a cosine of 0.5; what is a good one depends on the embeddings.
+      `similarity_search_by_vector_with_relevance_scores` gives these, not distances.
+    - Vectors come back at unit length, as exact as the archive keeps them.
+    - A record whose id is there already is replaced whole. Of equal ids in one call the last is stored.
+    - `embedding` comes first, `client` fourth and `shortlist_dim` fifth; `MatryoshkaVectorStore("name", embeddings)`
+      works, too. What follows is given by name. `from_texts` and `from_documents` take `ids` fourth, and what follows
+      by name.
+    - `get` orders records by the ids given, or by id. A store whose collection was deleted is empty, and filled again
+      makes another.
+    - `_collection` is to be read: what is written to it past the store has no full vector.
+    - Two stores in memory have nothing in common. Unknown arguments are refused.
+    - There is no `add_images`, `encode_image`, `similarity_search_by_image`,
+      `similarity_search_by_image_with_relevance_score`, `fork` or `hybrid_search`.
 
     Filters are Chroma's, or plain dicts: several keys, or several operators of one key, mean all of them, at any depth.
 
@@ -66,7 +81,8 @@ class MatryoshkaVectorStore(VectorStore):
     `persist_directory` or `host`.
 
     Args:
-        embedding: any LangChain `Embeddings`; None for a store that is only searched by vector.
+        embedding: any LangChain `Embeddings`; None for a store that is only searched by vector. With the collection's
+            name here the embeddings may be second.
         collection_name: of the Chroma collection.
         persist_directory: a folder; None for memory, or where one of the next is given.
         client: a chromadb client.
@@ -82,18 +98,22 @@ class MatryoshkaVectorStore(VectorStore):
         client_settings: chromadb's.
         collection_metadata: None, or the metric of every two-stage index, {"hnsw:space": "cosine"}.
         collection_configuration: None, or the same as {"hnsw": {"space": "cosine"}}.
-        index: a `TwoStageIndex` to use instead of all of the above but `embedding`.
+        relevance_score_fn: makes a relevance score of the cosine distance, 1 - cosine, as `langchain_chroma` does; None
+            for the cosine itself, negative ones at 0.
+        create_collection_if_not_exists: False refuses a collection that isn't there.
+        index: a `TwoStageIndex` to use instead of all that says where it is.
 
     Raises:
-        InvalidInput: `embedding` is no embeddings, or two arguments exclude each other.
-        IndexMismatch: the collection was filled with another model, dimension or metric, or by plain Chroma.
+        InvalidInput: `embedding` is no embeddings, two arguments exclude each other, or the collection isn't there.
+        PlainCollection: the collection was filled by plain Chroma: `from_existing` makes a two-stage one of it.
+        IndexMismatch: the collection was filled with another model or dimension.
         TwoStageIndexError: as `TwoStageIndex` does.
     """
 
     def __init__(
         self,
-        embedding: Embeddings | None = None,
-        collection_name: str = "langchain",
+        embedding: Embeddings | str | None = None,
+        collection_name: str | Embeddings | None = _NAME,
         persist_directory: str | None = None,
         client: ClientAPI | None = None,
         shortlist_dim: int | None = None,
@@ -109,16 +129,12 @@ class MatryoshkaVectorStore(VectorStore):
         client_settings: Settings | None = None,
         collection_metadata: dict[str, Any] | None = None,
         collection_configuration: dict[str, Any] | None = None,
+        relevance_score_fn: Callable[[float], float] | None = None,
+        create_collection_if_not_exists: bool | None = True,
         index: TwoStageIndex | None = None,
     ) -> None:
-        if embedding is not None and embedding_function is not None:
-            raise InvalidInput("embedding and embedding_function are both given; they mean the same, so pass one.")
-        self._embedding = embedding if embedding is not None else embedding_function
-        if self._embedding is not None and not hasattr(self._embedding, "embed_query"):
-            raise InvalidInput(
-                f"embedding is {self._embedding!r}; it must be a LangChain Embeddings. The collection's name is "
-                "collection_name=."
-            )
+        self._embedding, name = _embedding_and_name(embedding, collection_name, embedding_function)
+        self._relevance_score_fn = relevance_score_fn
         check_metric(collection_metadata, collection_configuration)
         place = {
             "persist_directory": persist_directory,
@@ -140,16 +156,14 @@ class MatryoshkaVectorStore(VectorStore):
             if client is None:
                 self._client = connected
                 if (persist_directory or host or chroma_cloud_api_key) is not None:
-                    self._settings = place | {"embedding": self._embedding, "collection_name": collection_name}
-            ours = isinstance(self._embedding, MatryoshkaEmbeddings)
-            index = TwoStageIndex(
-                persist_directory if connected is None else None,
-                collection=collection_name,
-                full_dim=self._embedding.length if ours else None,  # type: ignore[union-attr]
-                shortlist_dim=shortlist_dim,
-                fingerprint=getattr(self._embedding, "fingerprint", None),
-                client=connected,
-            )
+                    self._settings = place | {"embedding": self._embedding, "collection_name": name}
+                    self._settings["relevance_score_fn"] = relevance_score_fn
+            length = self._embedding.length if isinstance(self._embedding, MatryoshkaEmbeddings) else None
+            fingerprint = getattr(self._embedding, "fingerprint", None)
+            folder = persist_directory if connected is None else None
+            with _plain_collection_explained(name):
+                index = TwoStageIndex(folder, name, length, shortlist_dim, fingerprint, connected)
+            index.collection(create=bool(create_collection_if_not_exists))
         self.index = index
 
     def close(self) -> None:
@@ -177,6 +191,11 @@ class MatryoshkaVectorStore(VectorStore):
         self.__init__(**settings)  # type: ignore[misc]
 
     @property
+    def _collection(self) -> Collection:
+        """The Chroma collection, which much code around LangChain reads."""
+        return self.index.collection()
+
+    @property
     def embeddings(self) -> Embeddings | None:
         """The embeddings it was made with."""
         return self._embedding
@@ -187,8 +206,8 @@ class MatryoshkaVectorStore(VectorStore):
         texts: Iterable[str],
         embedding: Embeddings | None = None,
         metadatas: Iterable[dict[Any, Any] | None] | None = None,
-        *,
         ids: Iterable[str | None] | None = None,
+        *,
         batch_size: int | None = None,
         progress: bool = False,
         **kwargs: Any,
@@ -214,8 +233,8 @@ class MatryoshkaVectorStore(VectorStore):
         texts: Iterable[str],
         embedding: Embeddings | None = None,
         metadatas: Iterable[dict[Any, Any] | None] | None = None,
-        *,
         ids: Iterable[str | None] | None = None,
+        *,
         batch_size: int | None = None,
         progress: bool = False,
         **kwargs: Any,
@@ -230,8 +249,8 @@ class MatryoshkaVectorStore(VectorStore):
         cls,
         documents: Iterable[Document],
         embedding: Embeddings | None = None,
-        *,
         ids: Iterable[str | None] | None = None,
+        *,
         batch_size: int | None = None,
         progress: bool = False,
         **kwargs: Any,
@@ -246,8 +265,8 @@ class MatryoshkaVectorStore(VectorStore):
         cls,
         documents: Iterable[Document],
         embedding: Embeddings | None = None,
-        *,
         ids: Iterable[str | None] | None = None,
+        *,
         batch_size: int | None = None,
         progress: bool = False,
         **kwargs: Any,
@@ -273,6 +292,7 @@ class MatryoshkaVectorStore(VectorStore):
         """Make a store of a Chroma collection that holds full vectors. Nothing is embedded again.
 
             MatryoshkaVectorStore.from_existing(chroma, persist_directory="./two_stage")   # a `langchain_chroma.Chroma`
+            MatryoshkaVectorStore.from_existing(chroma, in_place=True)                     # in its folder, by its name
             MatryoshkaVectorStore.from_existing(collection, embeddings, client=client)     # a chromadb collection
 
         The collection stays as it is, but for its name with `in_place`. After an interruption, call again: it goes on
@@ -282,38 +302,39 @@ class MatryoshkaVectorStore(VectorStore):
             existing: a `langchain_chroma.Chroma`, or a chromadb collection.
             embedding: what filled the collection; None takes that of `existing`.
             collection_name: of the new collection; None for the old one's, with "-two-stage" after it where `client` is
-                given.
+                given, or the folder that the old one is in.
             persist_directory: folder of the new store; None for memory, or where `client` is given.
             client: a chromadb client for the new store.
             shortlist_dim: length that Chroma will search; None for `TwoStageIndex`'s default.
-            in_place: give the new collection the name of the old one, which gets "-single-stage" after it. `client`
-                must be the one it is on.
+            in_place: give the new collection the place and name of the old one, which gets "-single-stage" after it.
             progress: show a bar when standard error is a terminal.
 
         Raises:
-            InvalidInput: `in_place` without `client`, or with `collection_name`.
+            InvalidInput: `in_place` with another place, or with `collection_name`.
+            PlainCollection: another collection of plain Chroma has the new one's name.
             IndexMismatch: the collection is a two-stage index already.
         """
         embedding = embedding if embedding is not None else getattr(existing, "embeddings", None)
         collection: Any = getattr(existing, "_collection", existing)
-        index = TwoStageIndex.from_chroma(
-            collection,
-            persist_directory,
-            collection_name,
-            client=client,
-            in_place=in_place,
-            shortlist_dim=shortlist_dim,
-            fingerprint=getattr(embedding, "fingerprint", None),
-            progress=progress,
-        )
+        with _plain_collection_explained(collection_name or collection.name):
+            index = TwoStageIndex.from_chroma(
+                collection,
+                persist_directory,
+                collection_name,
+                client=client,
+                in_place=in_place,
+                shortlist_dim=shortlist_dim,
+                fingerprint=getattr(embedding, "fingerprint", None),
+                progress=progress,
+            )
         return cls(embedding, index=index)
 
     def add_texts(
         self,
         texts: Iterable[str],
         metadatas: Iterable[dict[Any, Any] | None] | None = None,
-        *,
         ids: Iterable[str | None] | None = None,
+        *,
         batch_size: int | None = None,
         progress: bool = False,
         **kwargs: Any,
@@ -325,7 +346,7 @@ class MatryoshkaVectorStore(VectorStore):
 
         Args:
             texts: n strings.
-            metadatas: n dicts, None for a text without.
+            metadatas: n dicts, None for a text without; the last texts of a longer list have none.
             ids: n ids; None, or None in place of one, makes a new one. Of texts with equal ids the last is stored.
             batch_size: texts embedded and committed together; None for 512.
             progress: show a bar when standard error is a terminal.
@@ -336,7 +357,7 @@ class MatryoshkaVectorStore(VectorStore):
 
         Raises:
             InvalidTexts: `texts` is a bare string, or one of them is not a string.
-            InvalidIds: an id is not a string, or there are more or fewer than texts.
+            InvalidIds: an id is not a string, there are more or fewer than texts, or more metadatas than texts.
             InvalidInput: Chroma can't store a metadata.
             ValueError: generators of texts, metadatas and ids are not of one length.
         """
@@ -347,8 +368,8 @@ class MatryoshkaVectorStore(VectorStore):
         self,
         texts: Iterable[str],
         metadatas: Iterable[dict[Any, Any] | None] | None = None,
-        *,
         ids: Iterable[str | None] | None = None,
+        *,
         batch_size: int | None = None,
         progress: bool = False,
         **kwargs: Any,
@@ -424,6 +445,7 @@ class MatryoshkaVectorStore(VectorStore):
         *,
         filter: dict[str, Any] | None = None,
         where: dict[str, Any] | None = None,
+        where_document: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> bool | None:
         """Remove records; unknown ids are passed over.
@@ -432,20 +454,21 @@ class MatryoshkaVectorStore(VectorStore):
             ids: one or more; None for every record, or every one that meets the condition.
             filter: condition on metadata; with `ids`, a record must meet it to be removed.
             where: the same as `filter`.
+            where_document: condition on the text.
             **kwargs: none; the base class asks for it.
 
         Returns:
             True.
 
         Raises:
-            InvalidIds: the condition is empty and there are no ids. `delete()` removes everything.
+            InvalidIds: the conditions are empty and there are no ids. `delete()` removes everything.
         """
         _no_more(kwargs)
         condition = where if filter is None else filter
-        if ids is None and condition is None:
+        if ids is None and condition is None and where_document is None:
             self.index.clear()
         else:
-            self.index.delete([ids] if isinstance(ids, str) else ids, _where(condition))
+            self.index.delete([ids] if isinstance(ids, str) else ids, _where(condition), where_document)
         return True
 
     def delete_collection(self) -> None:
@@ -453,8 +476,9 @@ class MatryoshkaVectorStore(VectorStore):
         self.index.drop()
 
     def reset_collection(self) -> None:
-        """Start over with an empty collection: the same as `delete_collection`."""
+        """Start over with an empty collection."""
         self.index.drop()
+        self.index.collection(create=True)
 
     def get_by_ids(self, ids: Sequence[str], /) -> list[Document]:
         """Return documents in the order asked, each once, unknown ids left out."""
@@ -500,7 +524,12 @@ class MatryoshkaVectorStore(VectorStore):
         }
 
     def search_hits(
-        self, queries: Sequence[str], k: int = 4, filter: dict[str, Any] | None = None, **search: Any
+        self,
+        queries: Sequence[str],
+        k: int = 4,
+        filter: dict[str, Any] | None = None,
+        where_document: dict[str, Any] | None = None,
+        **search: Any,
     ) -> list[list[Hit]]:
         """Return the core's own hits of many questions, embedded and searched together.
 
@@ -508,20 +537,26 @@ class MatryoshkaVectorStore(VectorStore):
             queries: n questions.
             k: how many hits a question at most.
             filter: condition on metadata.
-            **search: `where_document`, a condition on the text; `plan`, a `Plan`; `score_threshold`, the lowest cosine;
-                `explain`, to give each hit its rank and score at each stage.
+            where_document: condition on the text, Chroma's operators.
+            **search: `plan`, a `Plan`; `score_threshold`, the lowest cosine; `explain`, to give each hit its rank and
+                score at each stage.
 
         Returns:
             n lists, best first.
         """
-        return self._search(self._embed_queries(queries), k, filter, **search)
+        return self._search(self._embed_queries(queries), k, filter, where_document, **search)
 
     async def asearch_hits(
-        self, queries: Sequence[str], k: int = 4, filter: dict[str, Any] | None = None, **search: Any
+        self,
+        queries: Sequence[str],
+        k: int = 4,
+        filter: dict[str, Any] | None = None,
+        where_document: dict[str, Any] | None = None,
+        **search: Any,
     ) -> list[list[Hit]]:
         """Return the core's own hits without blocking the event loop; see `search_hits`."""
         vectors = await self._aembed_queries(queries)
-        return await run_in_executor(None, self._search, vectors, k, filter, **search)
+        return await run_in_executor(None, self._search, vectors, k, filter, where_document, **search)
 
     def similarity_search(
         self, query: str, k: int = 4, filter: dict[str, Any] | None = None, **kwargs: Any
@@ -543,33 +578,63 @@ class MatryoshkaVectorStore(VectorStore):
         return [_document(hit) for hit in (await self.asearch_hits([query], k, filter, **kwargs))[0]]
 
     def similarity_search_with_score(
-        self, query: str, k: int = 4, filter: dict[str, Any] | None = None, **kwargs: Any
+        self,
+        query: str,
+        k: int = 4,
+        filter: dict[str, Any] | None = None,
+        where_document: dict[str, Any] | None = None,
+        **kwargs: Any,
     ) -> list[tuple[Document, float]]:
         """Return the k nearest documents to a question, each with its cosine at full dimension."""
-        return [(_document(hit), hit.score) for hit in self.search_hits([query], k, filter, **kwargs)[0]]
+        return [
+            (_document(hit), hit.score) for hit in self.search_hits([query], k, filter, where_document, **kwargs)[0]
+        ]
 
     async def asimilarity_search_with_score(
-        self, query: str, k: int = 4, filter: dict[str, Any] | None = None, **kwargs: Any
+        self,
+        query: str,
+        k: int = 4,
+        filter: dict[str, Any] | None = None,
+        where_document: dict[str, Any] | None = None,
+        **kwargs: Any,
     ) -> list[tuple[Document, float]]:
         """Return documents and cosines without blocking the event loop; see `similarity_search_with_score`."""
-        return [(_document(hit), hit.score) for hit in (await self.asearch_hits([query], k, filter, **kwargs))[0]]
+        return [
+            (_document(hit), hit.score)
+            for hit in (await self.asearch_hits([query], k, filter, where_document, **kwargs))[0]
+        ]
 
     def similarity_search_with_vectors(
-        self, query: str, k: int = 4, filter: dict[str, Any] | None = None, **kwargs: Any
+        self,
+        query: str,
+        k: int = 4,
+        filter: dict[str, Any] | None = None,
+        where_document: dict[str, Any] | None = None,
+        **kwargs: Any,
     ) -> list[tuple[Document, NDArray[Any]]]:
         """Return the k nearest documents to a question, each with its vector, float32 [full_dim]."""
-        hits = self.search_hits([query], k, filter, **kwargs)[0]
+        hits = self.search_hits([query], k, filter, where_document, **kwargs)[0]
         records = self.index.get([hit.id for hit in hits])
         return [(_document(record), record.vector) for record in records if record.vector is not None]
 
     def similarity_search_by_vector(
-        self, embedding: list[float], k: int = 4, filter: dict[str, Any] | None = None, **kwargs: Any
+        self,
+        embedding: list[float],
+        k: int = 4,
+        filter: dict[str, Any] | None = None,
+        where_document: dict[str, Any] | None = None,
+        **kwargs: Any,
     ) -> list[Document]:
         """Return the k nearest documents to a full vector."""
-        return [_document(hit) for hit in self._search([embedding], k, filter, **kwargs)[0]]
+        return [_document(hit) for hit in self._search([embedding], k, filter, where_document, **kwargs)[0]]
 
     def similarity_search_by_vector_with_score(
-        self, embedding: list[float], k: int = 4, filter: dict[str, Any] | None = None, **kwargs: Any
+        self,
+        embedding: list[float],
+        k: int = 4,
+        filter: dict[str, Any] | None = None,
+        where_document: dict[str, Any] | None = None,
+        **kwargs: Any,
     ) -> list[tuple[Document, float]]:
         """Return the k nearest documents to a full vector, each with its cosine at full dimension.
 
@@ -577,16 +642,24 @@ class MatryoshkaVectorStore(VectorStore):
             embedding: full_dim numbers.
             k: how many at most.
             filter: condition on metadata, a plain dict or Chroma's operators.
+            where_document: condition on the text, Chroma's operators.
             **kwargs: as for `similarity_search`.
         """
-        return [(_document(hit), hit.score) for hit in self._search([embedding], k, filter, **kwargs)[0]]
+        return [
+            (_document(hit), hit.score) for hit in self._search([embedding], k, filter, where_document, **kwargs)[0]
+        ]
 
     def similarity_search_by_vector_with_relevance_scores(
-        self, embedding: list[float], k: int = 4, filter: dict[str, Any] | None = None, **kwargs: Any
+        self,
+        embedding: list[float],
+        k: int = 4,
+        filter: dict[str, Any] | None = None,
+        where_document: dict[str, Any] | None = None,
+        **kwargs: Any,
     ) -> list[tuple[Document, float]]:
         """Return the k nearest documents to a full vector, each with its relevance, 0 to 1; higher is nearer."""
         relevance = self._select_relevance_score_fn()
-        scored = self.similarity_search_by_vector_with_score(embedding, k, filter, **kwargs)
+        scored = self.similarity_search_by_vector_with_score(embedding, k, filter, where_document, **kwargs)
         return [(document, relevance(score)) for document, score in scored]
 
     def max_marginal_relevance_search(
@@ -596,6 +669,7 @@ class MatryoshkaVectorStore(VectorStore):
         fetch_k: int = 20,
         lambda_mult: float = 0.5,
         filter: dict[str, Any] | None = None,
+        where_document: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> list[Document]:
         """Return k documents that are near a question and unlike each other, in the order they were chosen.
@@ -606,10 +680,13 @@ class MatryoshkaVectorStore(VectorStore):
             fetch_k: how many of the nearest to choose from.
             lambda_mult: 1 for the nearest only, 0 for the most different.
             filter: condition on metadata, a plain dict or Chroma's operators.
-            **kwargs: `where_document`, a condition on the text; `plan`, a `Plan`.
+            where_document: condition on the text, Chroma's operators.
+            **kwargs: `plan`, a `Plan`.
         """
         vector = self._embed_queries([query])[0]
-        return self.max_marginal_relevance_search_by_vector(vector, k, fetch_k, lambda_mult, filter, **kwargs)
+        return self.max_marginal_relevance_search_by_vector(
+            vector, k, fetch_k, lambda_mult, filter, where_document, **kwargs
+        )
 
     async def amax_marginal_relevance_search(
         self,
@@ -618,12 +695,21 @@ class MatryoshkaVectorStore(VectorStore):
         fetch_k: int = 20,
         lambda_mult: float = 0.5,
         filter: dict[str, Any] | None = None,
+        where_document: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> list[Document]:
         """Return diverse documents without blocking the event loop; see `max_marginal_relevance_search`."""
         vector = (await self._aembed_queries([query]))[0]
         return await run_in_executor(
-            None, self.max_marginal_relevance_search_by_vector, vector, k, fetch_k, lambda_mult, filter, **kwargs
+            None,
+            self.max_marginal_relevance_search_by_vector,
+            vector,
+            k,
+            fetch_k,
+            lambda_mult,
+            filter,
+            where_document,
+            **kwargs,
         )
 
     def max_marginal_relevance_search_by_vector(
@@ -651,7 +737,9 @@ class MatryoshkaVectorStore(VectorStore):
         plan: Plan | None = None,
         score_threshold: float | None = None,
         explain: bool = False,
+        **kwargs: Any,
     ) -> list[list[Hit]]:
+        _no_more(kwargs)
         return self.index.search(
             vectors, k, plan, _where(filter), where_document, score_threshold=score_threshold, explain=explain
         )
@@ -702,6 +790,9 @@ class MatryoshkaVectorStore(VectorStore):
             yield _Batch(names, list(kept), [text for text, _ in kept.values()], [note for _, note in kept.values()])
 
     def _select_relevance_score_fn(self) -> Callable[[float], float]:
+        given = self._relevance_score_fn
+        if given is not None:
+            return lambda cosine: given(1.0 - cosine)
         return lambda cosine: min(max(cosine, 0.0), 1.0)
 
     @property
@@ -711,8 +802,43 @@ class MatryoshkaVectorStore(VectorStore):
         return self._embedding
 
 
+def _embedding_and_name(
+    embedding: Embeddings | str | None, name: str | Embeddings | None, embedding_function: Embeddings | None
+) -> tuple[Embeddings | None, str]:
+    """Tell embeddings and name apart: langchain_chroma has the name first."""
+    if isinstance(embedding, str) and (name == _NAME or not isinstance(name, str)):
+        embedding, name = None if isinstance(name, str) else name, embedding
+    if embedding is not None and embedding_function is not None:
+        raise InvalidInput("embedding and embedding_function are both given; they mean the same, so pass one.")
+    chosen = embedding if embedding is not None else embedding_function
+    if isinstance(chosen, str) or not (chosen is None or hasattr(chosen, "embed_query")):
+        raise InvalidInput(
+            f"embedding is {chosen!r}; it must be a LangChain Embeddings. The collection's name is collection_name=."
+        )
+    if not isinstance(name, str):
+        raise InvalidInput(f"collection_name is {name!r}; it must be a string.")
+    return chosen, name
+
+
+@contextmanager
+def _plain_collection_explained(name: str) -> Iterator[None]:
+    """Say it in the words of this class."""
+    try:
+        yield
+    except PlainCollection as error:
+        raise PlainCollection(
+            f"collection {name!r} was filled by plain Chroma, single-stage. MatryoshkaVectorStore.from_existing("
+            "Chroma(...), in_place=True) makes a two-stage one of it and embeds nothing again; or use another "
+            "collection_name."
+        ) from error
+
+
 def _document(found: Hit | Record) -> Document:
     return Document(id=found.id, page_content=found.document or "", metadata=found.metadata)
+
+
+def _scored(hits: Sequence[Hit]) -> list[tuple[Document, float]]:
+    return [(_document(hit), hit.score) for hit in hits]
 
 
 def _where(filter: dict[str, Any] | None) -> dict[str, Any] | None:
@@ -742,6 +868,8 @@ def _pairs(
     for name, strings in (("texts", texts), ("ids", ids)):
         if isinstance(strings, str):
             raise InvalidTexts(f"{name} is a single string ({strings[:40]!r}); pass a list of strings.")
+    if isinstance(texts, Sized) and isinstance(metadatas, Sequence):
+        metadatas = [*metadatas, *[None] * (len(texts) - len(metadatas))]
     # LangChain's callers pass [] where they have none.
     columns = {"texts": texts, "metadatas": metadatas or None, "ids": ids or None}
     given: dict[str, Iterable[Any]] = {name: column for name, column in columns.items() if column is not None}
@@ -775,4 +903,5 @@ def _length(items: Iterable[Any]) -> int | None:
 
 def _no_more(kwargs: dict[str, Any]) -> None:
     if kwargs:
-        raise TypeError(f"unexpected arguments: {', '.join(kwargs)}")
+        hint = "; fetch_k and lambda_mult are for search_type='mmr'" if {"fetch_k", "lambda_mult"} & set(kwargs) else ""
+        raise TypeError(f"unexpected arguments: {', '.join(kwargs)}{hint}")

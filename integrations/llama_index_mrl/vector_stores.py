@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from llama_index.core.bridge.pydantic import ConfigDict, Field, PrivateAttr
@@ -20,7 +20,7 @@ from llama_index.core.vector_stores.utils import metadata_dict_to_node, node_to_
 
 from llama_index_mrl.filters import Where, condition
 from mrl_rag import Hit, Plan, Record, TwoStageIndex
-from mrl_rag.errors import IndexMismatch, InvalidInput
+from mrl_rag.errors import InvalidInput
 
 if TYPE_CHECKING:
     from chromadb.api import ClientAPI
@@ -56,6 +56,11 @@ class MatryoshkaVectorStore(BasePydanticVectorStore):
     `to_dict` and pickle carry where the index is, not what it holds; one in memory can't be pickled. `copy.deepcopy`
     shares the index.
 
+    It stands in for `ChromaVectorStore`, with these differences. Similarities are not exp(-distance). A node whose id
+    is there already is replaced. `client` is the chromadb client; `index.collection()` is the collection. `get_nodes`
+    gives nodes in the order asked, or of their ids. `collection_name` comes first, and may be the collection itself.
+    Unknown arguments are refused.
+
     Args:
         collection_name: of the Chroma collection.
         persist_dir: a folder; None for memory, or where a client, collection or host is given.
@@ -67,20 +72,23 @@ class MatryoshkaVectorStore(BasePydanticVectorStore):
         port: of the server.
         ssl: whether the server wants https.
         headers: sent to the server, as for authorisation; `to_dict` leaves them out.
-        chroma_collection: gives client and name. It is a two-stage index's, or an empty one: that is replaced by one
-            of the same name, so get the collection anew where you use it by itself.
+        chroma_collection: gives client and name. It is a two-stage index's, or an empty one, which is taken over.
+        collection_kwargs: None, or the metric of every two-stage index, as "metadata" or "configuration".
         index: a `TwoStageIndex` to use instead of all of the above.
-        **fields: `BasePydanticVectorStore`'s own.
+        **fields: `flat_metadata`, and `BasePydanticVectorStore`'s own.
 
     Raises:
-        IndexMismatch: the collection was filled with another model, dimension or metric, or single-stage:
-            `TwoStageIndex.from_chroma` makes a two-stage index of it without encoding.
+        InvalidInput: `collection_kwargs` asks for another metric or setting.
+        PlainCollection: the collection was filled single-stage: `TwoStageIndex.from_chroma` makes a two-stage index of
+            it without encoding.
+        IndexMismatch: the collection was filled with another model or dimension.
         TwoStageIndexError: as `TwoStageIndex` does.
     """
 
     model_config = ConfigDict(extra="forbid")
 
     stores_text: bool = True
+    flat_metadata: bool = Field(default=False, description="Refuse nodes with lists or dicts in their metadata.")
     collection_name: str = Field(default="llama_index", description="Name of the Chroma collection.")
     persist_dir: str | None = Field(default=None, description="A folder; None for memory or a server.")
     full_dim: int | None = Field(default=None, description="Length of the vectors.")
@@ -95,7 +103,7 @@ class MatryoshkaVectorStore(BasePydanticVectorStore):
 
     def __init__(
         self,
-        collection_name: str = "llama_index",
+        collection_name: str | Collection = "llama_index",
         persist_dir: str | None = None,
         client: ClientAPI | None = None,
         full_dim: int | None = None,
@@ -107,14 +115,20 @@ class MatryoshkaVectorStore(BasePydanticVectorStore):
         ssl: bool = False,
         headers: dict[str, str] | None = None,
         chroma_collection: Collection | None = None,
+        collection_kwargs: Mapping[str, Any] | None = None,
         index: TwoStageIndex | None = None,
         **fields: Any,
     ) -> None:
-        if chroma_collection is not None:
-            client, collection_name = _client_with_room(chroma_collection), chroma_collection.name
-        elif host is not None:
-            import chromadb
+        import chromadb
 
+        _check_collection(collection_kwargs or {})
+        if not isinstance(collection_name, str):
+            # ChromaVectorStore takes the collection first.
+            chroma_collection, collection_name = collection_name, collection_name.name
+        if chroma_collection is not None:
+            collection_name, place = chroma_collection.name, (chroma_collection.tenant, chroma_collection.database)
+            client = chromadb.Client(chroma_collection._client.get_settings(), *place)
+        elif host is not None:
             client = chromadb.HttpClient(host, int(port or 8000), ssl, dict(headers or {}))
         if index is None:
             index = TwoStageIndex(persist_dir, collection_name, full_dim, shortlist_dim, fingerprint, client=client)
@@ -148,7 +162,7 @@ class MatryoshkaVectorStore(BasePydanticVectorStore):
             ssl: whether the server wants https.
             headers: sent to the server.
             persist_dir: a folder, instead of the server.
-            **kwargs: the constructor's other arguments.
+            **kwargs: the constructor's other arguments, `collection_kwargs` among them.
 
         Raises:
             InvalidInput: neither a folder nor a server is given.
@@ -208,7 +222,7 @@ class MatryoshkaVectorStore(BasePydanticVectorStore):
                 list(chosen),
                 [node.get_embedding() for node in chosen.values()],
                 [node.get_content(metadata_mode=MetadataMode.NONE) for node in chosen.values()],
-                [_metadata(node) for node in chosen.values()],
+                [self._metadata(node) for node in chosen.values()],
             )
         return [node.node_id for node in nodes]
 
@@ -273,7 +287,9 @@ class MatryoshkaVectorStore(BasePydanticVectorStore):
         Args:
             query: LlamaIndex's query; `query_embedding` is a full vector. `doc_ids` and `node_ids` restrict it, but
                 for no node ids, or those of image and index nodes alone: LlamaIndex's `VectorStoreIndex` passes those
-                it has added with every query, and means all nodes.
+                it has added with every query, and means all nodes. Where there is neither a vector nor a text, the
+                first `similarity_top_k` nodes that meet the conditions come in the order of their ids, without
+                similarities: so `VectorIndexAutoRetriever` asks for filters alone.
             plan: dimensions and shortlist sizes; None for the index's default.
             where: condition on metadata, in Chroma's language, besides the query's filters.
             where_document: condition on the text, in Chroma's language.
@@ -286,24 +302,31 @@ class MatryoshkaVectorStore(BasePydanticVectorStore):
             Nodes, their cosines and ids: nearest first, or in the order in which MMR chose them.
 
         Raises:
-            InvalidInput: a mode this store doesn't have, a filter with a value of the wrong kind, or no embedding.
+            InvalidInput: a mode this store doesn't have, a filter with a value of the wrong kind, or a text without an
+                embedding.
             InvalidPlan: `similarity_top_k` is less than 1.
         """
-        if query.query_embedding is None:
-            raise InvalidInput(
-                "the query has no embedding; search this store through an index or retriever, or call get_nodes."
-            )
+        if query.mode not in (VectorStoreQueryMode.DEFAULT, VectorStoreQueryMode.MMR):
+            mode = getattr(query.mode, "value", query.mode)
+            raise InvalidInput(f"mode={mode!r}: this store has 'default' and 'mmr'.")
         if query.doc_ids is not None:
             within = {_SOURCE: {"$in": list(query.doc_ids)}}
             where = {"$and": [within, where]} if where else within
         if query.doc_ids == []:
             return _result([])
         ids, where = self._narrowed(self._restriction(query.node_ids), query.filters, where)
-        vectors, k = [query.query_embedding], query.similarity_top_k
+        k = query.similarity_top_k
+        if query.query_embedding is None or not len(query.query_embedding):
+            if query.query_str:
+                raise InvalidInput(
+                    f"the query {query.query_str[:40]!r} has no embedding; search this store through an index or "
+                    "retriever, or call get_nodes."
+                )
+            nodes = [_node(record) for record in self._index.get(ids, where, where_document, limit=k)]
+            return VectorStoreQueryResult(nodes=nodes, ids=[node.node_id for node in nodes])
+        vectors = [query.query_embedding]
         if query.mode == VectorStoreQueryMode.DEFAULT:
             return _result(self._index.search(vectors, k, plan, where, where_document, ids=ids)[0])
-        if query.mode != VectorStoreQueryMode.MMR:
-            raise InvalidInput(f"mode={query.mode.value!r}: this store has 'default' and 'mmr'.")
         if mmr_prefetch_factor is not None and mmr_prefetch_k is not None:
             raise InvalidInput("mmr_prefetch_factor and mmr_prefetch_k are both given; pass one of them.")
         fetch_k = mmr_prefetch_k or int(k * (mmr_prefetch_factor or _MMR_PREFETCH))
@@ -315,6 +338,14 @@ class MatryoshkaVectorStore(BasePydanticVectorStore):
     async def aquery(self, query: VectorStoreQuery, **kwargs: Any) -> VectorStoreQueryResult:
         """As `query`, without blocking the event loop."""
         return await asyncio.to_thread(self.query, query, **kwargs)
+
+    def _metadata(self, node: BaseNode) -> dict[str, Any]:
+        """Return what Chroma stores beside the text: the node itself as JSON, and of its metadata what Chroma holds."""
+        try:
+            metadata = node_to_metadata_dict(node, remove_text=True, flat_metadata=self.flat_metadata)
+        except ValueError as error:
+            raise InvalidInput(f"node {node.node_id!r}, flat_metadata={self.flat_metadata}: {error}.") from error
+        return {key: value for key, value in metadata.items() if _storable(value)}
 
     def _restriction(self, node_ids: list[str] | None) -> list[str] | None:
         if not node_ids:
@@ -353,7 +384,8 @@ def _node(found: Hit | Record) -> BaseNode:
     node = metadata_dict_to_node(found.metadata, text=found.document or None)
     # Another framework, or plain Chroma, may have changed the record since; it changes what Chroma holds.
     own = {key: value for key, value in node.metadata.items() if key in _INTERNAL or not _storable(value)}
-    node.metadata = {key: value for key, value in found.metadata.items() if key not in _INTERNAL} | own
+    now = {key: value for key, value in found.metadata.items() if key not in _INTERNAL} | own
+    node.metadata = {key: now[key] for key in (*node.metadata, *now) if key in now}
     return node
 
 
@@ -365,32 +397,21 @@ def _as_added(metadata: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in own.items() if not _storable(value)} | metadata
 
 
-def _metadata(node: BaseNode) -> dict[str, Any]:
-    """Return what Chroma stores beside the text: the node itself as JSON, and of its metadata what Chroma can hold."""
-    metadata = node_to_metadata_dict(node, remove_text=True)
-    return {key: value for key, value in metadata.items() if _storable(value)}
-
-
 def _storable(value: Any) -> bool:
     if isinstance(value, list):
         return bool(value) and len({type(part) for part in value}) == 1 and not isinstance(value[0], list | dict | None)
     return isinstance(value, str | int | float)
 
 
-def _client_with_room(collection: Collection) -> ClientAPI:
-    """Return a client for the place of a collection, where an empty single-stage one makes room."""
-    import chromadb
-
-    client = chromadb.Client(collection._client.get_settings(), collection.tenant, collection.database)
-    if not any(key.startswith("mrl_rag:") for key in collection.metadata or {}):
-        if collection.count():
-            raise IndexMismatch(
-                f"collection {collection.name!r} is single-stage and holds {collection.count()} records. Make a "
-                "two-stage index of it, without encoding, and pass it: "
-                "index=TwoStageIndex.from_chroma(collection, client=client, in_place=True)."
+def _check_collection(settings: Mapping[str, Any]) -> None:
+    """Take what asks for the metric that a two-stage index has anyway."""
+    cosine = {"metadata": {"hnsw:space": "cosine"}, "configuration": {"hnsw": {"space": "cosine"}}}
+    for name, given in settings.items():
+        if given and given != cosine.get(name):
+            raise InvalidInput(
+                f"collection_kwargs has {name}={given!r}; the metric of a two-stage index is cosine, and its "
+                "collection's metadata is its own. Leave it out; `store.index.reindex(hnsw={...})` changes the graph."
             )
-        client.delete_collection(collection.name)
-    return client
 
 
 def _place(index: TwoStageIndex) -> dict[str, Any]:

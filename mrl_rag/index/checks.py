@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping, Sequence
+from numbers import Real
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -103,11 +104,11 @@ def check_threshold(threshold: float | None) -> float | None:
     Raises:
         InvalidInput: not a number.
     """
-    if threshold is not None and (
-        isinstance(threshold, bool) or not isinstance(threshold, int | float) or np.isnan(threshold)
-    ):
+    if threshold is None:
+        return None
+    if isinstance(threshold, bool) or not isinstance(threshold, Real) or np.isnan(float(threshold)):
         raise InvalidInput(f"score_threshold is {threshold!r}; it must be a cosine from -1 to 1, or None.")
-    return threshold
+    return float(threshold)
 
 
 def check_metadatas(metadatas: Sequence[Metadata | None], first: int = 0) -> list[Metadata]:
@@ -160,6 +161,6 @@ def check_recall(recall: object) -> float:
     Raises:
         InvalidInput: not a number above 0 and up to 1.
     """
-    if isinstance(recall, bool) or not isinstance(recall, int | float) or not 0 < recall <= 1:
+    if isinstance(recall, bool) or not isinstance(recall, Real) or not 0 < float(recall) <= 1:
         raise InvalidInput(f"recall is {recall!r}; it must be a number above 0 and up to 1, as in recall=0.99.")
     return float(recall)

@@ -32,6 +32,7 @@ class IndexConfig:
         target_recall: of the exact top 10, that the choice of dimension and size aims at.
         recall: what the choice reached on vectors left out of the fit; 0.0 as long as it wasn't measured.
         measured_records: how many records there were then.
+        key_orders: the orders of metadata keys, as `KeyOrders.text`.
     """
 
     full_dim: int
@@ -46,6 +47,7 @@ class IndexConfig:
     target_recall: float = 0.99
     recall: float = 0.0
     measured_records: int = 0
+    key_orders: str = ""
 
     @property
     def fitted(self) -> bool:
@@ -57,31 +59,20 @@ class IndexConfig:
         return {f"{PREFIX}format": FORMAT} | {f"{PREFIX}{key}": value for key, value in asdict(self).items()}
 
     @classmethod
-    def from_metadata(cls, name: str, stored: Mapping[str, Any], space: str) -> IndexConfig:
+    def from_metadata(cls, name: str, stored: Mapping[str, Any]) -> IndexConfig:
         """Read it back.
 
         Args:
             name: the collection's.
             stored: the collection's metadata.
-            space: the collection's metric.
 
         Raises:
-            IndexMismatch: a plain collection, another format or metric, or metadata that is damaged.
+            IndexMismatch: another format, or metadata that is damaged.
         """
-        if f"{PREFIX}format" not in stored:
-            raise IndexMismatch(
-                f"collection {name!r} is a plain Chroma collection (metric {space!r}), without the archive of full "
-                "vectors that a two-stage index needs. TwoStageIndex.from_chroma(collection, ...) makes one of it; "
-                "or use another collection name."
-            )
         if stored[f"{PREFIX}format"] != FORMAT:
             raise IndexMismatch(
                 f"collection {name!r} has format {stored[f'{PREFIX}format']}; this version of mrl-rag reads format "
                 f"{FORMAT}. Fill a new collection, or use the version of mrl-rag that filled this one."
-            )
-        if space != "cosine":
-            raise IndexMismatch(
-                f"collection {name!r} has metric {space!r}; a two-stage index has 'cosine'. Fill a new collection."
             )
         known = {key: stored[f"{PREFIX}{key}"] for key in cls.__dataclass_fields__ if f"{PREFIX}{key}" in stored}
         dims = known.get("full_dim"), known.get("shortlist_dim")

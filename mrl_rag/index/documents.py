@@ -21,6 +21,9 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any, TypeAlias, TypeVar
 
+from mrl_rag.index.config import PREFIX
+from mrl_rag.index.key_order import key_orders
+
 T = TypeVar("T")
 Document: TypeAlias = tuple[str | None, dict[str, Any]]
 
@@ -34,6 +37,7 @@ _UNAPPLIED = """
     SELECT EXISTS(SELECT 1 FROM embeddings_queue WHERE topic LIKE '%/' || ? AND seq_id > coalesce(
         (SELECT seq_id FROM max_seq_id WHERE segment_id = ?), -1))
 """
+_KEY_ORDERS = f"SELECT str_value FROM collection_metadata WHERE collection_id = ? AND key = '{PREFIX}key_orders'"
 # One row per value, or item of a list; with key NULL for a record without any.
 _VALUES = """
     WITH chosen AS (SELECT id, embedding_id FROM embeddings WHERE segment_id = ? AND embedding_id IN ({marks}))
@@ -66,7 +70,12 @@ class DocumentReader:
                 sql = "SELECT id FROM segments WHERE collection = ? AND scope = 'METADATA'"
                 (self._segment,) = connection.execute(sql, (self._collection,)).fetchone() or ("",)
             unapplied = connection.execute(_UNAPPLIED, (self._collection, self._segment)).fetchone()
-            return None if unapplied[0] else _records(connection, self._segment, ids)
+            records = None if unapplied[0] else _records(connection, self._segment, ids)
+            if records is None:
+                return None
+            (remembered,) = connection.execute(_KEY_ORDERS, (self._collection,)).fetchone() or ("",)
+            orders = key_orders(remembered)
+            return {id_: (document, orders.sort(metadata)) for id_, (document, metadata) in records.items()}
 
         return None if self._file is None else self._file.consistent(work)
 

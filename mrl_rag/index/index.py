@@ -7,9 +7,11 @@ import os
 import uuid
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from itertools import islice
+from numbers import Real
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar, get_args
 
 import numpy as np
@@ -44,7 +46,7 @@ from mrl_rag.index.plan import Plan, check_k, check_plan
 from mrl_rag.index.rebuild import rebuild
 from mrl_rag.index.rotation import explained_energy
 from mrl_rag.index.search import Hit, Request, Searcher, max_exact, mmr
-from mrl_rag.index.shortlist import ShortlistCollection, is_ours, leftovers, pages
+from mrl_rag.index.shortlist import ShortlistCollection, empty_collection, is_ours, leftovers, pages
 from mrl_rag.index.storage import Storage, Stores
 from mrl_rag.index.verify import Report, verify
 from mrl_rag.tasks import check_texts
@@ -134,7 +136,8 @@ class TwoStageIndex:
         InvalidInput: Chroma doesn't take the collection's name, there is no such precision, `recall` is out of range,
             or both `path` and `client` are given.
         DimensionMismatch: the stored index has other dimensions.
-        IndexMismatch: the stored index has another fingerprint, precision, metric or format, or is a plain collection.
+        PlainCollection: the collection has records and wasn't filled by a two-stage index. An empty one is taken over.
+        IndexMismatch: the stored index has another fingerprint, precision or format.
         ArchiveError: the archive is missing or damaged.
         IndexNotWritable: the folder can't be made or written.
     """
@@ -212,15 +215,16 @@ class TwoStageIndex:
 
             TwoStageIndex.from_chroma(collection, "./db")                            # beside it, in a folder
             TwoStageIndex.from_chroma(collection, client=client)                     # as "<name>-two-stage"
-            TwoStageIndex.from_chroma(collection, client=client, in_place=True)      # under its name
+            TwoStageIndex.from_chroma(collection, in_place=True)                     # where it is, under its name
 
         Args:
             collection: what to read, of any chromadb client.
-            path: folder of the new index; None for memory, or where `client` is given.
-            name: of the new collection; None for the old one's, with "-two-stage" after it where `client` is given.
+            path: folder of the new index, which may be the collection's; None for memory, or where `client` is given.
+            name: of the new collection; None for the old one's, with "-two-stage" after it where both may be in one
+                place: where `client` is given, or the collection's own folder.
             client: a chromadb client to use instead of `path`.
             in_place: give the new index the collection's name, and the collection that name with "-single-stage" after
-                it. `client` must be the one the collection is on.
+                it. It stays where it is: leave `path` and `client` out, or pass the collection's own.
             shortlist_dim: as for `TwoStageIndex`.
             fingerprint: of the encoder that filled the collection.
             rotation: as for `TwoStageIndex`.
@@ -228,13 +232,15 @@ class TwoStageIndex:
             progress: show a bar when standard error is a terminal.
 
         Raises:
-            InvalidInput: `in_place` without `client`, or with `name`.
+            InvalidInput: `in_place` with another folder, or with `name`.
             IndexMismatch: the collection is a two-stage index already.
         """
         from tqdm import tqdm
 
+        if client is None and ((in_place and path is None) or _is_in(collection, path)):
+            client, path = _client_of(collection), None
         if in_place and (client is None or name is not None):
-            raise InvalidInput("in_place=True needs client=, the one the collection is on, and no name.")
+            raise InvalidInput(f"in_place=True leaves the collection where it is; path={path!r}, name={name!r}.")
         if is_ours(collection):
             raise IndexMismatch(f"collection {collection.name!r} is a two-stage index; open it as one.")
         target = name or (f"{collection.name}-two-stage" if client is not None else collection.name)
@@ -293,6 +299,27 @@ class TwoStageIndex:
     def client(self) -> ClientAPI:
         """The chromadb client this index is on."""
         return self._storage.client
+
+    def collection(self, create: bool = False) -> Collection:
+        """Return the Chroma collection, to read from. What is written to it past the index has no full vector.
+
+        `reindex`, and an index that outgrows an exact search, put another collection in its place.
+
+        Args:
+            create: make it where nothing was stored yet; it is empty, and the index takes it over.
+
+        Raises:
+            InvalidInput: there is none, or Chroma doesn't take the name.
+        """
+        from chromadb.errors import NotFoundError
+
+        with chroma_errors():
+            if self._open() is None and create:
+                return empty_collection(self.client, self._name)
+            try:
+                return self.client.get_collection(self._name, embedding_function=None)
+            except NotFoundError:
+                raise InvalidInput(f"there is no collection {self._name!r}; store a record, or make it.") from None
 
     def __len__(self) -> int:
         """Return how many records there are."""
@@ -371,27 +398,36 @@ class TwoStageIndex:
         check_texts(texts, first)
         check_metadatas(metadatas or [], first)
 
-    def delete(self, ids: Sequence[str] | None = None, where: Where | None = None) -> None:
-        """Remove records by id, by a condition on their metadata, or by both.
+    def delete(
+        self,
+        ids: Sequence[str] | None = None,
+        where: Where | None = None,
+        where_document: Where | None = None,
+    ) -> None:
+        """Remove records by id, by conditions on their metadata and text, or by all of these.
 
         Args:
             ids: strings; those that are not there are passed over.
-            where: a condition in Chroma's language; a record must meet it to be removed.
+            where: a condition on metadata in Chroma's language; a record must meet it to be removed.
+            where_document: the same of the document.
 
         Raises:
-            InvalidIds: neither is given (`clear` removes everything), or an id is not a non-empty string.
-            InvalidInput: the condition isn't in Chroma's language.
+            InvalidIds: nothing is given (`clear` removes everything), or an id is not a non-empty string.
+            InvalidInput: a condition isn't in Chroma's language.
         """
-        if ids is None and not where:
-            raise InvalidIds(f"ids is None and where is {where!r}; say which records go, or call clear().")
+        if ids is None and not where and not where_document:
+            raise InvalidIds(
+                f"ids is None, where is {where!r} and where_document {where_document!r}; say which records go, or "
+                "call clear()."
+            )
         wanted = None if ids is None else check_ids(ids, unique=False)
-        where, _ = check_where(where, None)
+        where, where_document = check_where(where, where_document)
         with self._writing():
             opened = self._open()
             if opened is None:
                 return
-            if where is not None:
-                matching = opened.stores.shortlist.ids(where, None)
+            if where is not None or where_document is not None:
+                matching = opened.stores.shortlist.ids(where, where_document)
                 wanted = matching if wanted is None else sorted(set(wanted) & set(matching))
             writer.delete(opened.stores, wanted or [])
 
@@ -405,9 +441,13 @@ class TwoStageIndex:
 
         Others may be reading: they get the records as they were, or none.
         """
+        from chromadb.errors import NotFoundError
+
         with self._writing():
             opened = self._open()
             if opened is None:
+                with suppress(NotFoundError):
+                    self.client.delete_collection(self._name)
                 return
             # Chroma first: a crash in between leaves an archive that no collection names.
             self.client.delete_collection(opened.stores.shortlist.name)
@@ -618,7 +658,7 @@ class TwoStageIndex:
             InvalidInput: `lambda_mult` is not a number from 0 to 1.
             MrlRagError: as `search` does.
         """
-        if not isinstance(lambda_mult, int | float) or not 0 <= lambda_mult <= 1:
+        if not isinstance(lambda_mult, Real) or not 0 <= lambda_mult <= 1:
             raise InvalidInput(f"lambda_mult is {lambda_mult!r}; it must be a number from 0 to 1.")
         fetch_k = max(check_k(k), check_k(fetch_k))
         answers = []
@@ -933,6 +973,20 @@ class TwoStageIndex:
                 f"{name} have {rows.shape[1]} numbers; index {self._name!r} has {full_dim}. "
                 "Encode with the model that filled it, at its full dimension."
             )
+
+
+def _client_of(collection: Collection) -> ClientAPI:
+    import chromadb
+
+    return chromadb.Client(collection._client.get_settings(), collection.tenant, collection.database)
+
+
+def _is_in(collection: Collection, path: str | os.PathLike[str] | None) -> bool:
+    """Say whether a collection is in a folder."""
+    settings = collection._client.get_settings()
+    if path is None or not settings.is_persistent:
+        return False
+    return Path(settings.persist_directory).resolve() == Path(path).expanduser().resolve()
 
 
 def _default_shortlist(full_dim: int) -> int:

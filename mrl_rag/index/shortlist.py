@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
+from mrl_rag.errors import PlainCollection
 from mrl_rag.index.checks import Metadata, Where
 from mrl_rag.index.chroma_errors import chroma_condition, chroma_errors, chroma_input
 from mrl_rag.index.config import PREFIX, IndexConfig
 from mrl_rag.index.filters import fits, halves
+from mrl_rag.index.key_order import key_orders
 from mrl_rag.truncation import Float32Array
 
 if TYPE_CHECKING:
     from chromadb.api import ClientAPI, ServerAPI
+    from chromadb.api.collection_configuration import CreateHNSWConfiguration
     from chromadb.api.models.Collection import Collection
 
 T = TypeVar("T")
@@ -29,12 +32,15 @@ _CLOUD_HOST = "trychroma.com"
 _CLOUD_LIMIT = 300
 # Chroma counts in 32 bits.
 _MOST = 2**32 - 1
+# Bytes of a value in a collection's metadata: the quota of the same page, and elsewhere what is quick to store again.
+_CLOUD_VALUE, _VALUE = 256, 16_384
 # Among how many of the nearest a record must find itself, and at what distance another is as near.
 _NEAREST, _EQUAL = 50, 1e-5
 # Records read at a time, to copy a collection.
 _PAGE = 2000
 # Collections listed at a time.
 _LISTED = 100
+_COSINE: CreateHNSWConfiguration = {"space": "cosine"}
 _OLD = "-mrl_rag-old-"
 NEW = "-mrl_rag-new-"
 
@@ -46,17 +52,19 @@ class Limits:
     Attributes:
         batch: how many records at most are written, or asked for by id.
         results: how many at most a query or a condition may return.
+        value: how many bytes at most a value in a collection's own metadata has.
     """
 
     batch: int
     results: int
+    value: int = _VALUE
 
     @classmethod
     def of(cls, client: ClientAPI | ServerAPI) -> Limits:
         """Return the limits of a client."""
         batch = client.get_max_batch_size() or 1000
         if str(client.get_settings().chroma_server_host or "").endswith(_CLOUD_HOST):
-            return cls(min(batch, _CLOUD_LIMIT), _CLOUD_LIMIT)
+            return cls(min(batch, _CLOUD_LIMIT), _CLOUD_LIMIT, _CLOUD_VALUE)
         return cls(batch, _MOST)
 
     def batches(self, items: Sequence[T]) -> Iterator[Sequence[T]]:
@@ -104,14 +112,16 @@ class ShortlistCollection:
         self._client = client
         self._collection = collection
         self._limits = Limits.of(client)
+        self._key_orders = key_orders(config.key_orders)
 
     @classmethod
     def open(cls, client: ClientAPI, name: str) -> ShortlistCollection | None:
-        """Return the collection of that name, None where there is none.
+        """Return the collection of that name, None where there is none, or an empty one that `create` takes over.
 
         Raises:
             InvalidInput: Chroma doesn't take the name.
-            IndexMismatch: the collection wasn't made by mrl-rag, or by a newer format, or with another metric.
+            PlainCollection: the collection has records and wasn't filled by mrl-rag.
+            IndexMismatch: the collection was made by a newer format.
         """
         from chromadb.errors import NotFoundError
 
@@ -123,17 +133,24 @@ class ShortlistCollection:
                 if found is None:
                     return None
                 collection = found
-        stored = collection.metadata or {}
-        # Not `collection.configuration`: it warns of a missing embedding function.
-        settings = collection.configuration_json.get("hnsw") or collection.configuration_json.get("spann") or {}
-        space = settings.get("space", "cosine")
-        return cls(client, collection, IndexConfig.from_metadata(name, stored, space))
+        if not is_ours(collection):
+            records = collection.count()
+            if not records:
+                return None
+            raise PlainCollection(
+                f"collection {name!r} is a plain Chroma collection of {records} records, without the archive of full "
+                "vectors that a two-stage index needs. TwoStageIndex.from_chroma(collection, ...) makes one of it, "
+                "under its name with in_place=True; or use another collection name."
+            )
+        return cls(client, collection, IndexConfig.from_metadata(name, collection.metadata or {}))
 
     @classmethod
     def create(
         cls, client: ClientAPI, name: str, config: IndexConfig, hnsw: Mapping[str, Any] | None = None
     ) -> ShortlistCollection:
-        """Make a collection that remembers `config`.
+        """Make a collection that remembers `config`, or take over an empty one of that name.
+
+        Its metric may be any: the vectors are unit vectors, which each of Chroma's orders alike.
 
         Args:
             client: any chromadb client.
@@ -145,12 +162,16 @@ class ShortlistCollection:
             InvalidInput: Chroma doesn't take the name or the settings.
         """
         with chroma_input(f"collection={name!r}, hnsw={dict(hnsw or {})!r}"):
-            collection = client.create_collection(
-                name,
-                metadata=config.as_metadata(),
-                configuration={"hnsw": {**(hnsw or {}), "space": "cosine"}},  # type: ignore[arg-type]
-                embedding_function=None,
-            )
+            collection = _with_room(client, name, config.shortlist_dim)
+            if collection is None:
+                collection = client.create_collection(
+                    name,
+                    metadata=config.as_metadata(),
+                    configuration={"hnsw": {**(hnsw or {}), **_COSINE}},  # type: ignore[arg-type]
+                    embedding_function=None,
+                )
+            else:
+                collection.modify(metadata=config.as_metadata())
         return cls(client, collection, config)
 
     @property
@@ -181,7 +202,8 @@ class ShortlistCollection:
         self._collection.modify(metadata=self.config.as_metadata())
 
     def remember(self, config: IndexConfig) -> None:
-        """Store another configuration."""
+        """Store another configuration, but for `key_orders`, which are its own."""
+        config = replace(config, key_orders=self._key_orders.text)
         self._collection.modify(metadata=config.as_metadata())
         self.config = config
 
@@ -229,6 +251,7 @@ class ShortlistCollection:
             metadatas: n mappings, empty where there is none.
             old: document and metadata of those of `ids` that are there already.
         """
+        self._remember_key_orders(metadatas)
         # Chroma's own upsert merges: it keeps a metadata key or a document that the new record doesn't have.
         loses_document = [
             id_
@@ -260,7 +283,25 @@ class ShortlistCollection:
             documents, metadatas = answer["documents"] or [], answer["metadatas"] or []
             for id_, document, metadata in zip(answer["ids"], documents, metadatas, strict=True):
                 records[id_] = (document, dict(metadata or {}))
-        return {id_: records[id_] for id_ in ids if id_ in records}
+        if not all(self._key_orders.know(metadata) for _, metadata in records.values()):
+            self._read_key_orders()
+        return {id_: (records[id_][0], self._key_orders.sort(records[id_][1])) for id_ in ids if id_ in records}
+
+    def _read_key_orders(self) -> None:
+        """Learn what another client or process has added."""
+        stored = self._client.get_collection(self.name, embedding_function=None).metadata or {}
+        self._key_orders = key_orders(stored.get(f"{PREFIX}key_orders", ""))
+
+    def _remember_key_orders(self, metadatas: Sequence[Metadata]) -> None:
+        # Chroma stores no key with None.
+        stored = [{key: value for key, value in m.items() if value is not None} for m in metadatas]
+        if all(map(self._key_orders.know, stored)):
+            return
+        self._read_key_orders()
+        orders = self._key_orders.adding(stored, self._limits.value)
+        if orders.text != self._key_orders.text:
+            self._key_orders = orders
+            self.remember(self.config)
 
     def shortlist_vectors(self, ids: Sequence[str]) -> dict[str, Float32Array]:
         """Return what Chroma searches, float32 [shortlist_dim] an id; ids that are not there are left out."""
@@ -323,6 +364,33 @@ def _unique(ids: Sequence[str]) -> list[str]:
     return list(dict.fromkeys(ids))
 
 
+def empty_collection(client: ClientAPI, name: str) -> Collection:
+    """Return the collection of that name; where there is none, an empty one that `ShortlistCollection` takes over.
+
+    Raises:
+        InvalidInput: Chroma doesn't take the name.
+    """
+    with chroma_input(f"collection={name!r}"):
+        return client.get_or_create_collection(name, configuration={"hnsw": _COSINE}, embedding_function=None)
+
+
+def _with_room(client: ClientAPI, name: str, dim: int) -> Collection | None:
+    """Return the collection of that name, which is empty; None where there is none, or where it is removed.
+
+    One that had records of another length takes no others.
+    """
+    from chromadb.errors import NotFoundError
+
+    try:
+        collection = client.get_collection(name, embedding_function=None)
+    except NotFoundError:
+        return None
+    if collection._model.dimension in (None, dim):
+        return collection
+    client.delete_collection(name)
+    return None
+
+
 def _renamed(client: ClientAPI, name: str) -> Collection | None:
     """Finish the renaming that a crash cut short, if there was one."""
     for collection in _collections(client):
@@ -353,7 +421,8 @@ def pages(collection: Collection) -> Iterator[tuple[list[str], Float32Array, lis
         answer = collection.get(limit=size, offset=start, include=["embeddings", "documents", "metadatas"])
         if answer["ids"]:
             documents: list[str | None] = list(answer["documents"] or [])
-            metadatas: list[dict[str, Any]] = [dict(metadata or {}) for metadata in answer["metadatas"] or []]
+            # Chroma gives them in another order each time.
+            metadatas = [dict(sorted((metadata or {}).items())) for metadata in answer["metadatas"] or []]
             yield answer["ids"], np.asarray(answer["embeddings"], dtype=np.float32), documents, metadatas
 
 

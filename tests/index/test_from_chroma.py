@@ -51,9 +51,27 @@ def test_beside_on_the_same_client(single, client, vectors):
     assert single.count() == 300
 
 
-def test_in_place_keeps_the_old_one_under_another_name(single, client, vectors):
+def test_in_the_folder_of_the_collection(single, vectors, tmp_path):
+    client = chromadb.PersistentClient(tmp_path / "chroma")
+    mine = client.get_or_create_collection("mine", embedding_function=None)
+    mine.upsert(
+        **{
+            k: v
+            for k, v in single.get(include=["embeddings", "documents", "metadatas"]).items()
+            if k in ("ids", "embeddings", "documents", "metadatas")
+        }
+    )
+    again = f"{tmp_path}/../{tmp_path.name}/chroma"
+    check(TwoStageIndex.from_chroma(mine, again), vectors)
+    check(TwoStageIndex(tmp_path / "chroma", "mine-two-stage"), vectors)
+    check(TwoStageIndex.from_chroma(mine, again, in_place=True), vectors)
+    check(TwoStageIndex(tmp_path / "chroma", "mine"), vectors)
+
+
+@pytest.mark.parametrize("given", [True, False])
+def test_in_place_keeps_the_old_one_under_another_name(single, client, vectors, given):
     name = single.name
-    check(TwoStageIndex.from_chroma(single, client=client, in_place=True), vectors)
+    check(TwoStageIndex.from_chroma(single, **({"client": client} if given else {}), in_place=True), vectors)
     check(TwoStageIndex(client=client, collection=name), vectors)
     assert client.get_collection(f"{name}-single-stage").count() == 300
 
@@ -78,10 +96,10 @@ def test_an_interrupted_copy_goes_on(single, vectors, tmp_path, monkeypatch):
     check(TwoStageIndex.from_chroma(single, tmp_path / "db"), vectors)
 
 
-def test_what_cannot_be_is_refused(single, client, vectors):
-    for arguments in ({"in_place": True}, {"in_place": True, "client": client, "name": "other"}):
+def test_what_cannot_be_is_refused(single, client, vectors, tmp_path):
+    for arguments in ({"path": tmp_path / "other"}, {"client": client, "name": "other"}, {"name": "other"}):
         with pytest.raises(InvalidInput, match="in_place"):
-            TwoStageIndex.from_chroma(single, **arguments)
+            TwoStageIndex.from_chroma(single, **arguments, in_place=True)
     index = TwoStageIndex.from_chroma(single, client=client)
     with pytest.raises(IndexMismatch, match="two-stage index"):
         TwoStageIndex.from_chroma(client.get_collection(f"{single.name}-two-stage"))

@@ -19,6 +19,7 @@ from mrl_rag.errors import (
     InvalidPlan,
     InvalidTexts,
     InvalidVectors,
+    PlainCollection,
     TwoStageIndexError,
 )
 from mrl_rag.index.shortlist import Limits
@@ -146,7 +147,12 @@ def test_delete_by_id_condition_and_both(filled):
     filled.delete(["id-0", "nobody"])
     filled.delete(where={"page": {"$lt": 10}})
     filled.delete(["id-10", "id-11"], where={"even": True})
-    assert len(filled) == 289
+    filled.delete(["id-12", "id-13"], where_document={"$contains": "text 13"})
+    filled.delete(where={"even": True}, where_document={"$contains": "text 29"})
+    assert len(filled) == 283
+    assert [r.id for r in filled.get([f"id-{i}" for i in range(289, 300)])] == [
+        *("id-289", "id-291", "id-293", "id-295", "id-297", "id-299")
+    ]
     assert [r.id for r in filled.get(["id-0", "id-9", "id-10", "id-11"])] == ["id-11"]
     filled.clear()
     assert len(filled) == 0
@@ -337,18 +343,52 @@ def test_another_dimension_or_model_is_refused_with_both_sides_named(tmp_path):
 
 
 def test_a_plain_collection_is_refused(tmp_path):
-    chromadb.PersistentClient(tmp_path).create_collection("docs")
-    with pytest.raises(IndexMismatch, match="plain Chroma collection"):
+    collection = chromadb.PersistentClient(tmp_path).create_collection("docs", embedding_function=None)
+    collection.add(["a"], [[1.0, 0.0]])
+    with pytest.raises(PlainCollection, match=r"of 1 records.*from_chroma"):
         TwoStageIndex(tmp_path)
 
 
-def test_another_metric_is_refused(tmp_path):
-    facts = {"format": 3, "full_dim": 4, "shortlist_dim": 2, "fingerprint": "", "archive": "x"}
-    chromadb.PersistentClient(tmp_path).create_collection(
-        "docs", metadata={f"mrl_rag:{k}": v for k, v in facts.items()}, configuration={"hnsw": {"space": "l2"}}
-    )
-    with pytest.raises(IndexMismatch, match="'l2'"):
-        TwoStageIndex(tmp_path)
+@pytest.mark.parametrize("place", ["memory", "folder", "server"])
+@pytest.mark.parametrize("space", ["l2", "ip", "cosine"])
+def test_an_empty_plain_collection_is_taken_over_and_stays_the_one_it_was(place, space, tmp_path, vectors, request):
+    client = {
+        "memory": chromadb.EphemeralClient,
+        "folder": lambda: chromadb.PersistentClient(tmp_path),
+        "server": lambda: chromadb.HttpClient(port=request.getfixturevalue("chroma_server")),
+    }[place]()
+    name = f"mine-{space}-{np.random.default_rng().integers(2**60)}"
+    mine = client.create_collection(name, configuration={"hnsw": {"space": space}}, embedding_function=None)
+    index = TwoStageIndex(collection=name, client=client, shortlist_dim=16)
+    assert (len(index), index.search(vectors[:1])) == (0, [[]])
+    index.upsert([str(i) for i in range(300)], vectors * np.arange(1, 301)[:, None])
+    assert (mine.count(), index.collection().id) == (300, mine.id)
+    plan = Plan(dims=(16, 32), sizes=(50,))
+    for opened in (index, TwoStageIndex(collection=name, client=client)):
+        found = [hits[0].id for hits in opened.search(vectors, 1, plan)]
+        assert found == [str(i) for i in range(300)]
+        assert opened.verify().ok
+    index.drop()
+    assert name not in [collection.name for collection in client.list_collections()]
+
+
+def test_an_emptied_collection_of_another_length_is_replaced(tmp_path, vectors):
+    mine = chromadb.PersistentClient(tmp_path).create_collection("docs", embedding_function=None)
+    mine.add(["a"], [[1.0, 0.0]])
+    mine.delete(["a"])
+    index = TwoStageIndex(tmp_path)
+    index.upsert(["a"], vectors[:1])
+    assert index.collection().count() == 1
+
+
+def test_the_collection_is_there_on_demand(tmp_path):
+    index = TwoStageIndex(tmp_path)
+    with pytest.raises(InvalidInput, match="no collection 'docs'"):
+        index.collection()
+    assert index.collection(create=True).count() == 0
+    assert index.collection().id == chromadb.PersistentClient(tmp_path).get_collection("docs").id
+    index.drop()
+    assert chromadb.PersistentClient(tmp_path).list_collections() == []
 
 
 @pytest.mark.parametrize("number", [2, 99])

@@ -138,7 +138,7 @@ def test_a_bar_moves_where_there_is_a_terminal(words, monkeypatch, capsys):
         (InvalidTexts, {"texts": "a bare string"}),
         (InvalidTexts, {"texts": ["a"], "ids": "a"}),
         (InvalidIds, {"texts": ["a", "b"], "ids": ["x"]}),
-        (InvalidIds, {"texts": ["a", "b"], "metadatas": [{}]}),
+        (InvalidIds, {"texts": ["a"], "metadatas": [{}, {}]}),
         (InvalidIds, {"texts": ["a"], "ids": [7]}),
         (InvalidInput, {"texts": ["a"], "batch_size": 0}),
         (ValueError, {"texts": (t for t in "ab"), "ids": ["x"]}),
@@ -156,6 +156,15 @@ def test_a_misspelt_argument_of_a_search_is_refused(store):
     for search in (store.similarity_search, store.max_marginal_relevance_search, store.similarity_search_with_score):
         with pytest.raises(TypeError, match="filters"):
             search("a cat", filters={"page": 1})
+    with pytest.raises(TypeError, match="fetch_k and lambda_mult are for search_type='mmr'"):
+        store.as_retriever(search_kwargs={"fetch_k": 3}).invoke("a cat")
+
+
+def test_numbers_may_be_numpys(store):
+    best = store.similarity_search_with_score("a cat sleeps", k=np.int64(1))[0][1]
+    for threshold, found in ((np.float32(best - 0.1), 1), (np.float64(best + 0.1), 0), (np.int64(1), 0)):
+        assert len(store.similarity_search("a cat sleeps", k=1, score_threshold=threshold)) == found
+    assert len(store.max_marginal_relevance_search("a cat", k=2, lambda_mult=np.float32(0.5))) == 2
 
 
 def test_order_of_mmr_is_the_order_of_choice(words):
@@ -448,7 +457,10 @@ def test_a_store_without_embeddings_is_searched_by_vector(store):
 @pytest.mark.parametrize(
     "arguments",
     [
-        {"embedding": "my_collection"},
+        {"embedding": "my_collection", "collection_name": "another"},
+        {"embedding": 7},
+        {"collection_name": 7},
+        {"create_collection_if_not_exists": False},
         {"embedding_function": DeterministicFakeEmbedding(size=8)},
         {"persist_directory": "db", "host": "localhost"},
         {"client": chromadb.EphemeralClient(), "host": "localhost"},
@@ -500,3 +512,25 @@ def test_an_index_that_exists_is_used_as_it_is(words):
     index = TwoStageIndex(full_dim=64, shortlist_dim=8)
     MatryoshkaVectorStore(words, index=index).add_texts(["a"], ids=["a"])
     assert len(index) == 1
+
+
+@pytest.mark.parametrize("place", ["memory", "folder", "server"])
+def test_metadata_comes_back_in_the_order_in_which_it_was_added(words, place, tmp_path, server):
+    arguments = {"memory": {}, "folder": {"persist_directory": str(tmp_path)}, "server": {"client": server}}[place]
+    keys = {"a": ["z", "source", "page", "a", "m"], "b": ["title", "source", "a", "x"], "c": ["row", "file"]}
+    documents = [
+        Document(id=id_, page_content=id_, metadata={key: f"{key} of {id_}" for key in order})
+        for id_, order in keys.items()
+    ]
+    store = MatryoshkaVectorStore.from_documents(documents, words, collection_name=f"order-{place}", **arguments)
+    for _ in range(3):
+        for read in (
+            store.similarity_search("a", k=3),
+            store.max_marginal_relevance_search("a", k=3),
+            store.get_by_ids(list(keys)),
+            store.as_retriever().invoke("a"),
+            [Document(id=id_, page_content=id_, metadata=store.get(id_)["metadatas"][0]) for id_ in keys],
+        ):
+            assert {document.id: list(document.metadata) for document in read} == keys
+    store.update_document("b", Document(page_content="b", metadata={"new": 1, "a": 2}))
+    assert list(store.get_by_ids(["b"])[0].metadata) == [*keys["b"], "new"]

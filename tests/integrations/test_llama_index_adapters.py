@@ -150,6 +150,7 @@ def test_doc_ids_restrict_a_query(store, embed_model):
         {"filters": where(("page", "contains", ["a"]))},
         {"filters": where(("page", "text_match", 1))},
         {"mode": VectorStoreQueryMode.HYBRID},
+        {"mode": "hybrid"},
         {"k": 0},
         {"k": None},
     ],

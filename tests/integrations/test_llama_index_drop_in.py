@@ -1,5 +1,6 @@
 """The documented examples of LlamaIndex's Chroma store, with only the class changed, and its filled collections."""
 
+import inspect
 import re
 import time
 
@@ -13,7 +14,7 @@ from llama_index.vector_stores.chroma import ChromaVectorStore
 from llama_index_mrl import MatryoshkaEmbedding, MatryoshkaVectorStore
 
 from mrl_rag import TwoStageIndex
-from mrl_rag.errors import IndexMismatch
+from mrl_rag.errors import InvalidInput, PlainCollection
 from mrl_rag.testing import DeterministicEncoder
 
 ENCODER = DeterministicEncoder(32)
@@ -134,11 +135,11 @@ def test_a_filled_collection_is_taken_over_without_encoding(place, name, tmp_pat
         client = chromadb.EphemeralClient() if place == "memory" else chromadb.PersistentClient(tmp_path)
     collection = filled(client, name)
     before = ChromaVectorStore(chroma_collection=collection).get_nodes(None)
-    with pytest.raises(IndexMismatch, match="in_place=True"):
+    with pytest.raises(PlainCollection, match="in_place=True"):
         MatryoshkaVectorStore(chroma_collection=collection)
     assert collection.count() == 2
 
-    TwoStageIndex.from_chroma(collection, client=client, in_place=True)
+    TwoStageIndex.from_chroma(collection, in_place=True)
     store = MatryoshkaVectorStore(chroma_collection=client.get_collection(name))
     assert store.get_nodes([node.node_id for node in before]) == before
     found = store.query(VectorStoreQuery(query_embedding=ENCODER.encode_documents(["thread pool"])[0].tolist()))
@@ -149,6 +150,68 @@ def test_a_filled_collection_is_taken_over_without_encoding(place, name, tmp_pat
     assert [node.node_id for node in store.get_nodes()] == ["pool"]
 
 
-def test_an_unknown_keyword_of_the_other_store_is_refused_not_ignored(name):
-    with pytest.raises(ValueError, match="collection_kwargs"):
-        MatryoshkaVectorStore(name, collection_kwargs={"metadata": {"hnsw:space": "l2"}})
+def test_settings_of_the_collection_are_kept_or_refused_not_ignored(name, tmp_path):
+    cosine = {"metadata": {"hnsw:space": "cosine"}, "configuration": {"hnsw": {"space": "cosine"}}}
+    for settings in (None, {}, {"metadata": None}, cosine):
+        MatryoshkaVectorStore.from_params(name, persist_dir=str(tmp_path), collection_kwargs=settings)
+    for settings in ({"metadata": {"hnsw:space": "l2"}}, {"embedding_function": object()}):
+        with pytest.raises(InvalidInput, match="collection_kwargs"):
+            MatryoshkaVectorStore.from_params(name, persist_dir=str(tmp_path), collection_kwargs=settings)
+
+
+@BOTH
+def test_the_collection_it_was_given_stays_the_users_own(store_class, name, tmp_path):
+    node = TextNode(id_="a", text="a", embedding=[1.0, 0.0])
+    collection = chromadb.PersistentClient(tmp_path).create_collection(name)
+    store = store_class(collection)
+    store.add([node])
+    assert (collection.count(), collection.get()["documents"]) == (1, ["a"])
+    chromadb.PersistentClient(tmp_path).create_collection("empty")
+    opened = store_class.from_params("empty", persist_dir=str(tmp_path), collection_kwargs={})
+    opened.add([node])
+    assert opened.query(VectorStoreQuery(query_embedding=[1.0, 0.0])).ids == ["a"]
+
+
+@BOTH
+@pytest.mark.parametrize("vector", [None, []])
+def test_without_a_vector_the_filters_alone_choose(store_class, name, vector):
+    store = store_class(chroma_collection=chromadb.EphemeralClient().create_collection(name))
+    store.add([TextNode(id_=i, text=i, metadata={"n": n}, embedding=[1.0, n]) for n, i in enumerate("abcde")])
+    filters = MetadataFilters(filters=[MetadataFilter(key="n", value=1, operator=">=")])
+    asked = VectorStoreQuery(query_embedding=vector, filters=filters, similarity_top_k=3)
+    found = store.query(asked)
+    assert (found.ids, [node.text for node in found.nodes], found.similarities) == (list("bcd"), list("bcd"), None)
+    index = VectorStoreIndex.from_vector_store(store, embed_model=EMBED_MODEL)
+    assert [n.node_id for n in index.as_retriever(filters=filters, similarity_top_k=3).retrieve("")] == list("bcd")
+
+
+@BOTH
+def test_flat_metadata_is_asked_for_or_not(store_class, name):
+    nested = TextNode(id_="a", text="a", metadata={"deep": {"a": 1}}, embedding=[1.0, 0.0])
+    store = store_class(chroma_collection=chromadb.EphemeralClient().create_collection(name), flat_metadata=True)
+    with pytest.raises(ValueError, match="deep must be one of"):
+        store.add([nested])
+    assert store.get_nodes(None) == []
+    free = MatryoshkaVectorStore(flat_metadata=False)
+    free.add([nested])
+    assert free.get_nodes()[0].metadata == {"deep": {"a": 1}}
+
+
+@pytest.mark.parametrize(
+    "method", [name for name in vars(ChromaVectorStore) if not name.startswith("_")] + ["__init__"]
+)
+def test_it_takes_every_argument_that_the_other_takes(method):
+    theirs = getattr(ChromaVectorStore, method, None)
+    if not callable(theirs):
+        assert isinstance(theirs, property) or method in MatryoshkaVectorStore.model_fields or method == "model_config"
+        return
+    theirs = inspect.signature(theirs).parameters
+    ours = inspect.signature(getattr(MatryoshkaVectorStore, method)).parameters
+    known = {name for name, one in ours.items() if one.kind != one.VAR_KEYWORD}
+    rest = {name for name, one in theirs.items() if one.kind != one.VAR_KEYWORD} - known
+    if method == "from_params":
+        rest -= set(inspect.signature(MatryoshkaVectorStore).parameters)
+    assert rest <= ({"flat_metadata"} if method == "__init__" else set())
+    if method != "__init__":  # whose order the docstring gives
+        positions = [name for name, one in theirs.items() if one.kind == one.POSITIONAL_OR_KEYWORD]
+        assert [name for name in ours if name in positions] == [name for name in positions if name in ours]

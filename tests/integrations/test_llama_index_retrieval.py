@@ -3,19 +3,23 @@
 import asyncio
 import copy
 import logging
+import uuid
 
+import chromadb
 import numpy as np
 import pytest
-from llama_index.core import Document, Settings, VectorStoreIndex
+from llama_index.core import Document, Settings, StorageContext, VectorStoreIndex
 from llama_index.core.embeddings import MockEmbedding
 from llama_index.core.ingestion import DocstoreStrategy, IngestionPipeline
 from llama_index.core.llms import MockLLM
 from llama_index.core.node_parser import SentenceSplitter
 from llama_index.core.postprocessor import SimilarityPostprocessor
 from llama_index.core.query_engine import RetrieverQueryEngine
+from llama_index.core.retrievers import QueryFusionRetriever
 from llama_index.core.schema import NodeWithScore, QueryBundle, TextNode
 from llama_index.core.storage.docstore import SimpleDocumentStore
 from llama_index.core.vector_stores.types import VectorStoreQuery
+from llama_index.vector_stores.chroma import ChromaVectorStore
 from llama_index_mrl import (
     MatryoshkaEmbedding,
     MatryoshkaReranker,
@@ -251,3 +255,27 @@ def test_nothing_needs_a_network(store, monkeypatch):
     budget = TokenBudget(max_tokens=100)
     engine = index.as_query_engine(llm=MockLLM(), similarity_top_k=2, node_postprocessors=[budget])
     assert np.isfinite([node.score for node in engine.query("numpy").source_nodes]).all()
+
+
+@pytest.mark.parametrize("store_class", [ChromaVectorStore, MatryoshkaVectorStore])
+def test_retrievers_are_fused_by_the_nodes_they_share(store_class):
+    nodes = [
+        TextNode(id_=id_, text=text, metadata={key: id_ for key in ("source", "author", "title", "page", "lang")})
+        for id_, text in TEXTS.items()
+    ]
+    if store_class is ChromaVectorStore:
+        collection = chromadb.EphemeralClient().create_collection(f"fused-{uuid.uuid4().hex}")
+        index_store = ChromaVectorStore(chroma_collection=collection)
+    else:
+        index_store = MatryoshkaVectorStore()
+    index = VectorStoreIndex(
+        nodes, storage_context=StorageContext.from_defaults(vector_store=index_store), embed_model=EMBED_MODEL
+    )
+    pair = [index.as_retriever(similarity_top_k=3) for _ in range(2)]
+    fusion = QueryFusionRetriever(
+        pair, llm=MockLLM(), mode="reciprocal_rerank", num_queries=1, similarity_top_k=3, use_async=False
+    )
+    nearest = [node.node_id for node in pair[0].retrieve("threads")]
+    assert len(set(nearest)) == 3
+    for _ in range(5):
+        assert [node.node_id for node in fusion.retrieve("threads")] == nearest

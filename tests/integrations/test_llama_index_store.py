@@ -306,3 +306,21 @@ def test_a_numpy_vector_is_taken():
     query = ask("a", 1)
     query.query_embedding = np.array(query.query_embedding)
     assert store.query(query).ids == ["a"]
+
+
+def test_metadata_comes_back_in_the_order_in_which_it_was_added(tmp_path):
+    # Two orders of one set of keys, and what Chroma can't hold among them.
+    orders = {"a": ["z", "none", "a", "m", "empty", "b"], "b": ["b", "empty", "m", "a", "none", "z"]}
+    values = {"z": "1", "none": None, "a": 2, "m": 0.5, "empty": [], "b": ["x"]}
+    nodes = [
+        TextNode(id_=id_, text=id_, metadata={key: values[key] for key in keys}, embedding=[1.0, 0.0])
+        for id_, keys in orders.items()
+    ]
+    store = MatryoshkaVectorStore(persist_dir=str(tmp_path))
+    store.add(nodes)
+    for read in (
+        store.get_nodes(),
+        store.query(VectorStoreQuery(query_embedding=[1.0, 0.0], similarity_top_k=2)).nodes,
+    ):
+        assert [list(node.metadata) for node in read] == list(orders.values())
+        assert [node.hash for node in read] == [node.hash for node in nodes]
