@@ -162,9 +162,10 @@ class MatryoshkaEncoder(Encoder):
         )
         self._recipe = read_recipe(self._folder, spec)
         self.prompts = _merge_prompts(self._recipe.prompts, prompts)
-        devices = _check_devices(device)
+        devices = _as_devices(device)
         self.device = devices[0]
         backend = _check_backend(backend, devices)
+        _check_present(devices)
         self.dtype = _as_dtype(dtype) if dtype is not None else _pick_dtype(self.device)
         config = load_config(self._folder, self._recipe, trust_remote_code=trust_remote_code)
         tokenizer = load_tokenizer(self._folder, self._recipe, trust_remote_code=trust_remote_code)
@@ -492,17 +493,39 @@ def _merge_prompts(own: Mapping[Task, str], override: Mapping[Task, str] | None)
     return merged
 
 
-def _check_devices(asked: Device | Sequence[Device] | None) -> list[torch.device]:
+def _as_devices(asked: Device | Sequence[Device] | None) -> list[torch.device]:
     import torch
 
-    if asked is not None:
-        names = [asked] if isinstance(asked, str | torch.device) else list(asked)
-        if not names:
-            raise InvalidInput("device is an empty list; name a device, or pass None to have one chosen.")
-        return [torch.device(name) for name in names]
-    if torch.cuda.is_available():
-        return [torch.device("cuda")]
-    return [torch.device("mps" if torch.backends.mps.is_available() else "cpu")]
+    if asked is None:
+        if torch.cuda.is_available():
+            return [torch.device("cuda")]
+        return [torch.device("mps" if torch.backends.mps.is_available() else "cpu")]
+    names = list(asked) if isinstance(asked, list | tuple) else [cast("Device", asked)]
+    if not names:
+        raise InvalidInput("device is an empty list; name a device, or pass None to have one chosen.")
+    return [_as_device(name) for name in names]
+
+
+def _as_device(asked: Device) -> torch.device:
+    import torch
+
+    try:
+        return torch.device(asked)
+    except (RuntimeError, TypeError) as error:
+        raise InvalidInput(f"device is {asked!r}, which torch doesn't know: pass 'cpu', 'cuda' or 'cuda:1'.") from error
+
+
+def _check_present(devices: list[torch.device]) -> None:
+    import torch
+
+    # Counting them takes no memory on any, as trying one would.
+    there = torch.cuda.device_count()
+    for device in devices:
+        if device.type == "cuda" and (device.index or 0) >= there:
+            raise InvalidInput(
+                f"device is {str(device)!r}, and torch {torch.__version__} finds {there} GPUs here. Pass device='cpu' "
+                "or one that is there, or install a build of torch for it."
+            )
 
 
 def _pick_dtype(device: torch.device) -> torch.dtype:
