@@ -283,6 +283,7 @@ def save_model(tmp_path_factory):
     def save(
         architecture,
         *,
+        network=None,  # classes of transformers, for another one with the same tokenizer and shape
         max_length=64,
         pooling=None,
         modules=None,
@@ -302,7 +303,8 @@ def save_model(tmp_path_factory):
         shape = {"vocab_size": tokenizer.get_vocab_size()} | BERT_SHAPE | own.config | config
         if own.name == "XLNet":
             del shape["max_position_embeddings"]  # it has no limit, and doesn't let one be set
-        network = getattr(transformers, f"{own.name}Model")(getattr(transformers, f"{own.name}Config")(**shape))
+        network = network or own.name
+        network = getattr(transformers, f"{network}Model")(getattr(transformers, f"{network}Config")(**shape))
         if own.name == "M2M100":
             network = network.get_encoder()  # as checkpoints for embedding are saved
         # Norms begin as the identity, and biases at zero: what is wrong with them would not show.

@@ -130,13 +130,9 @@ def test_token_types_are_those_of_the_tokenizers_template(
 @pytest.mark.parametrize(
     "name", ["XLMRoberta", "Camembert", "RobertaPreLayerNorm", "Data2VecText", "Xmod", "Esm", "Longformer", "MPNet"]
 )
-def test_a_text_that_holds_the_token_that_pads_keeps_the_references_positions(save_model, compare, monkeypatch, name):
-    from importlib import import_module
-
-    table = import_module(save_model.__module__).ARCHITECTURES
+def test_a_text_that_holds_the_token_that_pads_keeps_the_references_positions(save_model, compare, name):
     own = {"Longformer": {"attention_window": 8}, "Xmod": {"languages": ["en"], "default_language": "en"}}
-    monkeypatch.setitem(table, name, table["xlm-roberta"]._replace(name=name))
-    folder = save_model(name, type_vocab_size=2, **own.get(name, {}))
+    folder = save_model("xlm-roberta", network=name, type_vocab_size=2, **own.get(name, {}))
     encoder, _ = compare(folder, ["the <pad> thread", "<pad><pad>a query", "the query", "the string<pad>"])
     assert encoder._network.packs == (name not in ("Longformer", "MPNet"))
 
@@ -225,17 +221,11 @@ def test_a_network_without_a_limit_gets_no_more_than_a_batch_of_tokens(save_mode
     assert len(encoder.encode(["a b c d e " * 2000])) == 1
 
 
-@pytest.mark.parametrize("name", ["bert", "xlm-roberta", "opt", "gpt2"])
-def test_no_text_is_longer_than_the_networks_positions(save_model, monkeypatch, name):
+@pytest.mark.parametrize(("name", "positions"), [("Bert", 130), ("XLMRoberta", 128), ("OPT", 130), ("GPT2", 130)])
+def test_no_text_is_longer_than_the_networks_positions(save_model, name, positions):
     """The reference takes the number in its file, and fails on the first text that is longer."""
-    from importlib import import_module
-
-    table = import_module(save_model.__module__).ARCHITECTURES
-    shape = {"ffn_dim": 48, "word_embed_proj_dim": 32, "pad_token_id": 1}
-    monkeypatch.setitem(table, "opt", table["xlm-roberta"]._replace(name="OPT", config=shape))
-    monkeypatch.setitem(table, "gpt2", table["xlm-roberta"]._replace(name="GPT2", config={}))
-    folder = save_model(name, max_length=1000)
-    positions = 128 if name == "xlm-roberta" else 130
+    own = {"OPT": {"ffn_dim": 48, "word_embed_proj_dim": 32}}
+    folder = save_model("xlm-roberta", network=name, max_length=1000, **own.get(name, {}))
     encoder = MatryoshkaEncoder(folder, device="cpu", dtype="float32")
     assert encoder.max_length == positions
     with pytest.warns(UserWarning, match=f"max_length={positions}"):
@@ -299,6 +289,14 @@ def test_the_fingerprint_follows_every_file_that_a_tokenizer_reads(save_model, f
     before = MatryoshkaEncoder(folder, device="cpu", dtype="float32").fingerprint
     (folder / file).write_text((folder / file).read_text() + "\n" if (folder / file).is_file() else "{}")
     assert MatryoshkaEncoder(folder, device="cpu", dtype="float32").fingerprint != before
+
+
+def test_the_fingerprint_follows_code_of_the_models_own(save_model):
+    folder = save_model("bert")
+    settings = {"device": "cpu", "dtype": "float32", "trust_remote_code": True}
+    before = MatryoshkaEncoder(folder, **settings).fingerprint
+    (folder / "modeling_own.py").touch()
+    assert MatryoshkaEncoder(folder, **settings).fingerprint != before
 
 
 def test_the_fingerprint_follows_what_the_files_cut(save_model):
