@@ -337,7 +337,7 @@ MODELS: dict[str, ModelSpec] = {
                 _VLLM_BGE,
                 "https://docs.api.nvidia.com/nim/reference/baai-bge-m3",
             ),
-            note=_NOT_MATRYOSHKA,
+            note=f"{_NOT_MATRYOSHKA} Its weights are pickled: pass `pickled_weights=True`.",
         ),
         # The three dimensions: the authors' README. mteb's row says 512 of the small model.
         ModelSpec(
@@ -469,6 +469,9 @@ MODELS: dict[str, ModelSpec] = {
 
 
 def find_row(model: str) -> ModelSpec | None:
-    """Return a model's row by its short name or hub id, None where the table has none."""
+    """Return a model's row by its short name or hub id, None where the table has none.
+
+    The organisation of sentence-transformers' own models may be left out.
+    """
     by_hub_id = {spec.hub_id.lower(): spec for spec in MODELS.values()}
-    return MODELS.get(model) or by_hub_id.get(model.lower())
+    return MODELS.get(model) or by_hub_id.get(model.lower()) or by_hub_id.get(f"sentence-transformers/{model.lower()}")

@@ -11,10 +11,11 @@ Task: TypeAlias = Literal["query", "document", "classification", "clustering"]
 TASKS: tuple[Task, ...] = get_args(Task)
 
 # What the prompt of a task is called in models' own files, most telling name first.
-# The document names and their order are those of SentenceTransformer.encode_document.
+# Of documents "document" alone: SentenceTransformer.encode_document has "passage" and "corpus" on its list as well, but
+# its own empty "document" always goes before them.
 PROMPT_NAMES: dict[Task, tuple[str, ...]] = {
     "query": ("query",),
-    "document": ("document", "passage", "corpus"),
+    "document": ("document",),
     "classification": ("classification", "Classification"),
     "clustering": ("clustering", "Clustering"),
 }

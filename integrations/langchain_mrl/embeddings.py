@@ -65,6 +65,8 @@ class MatryoshkaEmbeddings(BaseModel, Embeddings):
     """What becomes of a text longer than `max_length`; see `MatryoshkaEncoder`."""
     backend: Literal["torch", "openvino"] | None = None
     """What encodes a short text that comes alone; None for "torch"."""
+    pickled_weights: bool = False
+    """Load `pytorch_model.bin` where a model has no `model.safetensors`."""
     show_progress: bool = False
     """Show a bar while documents are embedded, on a terminal."""
     encoder: Any = Field(default=None, exclude=True, repr=False)
@@ -87,6 +89,7 @@ class MatryoshkaEmbeddings(BaseModel, Embeddings):
                 local_files_only=self.local_files_only,
                 long_inputs=self.long_inputs,
                 backend=self.backend,
+                pickled_weights=self.pickled_weights,
             )
         elif idle := sorted(set(fields) - _WITH_AN_ENCODER):
             raise InvalidInput(f"encoder is given, and so is {', '.join(idle)}: set that where the encoder is made.")

@@ -78,6 +78,7 @@ class MatryoshkaEmbedding(BaseEmbedding):
     backend: Literal["torch", "openvino"] | None = Field(
         default=None, description="What encodes a short text alone; None for torch."
     )
+    pickled_weights: bool = Field(default=False, description="Load pickled weights where there are no safetensors.")
 
     _encoder: Encoder = PrivateAttr()
     # An event loop's own lock: asyncio's don't serve two loops.
@@ -103,6 +104,7 @@ class MatryoshkaEmbedding(BaseEmbedding):
             local_files_only=self.local_files_only,
             long_inputs=self.long_inputs,
             backend=self.backend,
+            pickled_weights=self.pickled_weights,
         )
         if self.dim is not None:
             self._encoder.encode([], dim=self.dim)

@@ -18,10 +18,12 @@ class Row(NamedTuple):
     Attributes:
         ids: token ids, special tokens among them.
         skip: how many of the first are the prompt's, to be left out of pooling; 0 where the prompt is pooled.
+        types: token types; None where all are 0.
     """
 
     ids: Sequence[int] | npt.NDArray[np.int32]
     skip: int = 0
+    types: Sequence[int] | npt.NDArray[np.int32] | None = None
 
 
 class Packing(NamedTuple):

@@ -22,15 +22,16 @@ from mrl_rag.encoder.base import BLOCK, Encoder, blocks_of
 from mrl_rag.encoder.batching import Row
 from mrl_rag.encoder.loading import (
     Recipe,
+    check_weights,
     config_sha256,
     file_sha256,
     find_model,
     load_config,
     load_tokenizer,
-    lower_cased,
     read_recipe,
 )
 from mrl_rag.encoder.merging import CallMerger
+from mrl_rag.encoder.tokenizing import PythonTokenizer, prepare
 from mrl_rag.errors import (
     EncoderClosed,
     InvalidInput,
@@ -49,6 +50,10 @@ if TYPE_CHECKING:
 
 # Tokens a forward pass, padding counted. On a CPU a batch past the caches gains nothing.
 _TOKEN_BUDGET = {"cpu": 4096, "cuda": 65536}
+_TOKENIZER_FILES = (
+    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
+    *("vocab.txt", "vocab.json", "merges.txt"),
+)
 # Texts that `aencode` tokenizes on the event loop: short work. More go to a thread.
 _INLINE = 16
 
@@ -82,14 +87,15 @@ class MatryoshkaEncoder(Encoder):
     for the same turn share one. A pickled encoder carries its settings, not its weights, and loads the model again.
 
     Args:
-        model: a short name of `mrl_rag.models`, a local folder, or a hub id.
+        model: a short name of `mrl_rag.models`, a local folder, or a hub id; a folder goes before a hub id.
         device: a torch device; None takes a GPU when there is one. Of several, `["cuda:0", "cuda:1"]`, each gets a
             process of its own with its own copy of the weights, and batches go to whichever is free. A script that
             does this starts its work under `if __name__ == "__main__":`, as with any process it spawns.
         dtype: "float32", "bfloat16" or "float16", or the torch dtype; None takes bfloat16 where the
             hardware runs it fast (a GPU that supports it, a CPU with AMX or AVX512-BF16), else float32.
         max_length: longest input in tokens, special tokens counted; None for the model's own.
-        prompts: task -> prompt, over the model's own.
+        prompts: task -> prompt, over the model's own. Of the prompts in its files "query" and "document" are used, as
+            by sentence-transformers' `encode_query` and `encode_document`, and "classification" and "clustering".
         head: a learned linear map, float array [full_dim, full_dim], applied before the cut as
             `vector @ head`.
         revision: branch, tag or commit on the hub.
@@ -102,9 +108,11 @@ class MatryoshkaEncoder(Encoder):
         backend: what encodes a short text that comes alone, as a question does: "torch", the default, or on a CPU
             "openvino" (extra `openvino`), which takes a second or two more to load and answers sooner. Many texts go
             through torch either way. Not every architecture can be converted.
+        pickled_weights: fetch and load `pytorch_model.bin` where a model has no `model.safetensors`, by `torch.load`
+            with `weights_only=True`, which runs no code of the file's.
 
     Attributes:
-        full_dim: length of the whole vector.
+        full_dim: length of the whole vector; of a model whose files have a `truncate_dim`, that.
         dims: dimensions the model was trained for, widest first.
         max_length: longest input in tokens, special tokens counted.
         prompts: task -> what is put before a text.
@@ -115,6 +123,10 @@ class MatryoshkaEncoder(Encoder):
         UnknownModel: no such row or folder, and the hub doesn't give it.
         ModelFilesError: the model's files are missing or damaged, or need a step this encoder lacks.
         InvalidInput: another argument breaks its rule.
+
+    Warns:
+        UserWarning: the authors compare vectors in a way that ranks otherwise than cosine; or they give a prompt for
+            passages under a name that isn't looked up.
     """
 
     def __init__(
@@ -131,6 +143,7 @@ class MatryoshkaEncoder(Encoder):
         local_files_only: bool | None = None,
         long_inputs: LongInputs = "truncate",
         backend: Backend | None = None,
+        pickled_weights: bool = False,
     ) -> None:
         from mrl_rag.encoder.network import Network
         from mrl_rag.encoder.workers import Workers
@@ -148,6 +161,7 @@ class MatryoshkaEncoder(Encoder):
             "local_files_only": local_files_only,
             "long_inputs": long_inputs,
             "backend": backend,
+            "pickled_weights": pickled_weights,
         }
         self.long_inputs = _check_long_inputs(long_inputs)
         self.model = str(model)
@@ -159,44 +173,56 @@ class MatryoshkaEncoder(Encoder):
             revision=revision,
             trust_remote_code=trust_remote_code,
             local_files_only=local_files_only,
+            pickled_weights=pickled_weights,
         )
         self._recipe = read_recipe(self._folder, spec)
+        check_weights(self._folder, self._recipe, pickled_weights=pickled_weights)
         self.prompts = _merge_prompts(self._recipe.prompts, prompts)
-        devices = _check_devices(device)
+        _warn_of_differences(self.model, self._recipe, self.prompts, prompts or {})
+        devices = _as_devices(device)
         self.device = devices[0]
         backend = _check_backend(backend, devices)
+        _check_present(devices)
         self.dtype = _as_dtype(dtype) if dtype is not None else _pick_dtype(self.device)
         config = load_config(self._folder, self._recipe, trust_remote_code=trust_remote_code)
         tokenizer = load_tokenizer(self._folder, self._recipe, trust_remote_code=trust_remote_code)
-        self.max_length = _pick_max_length(max_length, self._recipe, spec, tokenizer, config)
-
         # The Rust tokenizer is configured once, here: changing its truncation a call is what makes
         # tokenizers unsafe to share between threads.
-        self._tokenizer = tokenizer.backend_tokenizer
-        self._tokenizer.no_padding()
-        self._tokenizer.enable_truncation(max_length=self.max_length, direction=tokenizer.truncation_side)
-        if self._recipe.lower_case:
-            self._tokenizer.normalizer = lower_cased(self._tokenizer.normalizer)
+        self._tokenizer: Any = prepare(tokenizer, lower_case=self._recipe.lower_case)
+        if self.long_inputs == "average":
+            self.token_offsets("")
         self._specials: int = self._tokenizer.num_special_tokens_to_add(False)
-        self._skips = {task: self._prompt_length(task, tokenizer.all_special_ids) for task in self.prompts}
-        budget = max(_TOKEN_BUDGET.get(self.device.type, _TOKEN_BUDGET["cpu"]), self.max_length)
-        samples = self._tokenizer.encode_batch(["a text", "another one, and longer"])
+        # A token that pads may stand in a text as well.
+        samples = self._tokenizer.encode_batch(["a text", f"another one,{tokenizer.pad_token or ''} and longer"])
+        # Types stand in a tokenizer's template, so these show whether any is ever other than 0.
+        self._typed = "token_type_ids" in tokenizer.model_input_names and any(any(part.type_ids) for part in samples)
+        self._tokenizer_files = {*_TOKENIZER_FILES, *tokenizer.vocab_files_names.values()}
         arguments: dict[str, Any] = {
             "folder": self._folder,
             "recipe": self._recipe,
             "dtype": self.dtype,
             "trust_remote_code": trust_remote_code,
             "pad_id": tokenizer.pad_token_id or 0,
-            "sample": [Row(encoding.ids) for encoding in samples],
+            "sample": [self._row(encoding) for encoding in samples],
             "backend": backend,
         }
         network = Network(device=self.device, **arguments) if len(devices) == 1 else Workers(devices, arguments)
         self._network: Network | Workers | None = network
-        self.full_dim = network.full_dim
+        self._width = network.full_dim
+        self.full_dim = min(self._width, self._recipe.truncate_dim or self._width)
         self.dims: tuple[int, ...] = spec.dims if spec else (self.full_dim,)
         self._layer_norm = spec is not None and spec.layer_norm
-        self._head = _check_head(head, self.full_dim)
         self._turns = len(devices)
+        try:
+            self._head = _check_head(head, self._width)
+            self.max_length = _pick_max_length(max_length, self._recipe, spec, tokenizer, config, network.positions)
+        except InvalidInput:
+            if len(devices) > 1:
+                cast("Workers", network).close()
+            raise
+        self._tokenizer.enable_truncation(max_length=self.max_length, direction=tokenizer.truncation_side)
+        self._skips = {task: self._prompt_length(task, tokenizer.all_special_ids) for task in self.prompts}
+        budget = _TOKEN_BUDGET.get(self.device.type, _TOKEN_BUDGET["cpu"])
         self._merger = CallMerger(self._forward, budget, padded=not network.packs, turns=self._turns)
         self._owner = ThreadPoolExecutor(self._turns, thread_name_prefix="mrl_rag-encoder")
         self._last = threading.local()
@@ -280,7 +306,7 @@ class MatryoshkaEncoder(Encoder):
         if len(texts) > _INLINE:
             return await asyncio.to_thread(self.encode, texts, task, dim)
         rows, owners, cut = self._tokenize(texts, task, 0)
-        vectors = np.empty((0, self.full_dim), dtype=np.float32)
+        vectors = np.empty((0, self._width), dtype=np.float32)
         if rows:
             answer = self._merger.submit(rows)
             serving = asyncio.get_running_loop().run_in_executor(self._owner, self._merger.serve, answer)
@@ -303,24 +329,36 @@ class MatryoshkaEncoder(Encoder):
 
         Returns:
             One (start, end) pair of character positions a token, special tokens left out.
+
+        Raises:
+            InvalidInput: the tokenizer is one in Python, which doesn't know.
         """
+        if isinstance(self._tokenizer, PythonTokenizer):
+            raise InvalidInput(
+                f"the tokenizer of {self.model} doesn't say where in a text its tokens stand. Split texts by their "
+                'characters, and leave out long_inputs="average".'
+            )
         encoding = self._tokenizer.encode(text, add_special_tokens=False)
         return [pair for part in (encoding, *encoding.overflowing) for pair in part.offsets]
 
     @cached_property
     def fingerprint(self) -> str:
-        """A short hash of all that changes a vector: weights, tokenizer, recipe, prompts, head.
+        """A short hash of all that changes a vector: weights, tokenizer, recipe, prompts, head, the model's code.
 
         The first read hashes the weights, about a second a gigabyte.
         """
         network = self._folder / self._recipe.network
+        folders = [network, *(self._folder / step.path for step in self._recipe.steps if step.path)]
+        pickled = self._settings["pickled_weights"]
         files = [
-            *sorted(network.glob("*.safetensors")),
-            *(self._folder / step.path / "model.safetensors" for step in self._recipe.steps if step.path),
-            network / "tokenizer.json",
+            *(file for folder in folders for file in folder.glob("*.safetensors")),
+            *(file for folder in folders for file in folder.glob("pytorch_model*.bin") if pickled),
+            *(network / name for name in self._tokenizer_files),
+            *(network.glob("*.py") if self._settings["trust_remote_code"] else ()),
         ]
         recipe = asdict(self._recipe)
-        for key in ("prompts", "max_length", "similarity"):  # what is in force stands below; the last changes nothing
+        # What is in force stands below, or changes nothing.
+        for key in ("prompts", "passage_prompt", "max_length", "similarity"):
             del recipe[key]
         facts: dict[str, Any] = {
             "files": {file.relative_to(self._folder).as_posix(): file_sha256(file) for file in files if file.is_file()},
@@ -385,7 +423,7 @@ class MatryoshkaEncoder(Encoder):
     def _run(self, rows: list[Row], texts: int, progress: Callable[[float], object]) -> Float32Array:
         # A turn a batch, not one for all: a question needn't wait until a corpus is done.
         batches = list(self._merger.batches(rows))
-        vectors = np.empty((len(rows), self.full_dim), dtype=np.float32)
+        vectors = np.empty((len(rows), self._width), dtype=np.float32)
 
         def run(batch: list[int]) -> None:
             vectors[batch] = self._merger.run([rows[i] for i in batch])
@@ -417,18 +455,23 @@ class MatryoshkaEncoder(Encoder):
                     encodings = self._split(texts[position], prompt)
                 else:
                     cut.append(over)
-            # As arrays, which the forward pass joins at once: here a GPU doesn't wait for it.
-            parts = [np.array(part.ids, dtype=np.int32) for part in encodings]
-            rows += [Row(ids, min(self._skips[task], len(ids))) for ids in parts]
-            owners += [position] * len(encodings)
+            found = [self._row(part, self._skips[task]) for part in encodings if part.ids]
+            rows += found
+            owners += [position] * len(found)
         return rows, owners, cut
+
+    def _row(self, encoding: Any, skip: int = 0) -> Row:
+        # As arrays, which the forward pass joins at once: here a GPU doesn't wait for it.
+        ids = np.array(encoding.ids, dtype=np.int32)
+        types = np.array(encoding.type_ids, dtype=np.int32) if self._typed else None
+        return Row(ids, min(skip, len(ids)), types)
 
     def _prompt_length(self, task: Task, special_ids: list[int]) -> int:
         """Return how many of a row's first tokens are the prompt's and left out of pooling, as the reference counts."""
         if self._recipe.include_prompt or not self.prompts[task]:
             return 0
         ids = self._tokenizer.encode(self.prompts[task]).ids
-        return len(ids) - (ids[-1] in special_ids)
+        return len(ids) - any(last in special_ids for last in ids[-1:])
 
     def _split(self, text: str, prompt: str) -> list[Any]:
         """Return the encodings of even pieces of a text, each with the prompt and none cut."""
@@ -470,16 +513,21 @@ class MatryoshkaEncoder(Encoder):
         return network.run(rows)
 
     def _finish(self, pooled: Float32Array, rows: list[Row], owners: list[int], texts: int) -> Float32Array:
-        """Return full vectors [texts, full_dim]: what comes between the model's own modules and the cut."""
+        """Return full vectors, float32 [texts, n]: what comes between the model's own modules and the cut.
+
+        A text that has no tokens gets zeros.
+        """
         if self._layer_norm:
             pooled = layer_norm(pooled)
         if self._head is not None:
             pooled = pooled @ self._head
-        if len(rows) == texts:
+        if owners == list(range(texts)):
             return pooled
-        weights = np.array([len(row.ids) - row.skip for row in rows], dtype=np.float32)
-        sums = np.zeros((texts, self.full_dim), dtype=np.float32)
-        np.add.at(sums, owners, normalize(pooled) * weights[:, None])
+        if self.long_inputs == "average":
+            weights = np.array([len(row.ids) - row.skip for row in rows], dtype=np.float32)
+            pooled = normalize(pooled) * weights[:, None]
+        sums = np.zeros((texts, self._width), dtype=np.float32)
+        np.add.at(sums, owners, pooled)
         return sums
 
 
@@ -492,17 +540,39 @@ def _merge_prompts(own: Mapping[Task, str], override: Mapping[Task, str] | None)
     return merged
 
 
-def _check_devices(asked: Device | Sequence[Device] | None) -> list[torch.device]:
+def _as_devices(asked: Device | Sequence[Device] | None) -> list[torch.device]:
     import torch
 
-    if asked is not None:
-        names = [asked] if isinstance(asked, str | torch.device) else list(asked)
-        if not names:
-            raise InvalidInput("device is an empty list; name a device, or pass None to have one chosen.")
-        return [torch.device(name) for name in names]
-    if torch.cuda.is_available():
-        return [torch.device("cuda")]
-    return [torch.device("mps" if torch.backends.mps.is_available() else "cpu")]
+    if asked is None:
+        if torch.cuda.is_available():
+            return [torch.device("cuda")]
+        return [torch.device("mps" if torch.backends.mps.is_available() else "cpu")]
+    names = list(asked) if isinstance(asked, list | tuple) else [cast("Device", asked)]
+    if not names:
+        raise InvalidInput("device is an empty list; name a device, or pass None to have one chosen.")
+    return [_as_device(name) for name in names]
+
+
+def _as_device(asked: Device) -> torch.device:
+    import torch
+
+    try:
+        return torch.device(asked)
+    except (RuntimeError, TypeError) as error:
+        raise InvalidInput(f"device is {asked!r}, which torch doesn't know: pass 'cpu', 'cuda' or 'cuda:1'.") from error
+
+
+def _check_present(devices: list[torch.device]) -> None:
+    import torch
+
+    # Counting them takes no memory on any, as trying one would.
+    there = torch.cuda.device_count()
+    for device in devices:
+        if device.type == "cuda" and (device.index or 0) >= there:
+            raise InvalidInput(
+                f"device is {str(device)!r}, and torch {torch.__version__} finds {there} GPUs here. Pass device='cpu' "
+                "or one that is there, or install a build of torch for it."
+            )
 
 
 def _pick_dtype(device: torch.device) -> torch.dtype:
@@ -540,18 +610,38 @@ def _as_dtype(dtype: str | torch.dtype) -> torch.dtype:
     raise InvalidInput(f"dtype is {dtype!r}; it must be one of {', '.join(map(repr, known))}, or None.")
 
 
-def _pick_max_length(asked: int | None, recipe: Recipe, spec: ModelSpec | None, tokenizer: Any, config: Any) -> int:
-    # As SentenceTransformer.max_seq_length: its own file, else the lesser of tokenizer and network.
-    limit = int(min(tokenizer.model_max_length, getattr(config, "max_position_embeddings", 2**31)))
+def _pick_max_length(
+    asked: int | None, recipe: Recipe, spec: ModelSpec | None, tokenizer: Any, config: Any, positions: int
+) -> int:
+    # As SentenceTransformer.max_seq_length: its own file, else the lesser of tokenizer and network. XLNet says -1.
+    counted = getattr(config, "max_position_embeddings", -1)
+    limit = int(min(tokenizer.model_max_length, counted if counted > 0 else 2**31))
     if asked is None:
-        return recipe.max_length or (spec.max_length if spec else limit)
-    # Rotary scaling takes some networks past the positions that their config counts.
-    limit = max(limit, recipe.max_length or 0, spec.max_length if spec else 0)
+        return min(recipe.max_length or (spec.max_length if spec else limit), positions)
+    # Rotary scaling takes some networks past the positions that their config counts, but nothing past a table's end.
+    limit = min(max(limit, recipe.max_length or 0, spec.max_length if spec else 0), positions)
     if isinstance(asked, bool) or not isinstance(asked, int) or not 3 <= asked <= limit:
         raise InvalidInput(
             f"max_length is {asked!r}; it must be an integer from 3 to {limit}, the longest input this network takes."
         )
     return asked
+
+
+def _warn_of_differences(model: str, recipe: Recipe, prompts: Mapping[Task, str], asked: Mapping[Task, str]) -> None:
+    """Say what the authors meant and isn't done."""
+    if recipe.similarity != "cosine":
+        warnings.warn(
+            f"the authors of {model} compare its vectors by {recipe.similarity!r}. Here they are scaled to length 1 "
+            "and compared by cosine, which can rank otherwise: measure it, or use a model made for cosine.",
+            stacklevel=3,
+        )
+    if recipe.passage_prompt and not prompts["document"] and "document" not in asked:
+        prompt = {"document": recipe.passage_prompt}
+        warnings.warn(
+            f"{model} has a prompt for passages and none named 'document', so documents get none, as in "
+            f"sentence-transformers' encode_document. Pass prompts={prompt!r}, or prompts={{'document': ''}}.",
+            stacklevel=3,
+        )
 
 
 def _check_long_inputs(asked: object) -> LongInputs:

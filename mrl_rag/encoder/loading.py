@@ -3,26 +3,30 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
 import importlib.util
 import json
-from collections.abc import Iterable, Iterator
+import os
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast
+from pickle import UnpicklingError
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast, get_args
 
 from mrl_rag.errors import ModelFilesError, UnknownModel
 from mrl_rag.models import MODELS, ModelSpec, PackagedWeights
-from mrl_rag.tasks import Task, prompts_by_task
+from mrl_rag.tasks import TASKS, Task, prompts_by_task
 
 if TYPE_CHECKING:
     import torch
 
-Pooling: TypeAlias = Literal["mean", "cls", "lasttoken"]
+Pooling: TypeAlias = Literal["cls", "max", "mean", "mean_sqrt_len_tokens", "weightedmean", "lasttoken"]
 StepKind: TypeAlias = Literal["Dense", "LayerNorm", "Normalize"]
 
-# Flags of `1_Pooling/config.json` before sentence-transformers 5.4 gave them one key, `pooling_mode`.
-_POOLING_FLAGS: dict[str, str] = {
+# Flags of `1_Pooling/config.json` before sentence-transformers 5.4 gave them one key, `pooling_mode`. The vectors of
+# several are joined in this order.
+_POOLING_FLAGS: dict[str, Pooling] = {
     "pooling_mode_cls_token": "cls",
     "pooling_mode_max_tokens": "max",
     "pooling_mode_mean_tokens": "mean",
@@ -30,7 +34,6 @@ _POOLING_FLAGS: dict[str, str] = {
     "pooling_mode_weightedmean_tokens": "weightedmean",
     "pooling_mode_lasttoken": "lasttoken",
 }
-
 
 # Where older releases of sentence-transformers kept the settings of the network's module.
 _NETWORK_FILES = (
@@ -48,6 +51,26 @@ _RUNNING = {
     *("cache_dir", "local_files_only", "revision", "subfolder", "token", "trust_remote_code", "use_safetensors"),
 }
 _PADDING = {"pad_to_multiple_of", "padding", "padding_side", "return_tensors"}
+_NETWORK_SETTINGS = {
+    *("model_kwargs", "model_args", "processor_kwargs", "tokenizer_args", "config_kwargs", "config_args"),
+    *("processing_kwargs", "max_seq_length", "do_lower_case", "unpad_inputs", "modality_config", "module_output_name"),
+    *("transformer_task", "query_length", "document_length", "query_expansion", "tokenizer_name_or_path"),
+}
+# Networks with a decoder whose encoder alone makes the vectors, as in sentence-transformers. `AutoModelForTextEncoding`
+# knows T5 and its kin; of others, as BART, the decoder's states are taken.
+_ENCODERS = {
+    "blenderbot": "BlenderbotEncoder",
+    "blenderbot-small": "BlenderbotSmallEncoder",
+    "longt5": "LongT5EncoderModel",
+    "m2m_100": "M2M100Encoder",
+    "marian": "MarianEncoder",
+    "pegasus": "PegasusEncoder",
+    "pegasus_x": "PegasusXEncoder",
+    "prophetnet": "ProphetNetEncoder",
+    "switch_transformers": "SwitchTransformersEncoderModel",
+}
+# sentence-transformers' own models go by their names alone.
+_ORGANISATION = "sentence-transformers"
 _DENSE_KEYS = ("in_features", "out_features", "bias", "activation_function", "use_residual")
 
 
@@ -71,25 +94,29 @@ class Recipe:
     """What turns a network's token vectors into the vector its authors meant.
 
     Attributes:
-        pooling: how token vectors become one.
+        poolings: how token vectors become one; the vectors of several are joined.
         prompts: task -> what goes before the text.
         max_length: longest input in tokens, special tokens counted; None if the files don't say.
         include_prompt: whether the prompt's tokens are pooled with the text's.
         steps: what follows pooling, in order.
         lower_case: whether texts are put in lower case before the tokenizer's own normalisation.
-        similarity: how the authors compare vectors ("cosine", "dot", ...). Only a record: vectors come at length 1.
+        truncate_dim: how many of the vector's numbers the authors keep; None for all.
+        similarity: how the authors compare vectors ("cosine", "dot", ...); "cosine" where that ranks as theirs does.
+        passage_prompt: a prompt for passages under a name that sentence-transformers doesn't look up.
         network: folder of the network and its tokenizer, inside the model's.
         config_settings: values that the files set over the network's config.json.
         tokenizer_settings: values that the files set over the tokenizer's own.
     """
 
-    pooling: Pooling = "mean"
+    poolings: tuple[Pooling, ...] = ("mean",)
     prompts: dict[Task, str] = field(default_factory=dict)
     max_length: int | None = None
     include_prompt: bool = True
     steps: tuple[Step, ...] = ()
     lower_case: bool = False
+    truncate_dim: int | None = None
     similarity: str = "cosine"
+    passage_prompt: str = ""
     network: str = ""
     config_settings: dict[str, Any] = field(default_factory=dict)
     tokenizer_settings: dict[str, Any] = field(default_factory=dict)
@@ -108,15 +135,21 @@ def find_model(
     revision: str | None,
     trust_remote_code: bool,
     local_files_only: bool | None,
+    pickled_weights: bool,
 ) -> Path:
     """Return the local folder of a model, fetching it from the hub where needed.
 
+    A folder that is called like a hub id goes before the hub. What is fetched is kept in the hub's cache, or in
+    `SENTENCE_TRANSFORMERS_HOME` where that is set.
+
     Args:
-        model: a short name of `models.py`, a local folder, or a hub id.
+        model: a short name of `models.py`, a local folder, or a hub id; one of sentence-transformers' own models goes
+            without its organisation as well.
         spec: its row of the table, None where it has none.
         revision: branch, tag or commit on the hub; None for its default.
         trust_remote_code: fetch the model's own code files as well.
         local_files_only: never ask the hub; None for what the environment says (`HF_HUB_OFFLINE`).
+        pickled_weights: fetch pickled weights as well.
 
     Returns:
         The folder.
@@ -125,15 +158,18 @@ def find_model(
         UnknownModel: there is no such row or folder, and the hub doesn't give it.
         ModelFilesError: the installed package's weights are not the published ones.
     """
+    folder = Path(model).expanduser()
+    if folder.is_dir() and (spec is None or model != spec.name):
+        return folder
     # A revision asks for a version on the hub, which the packaged copy can't promise to be.
     if spec is not None and spec.packaged is not None and revision is None:
         packaged = _find_packaged(spec.packaged)
         if packaged is not None:
             return packaged
-    folder = Path(model).expanduser()
-    if spec is None and folder.is_dir():
-        return folder
-    return _fetch(model, spec.hub_id if spec else model, revision, trust_remote_code, local_files_only)
+    patterns = ["*.json", "*.txt", "*.model", "*.codes", "*.tokenizer", "*.jinja", "*.safetensors"]
+    patterns += ["*.py"] if trust_remote_code else []
+    patterns += ["*pytorch_model*.bin"] if pickled_weights else []
+    return _fetch(model, spec.hub_id if spec else model, revision, patterns, local_files_only)
 
 
 def _find_packaged(weights: PackagedWeights) -> Path | None:
@@ -151,29 +187,38 @@ def _find_packaged(weights: PackagedWeights) -> Path | None:
     return folder
 
 
-def _fetch(
-    model: str, hub_id: str, revision: str | None, trust_remote_code: bool, local_files_only: bool | None
-) -> Path:
+def _fetch(model: str, hub_id: str, revision: str | None, patterns: list[str], local_files_only: bool | None) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.constants import HF_HUB_OFFLINE
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HfHubHTTPError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+    )
 
-    patterns = ["*.json", "*.txt", "*.model", "*.safetensors", *(["*.py"] if trust_remote_code else [])]
+    settings: dict[str, Any] = {
+        "revision": revision,
+        "cache_dir": os.environ.get("SENTENCE_TRANSFORMERS_HOME") or None,
+        "allow_patterns": patterns,
+        "local_files_only": HF_HUB_OFFLINE if local_files_only is None else local_files_only,
+    }
     try:
-        return Path(
-            snapshot_download(
-                hub_id,
-                revision=revision,
-                allow_patterns=patterns,
-                local_files_only=HF_HUB_OFFLINE if local_files_only is None else local_files_only,
-            )
-        )
+        if "/" not in hub_id:
+            try:
+                return Path(snapshot_download(f"{_ORGANISATION}/{hub_id}", **settings))
+            except (RepositoryNotFoundError, LocalEntryNotFoundError):
+                pass  # another's, without an organisation, as "bert-base-uncased"
+        return Path(snapshot_download(hub_id, **settings))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        reason = " ".join(str(error).split()) or type(error).__name__
+        advice = "Check the name and the network, or pass the path of a downloaded model."
+        if isinstance(error, GatedRepoError):
+            advice = f"Accept its terms at https://huggingface.co/{hub_id}, then log in with `hf auth login`."
         raise UnknownModel(
             f"model {model!r} is not one of {', '.join(map(repr, sorted(MODELS)))}, not a folder, "
-            f"and the hub did not give {hub_id!r} ({reason}). "
-            "Check the name and the network, or pass the path of a downloaded model."
+            f"and the hub did not give {hub_id!r} ({reason}). {advice}"
         ) from error
 
 
@@ -181,8 +226,9 @@ def read_recipe(folder: Path, spec: ModelSpec | None = None) -> Recipe:
     """Read a recipe from a model's own files in the sentence-transformers layout.
 
     What the files don't say, the model's row of the table does. A folder without `modules.json` and without a row is
-    read as sentence-transformers reads it: mean pooling. Modules may be one
-    Transformer, one Pooling, and after them any number of Dense, LayerNorm, Normalize and Dropout.
+    read as sentence-transformers reads it: the last token's vector of a network made for causal language modelling,
+    else the mean; prompts and other settings beside it are not read. Modules may be one Transformer, one Pooling, and
+    after them any number of Dense, LayerNorm, Normalize and Dropout.
 
     Args:
         folder: the model's folder.
@@ -192,47 +238,62 @@ def read_recipe(folder: Path, spec: ModelSpec | None = None) -> Recipe:
         The recipe. No weights are read yet.
 
     Raises:
-        ModelFilesError: a file is damaged, or asks for a step this encoder doesn't have, or a step's weights are not
-            there in safetensors.
+        ModelFilesError: a file is damaged, or asks for a step this encoder doesn't have.
     """
     modules = _read_modules(folder)
-    network = modules[0][1] if modules else ""
-    default: Pooling = spec.pooling if spec else "mean"
-    pooling, include_prompt = _read_pooling(folder / modules[1][1] / "config.json") if modules else (default, True)
+    own = spec.prompts if spec else {}
+    if not modules:
+        poolings: tuple[Pooling, ...] = (spec.pooling,) if spec else _default_pooling(folder)
+        return Recipe(poolings=poolings, prompts={task: own.get(task, "") for task in TASKS})
+    poolings, include_prompt = _read_pooling(folder / modules[1][1] / "config.json")
     steps = [_read_step(folder, kind, path) for kind, path in modules[2:] if kind != "Dropout"]
+    unit = bool(steps) and steps[-1].kind == "Normalize"
     # What comes last scales a vector to length 1, as every cut does.
     while steps and steps[-1].kind == "Normalize":
         steps.pop()
-    settings = _read_network_settings(folder / network) if modules else {}
-    config = _read_json(folder / "config_sentence_transformers.json", default={})
-    own = prompts_by_task(config.get("prompts") or {})
+    file = folder / "config_sentence_transformers.json"
+    config = _read_json(file, default={})
+    prompts = config.get("prompts") or {}
+    truncate_dim = config.get("truncate_dim")
+    if not (truncate_dim is None or (isinstance(truncate_dim, int) and truncate_dim > 0)):
+        raise ModelFilesError(f"{file} gives {truncate_dim!r} as truncate_dim; it must be a number of dimensions.")
+    similarity = config.get("similarity_fn_name") or "cosine"
+    if unit and truncate_dim is None and similarity in ("dot", "euclidean"):
+        similarity = "cosine"
     return Recipe(
-        pooling=pooling,
+        poolings=poolings,
         # sentence-transformers writes empty prompts into files whose authors gave none.
-        prompts={task: prompt or (spec.prompts.get(task, "") if spec else "") for task, prompt in own.items()},
+        prompts={task: prompt or own.get(task, "") for task, prompt in prompts_by_task(prompts).items()},
         include_prompt=include_prompt,
         steps=tuple(steps),
-        similarity=config.get("similarity_fn_name") or "cosine",
-        network=network,
-        **settings,
+        truncate_dim=truncate_dim,
+        similarity=similarity,
+        passage_prompt=prompts.get("passage") or prompts.get("corpus") or "",
+        network=modules[0][1],
+        **_read_network_settings(folder / modules[0][1]),
     )
 
 
-def lower_cased(normalizer: Any) -> Any:
-    """Return a tokenizer's normalizer with lower-casing before it, as `do_lower_case` asks for.
+def check_weights(folder: Path, recipe: Recipe, *, pickled_weights: bool) -> None:
+    """Refuse weights that aren't in safetensors, unless the caller said that pickled ones may be loaded.
 
     Args:
-        normalizer: a normalizer of the tokenizers library, or None.
+        folder: the model's folder.
+        recipe: what `read_recipe` read there.
+        pickled_weights: whether `pytorch_model.bin` may be loaded where there is no `model.safetensors`.
 
-    Returns:
-        A normalizer; the one given where it lower-cases already.
+    Raises:
+        ModelFilesError: the network or a step has no weights that may be loaded.
     """
-    from tokenizers.normalizers import Lowercase, Sequence
-
-    parts: list[Any] = [normalizer] if normalizer is not None else []
-    if isinstance(normalizer, Sequence):
-        parts = list(cast(Iterable[Any], normalizer))
-    return normalizer if any(isinstance(part, Lowercase) for part in parts) else Sequence([Lowercase(), *parts])
+    names = ["model.safetensors", "pytorch_model.bin"] if pickled_weights else ["model.safetensors"]
+    names += [f"{name}.index.json" for name in names]
+    for place in [folder / recipe.network, *(folder / step.path for step in recipe.steps if step.path)]:
+        if not any((place / name).is_file() for name in names):
+            raise ModelFilesError(
+                f"{place} has no weights in {names[0]}. Use a revision of the model that has them, or pass "
+                "pickled_weights=True to fetch and load a pytorch_model.bin, with weights_only=True so that it can't "
+                "run code."
+            )
 
 
 def load_config(folder: Path, recipe: Recipe, *, trust_remote_code: bool) -> Any:
@@ -257,10 +318,18 @@ def load_tokenizer(folder: Path, recipe: Recipe, *, trust_remote_code: bool) -> 
     """
     from transformers import AutoTokenizer
 
+    bare = not (folder / "modules.json").is_file()
     with _named_errors(folder := folder / recipe.network):
-        return AutoTokenizer.from_pretrained(
+        tokenizer = AutoTokenizer.from_pretrained(
             folder, **recipe.tokenizer_settings, local_files_only=True, trust_remote_code=trust_remote_code
         )
+    if bare and tokenizer.chat_template:
+        raise ModelFilesError(
+            f"{folder} has no modules.json, and its tokenizer a chat template, which sentence-transformers would put "
+            "around every text; this encoder takes plain text. Add a modules.json that says how its vectors are made, "
+            "or use a model made for embedding."
+        )
+    return tokenizer
 
 
 def load_network(folder: Path, recipe: Recipe, *, dtype: torch.dtype, trust_remote_code: bool) -> torch.nn.Module:
@@ -290,12 +359,14 @@ def load_network(folder: Path, recipe: Recipe, *, dtype: torch.dtype, trust_remo
             "Merge it into the weights (peft: merge_and_unload), or remove it to use the model as it is without."
         )
     kind: Any = AutoModelForTextEncoding if type(config) in MODEL_FOR_TEXT_ENCODING_MAPPING else AutoModel
+    if config.model_type in _ENCODERS:
+        modeling = importlib.import_module(type(config).__module__.replace("configuration_", "modeling_"))
+        kind = getattr(modeling, _ENCODERS[config.model_type])
     with _named_errors(folder), _quiet_loading():
         network, report = kind.from_pretrained(
             folder,
             config=config,
             dtype=dtype,
-            use_safetensors=True,
             output_loading_info=True,
             local_files_only=True,
             trust_remote_code=trust_remote_code,
@@ -320,10 +391,19 @@ def _named_errors(folder: Path) -> Iterator[None]:
 
     try:
         yield
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError, ImportError, SafetensorError) as error:
+    except (
+        OSError,
+        ValueError,
+        KeyError,
+        TypeError,
+        RuntimeError,
+        ImportError,
+        SafetensorError,
+        UnpicklingError,
+    ) as error:
         raise ModelFilesError(
-            f"the model in {folder} can't be loaded: {error}. It needs config.json, tokenizer.json and weights in "
-            "safetensors."
+            f"the model in {folder} can't be loaded: {error}. It needs config.json, the tokenizer's files and weights "
+            "in safetensors."
         ) from error
 
 
@@ -390,25 +470,25 @@ def _read_step(folder: Path, kind: str, path: str) -> Step:
         raise ModelFilesError(
             f"{file} doesn't read and write the pooled vector, {name!r}; this encoder passes on nothing else."
         )
-    if not (folder / path / "model.safetensors").is_file():
-        pickled = "only a pickled one, pytorch_model.bin" if (folder / path / "pytorch_model.bin").is_file() else "none"
-        raise ModelFilesError(
-            f"{folder / path} has no weights in model.safetensors but {pickled}; this encoder never unpickles. "
-            "Save the module again in safetensors, or use a revision of the model that has them."
-        )
     keys = _DENSE_KEYS if kind == "Dense" else ("dimension",)
     return Step(cast(StepKind, kind), path, {key: config[key] for key in keys if key in config})
 
 
-def _read_pooling(file: Path) -> tuple[Pooling, bool]:
+def _read_pooling(file: Path) -> tuple[tuple[Pooling, ...], bool]:
     config = _read_json(file)
-    flags = [mode for flag, mode in _POOLING_FLAGS.items() if config.get(flag)]
-    mode = config.get("pooling_mode", flags[0] if len(flags) == 1 else flags or "mean")
-    if isinstance(mode, list) and len(mode) == 1:
-        mode = mode[0]
-    if mode not in ("mean", "cls", "lasttoken"):
-        raise ModelFilesError(f"{file} asks for pooling {mode!r}; this encoder has mean, cls and lasttoken.")
-    return cast(Pooling, mode), bool(config.get("include_prompt", True))
+    modes = config.get("pooling_mode", [mode for flag, mode in _POOLING_FLAGS.items() if config.get(flag)] or "mean")
+    modes = [modes] if isinstance(modes, str) else modes
+    if not isinstance(modes, list) or not modes or not set(map(str, modes)) <= set(get_args(Pooling)):
+        raise ModelFilesError(f"{file} asks for pooling {modes!r}; this encoder has {', '.join(get_args(Pooling))}.")
+    return tuple(modes), bool(config.get("include_prompt", True))
+
+
+def _default_pooling(folder: Path) -> tuple[Pooling, ...]:
+    """Return how sentence-transformers pools a network of which no file says it."""
+    config = _read_json(folder / "config.json")
+    made_for = str((config.get("architectures") or [""])[0])
+    causal = made_for.endswith("ForCausalLM") and config.get("is_causal", True)
+    return ("lasttoken",) if causal else ("mean",)
 
 
 def _read_network_settings(folder: Path) -> dict[str, Any]:
@@ -426,7 +506,7 @@ def _read_network_settings(folder: Path) -> dict[str, Any]:
     max_length = text.pop("max_length", tokenizer.get("model_max_length", config.get("max_seq_length")))
     if not (max_length is None or (isinstance(max_length, int) and max_length > 0)):
         raise ModelFilesError(f"{file} gives {max_length!r} as the longest input; it must be a number of tokens.")
-    unknown = sorted({*model} - _RUNNING | {*text} - _PADDING)
+    unknown = sorted({*config} - _NETWORK_SETTINGS - _RUNNING | {*model} - _RUNNING | {*text} - _PADDING)
     if unknown:
         raise ModelFilesError(f"{file} sets {', '.join(unknown)}, which this encoder doesn't know. Take it out.")
     return {
@@ -452,6 +532,11 @@ def _check_runs_as_text(file: Path, config: dict[str, Any]) -> None:
         "module_output_name": config.get("module_output_name") in (None, "token_embeddings"),
         **{key: config.get(key) is None for key in ("query_length", "document_length", "query_expansion")},
     }
+    if config.get("tokenizer_name_or_path") is not None:
+        raise ModelFilesError(
+            f"{file} takes the tokenizer from {config['tokenizer_name_or_path']!r}; this encoder loads the one beside "
+            "the network. Put that tokenizer's files there, and take tokenizer_name_or_path out."
+        )
     for key, kept in rules.items():
         if not kept:
             raise ModelFilesError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,11 +15,11 @@ import torch
 from mrl_rag.encoder.attention import PACKED
 from mrl_rag.encoder.batching import Packing, Row, length_groups
 from mrl_rag.encoder.graphs import Recorded, filled_up
+from mrl_rag.encoder.lengths import OwnLengths
 from mrl_rag.encoder.linear import can_prepack, prepack, unpack
 from mrl_rag.encoder.loading import Recipe, load_network
 from mrl_rag.encoder.openvino import OpenVINONetwork
 from mrl_rag.encoder.pooling import pool
-from mrl_rag.encoder.rotary import DynamicRotary
 from mrl_rag.encoder.steps import load_steps
 from mrl_rag.errors import EncoderOutOfMemory, InvalidInput
 from mrl_rag.truncation import Float32Array
@@ -54,6 +55,8 @@ class Network:
     Attributes:
         module: the network itself.
         packs: whether sequences need no padding.
+        full_dim: length of a vector.
+        positions: most tokens that a table of positions has room for; 2**31 where there is no such table.
 
     Raises:
         InvalidInput: OpenVINO can't run the network.
@@ -77,16 +80,13 @@ class Network:
         module: Any = load_network(folder, recipe, dtype=loaded, trust_remote_code=trust_remote_code)
         self.module = module.to(device)
         self._device = device
-        self._pooling = recipe.pooling
+        self._poolings = recipe.poolings
         self._pad_id = pad_id
-        self._rotary = DynamicRotary(module)
-        steps, self.full_dim = load_steps(folder, recipe.steps, module.config.hidden_size)
+        self._lengths = OwnLengths(module)
+        steps, self.full_dim = load_steps(folder, recipe.steps, module.config.hidden_size * len(recipe.poolings))
         self._steps = steps.to(device)
-        # RoBERTa and its kin count positions from there on.
-        tables = [table for name, table in module.named_modules() if name.endswith("position_embeddings")]
-        padding = getattr(tables[0], "padding_idx", None) if tables else None
-        self._first_position = 0 if padding is None else padding + 1
-        self._positions: int = getattr(module.config, "max_position_embeddings", 2**31) - self._first_position
+        self._typed = "token_type_ids" in signature(module.forward).parameters
+        self._padding, self.positions = _count_positions(module)
         # A plain function: a method bound to `self` would keep the weights alive after the last reference to it.
         self._states = Network._padded
         # CUDA graphs by their tokens; None where recording failed.
@@ -100,7 +100,7 @@ class Network:
         if device.type == "cpu" or (device.type == "cuda" and dtype != torch.float32):
             self._try_packing(sample)
         self.packs = self._states is not Network._padded
-        self._records = device.type == "cuda" and self.packs and not self._rotary.changes
+        self._records = device.type == "cuda" and self.packs and self._lengths.alike is None
 
     def run(self, rows: Sequence[Row]) -> Float32Array:
         """Return the vectors of rows, float32 [n, full_dim].
@@ -128,16 +128,16 @@ class Network:
         return np.concatenate([self.run(rows[:half]), self.run(rows[half:])])
 
     def _forward(self, rows: Sequence[Row]) -> Float32Array:
-        groups = self._rotary.groups([len(row.ids) for row in rows])
+        groups = self._lengths.groups([len(row.ids) for row in rows])
         if len(groups) > 1:
             vectors = np.empty((len(rows), self.full_dim), dtype=np.float32)
             for group in groups:
                 vectors[group] = self._forward([rows[i] for i in group])
             return vectors
-        self._rotary.reset()
+        self._lengths.prepare(max(len(row.ids) for row in rows))
         with torch.inference_mode():
             if len(rows) == 1:
-                if self._openvino is not None and len(rows[0].ids) <= _SHORT:
+                if self._openvino is not None and len(rows[0].ids) <= _SHORT and rows[0].types is None:
                     return self._by_openvino(self._openvino, rows[0])
                 recorded = self._by_graph(rows[0]) if self._records else None
                 if recorded is not None:
@@ -147,7 +147,7 @@ class Network:
     def _finished(self, rows: Sequence[Row], hidden: torch.Tensor, lengths: torch.Tensor) -> Float32Array:
         """Return the vectors of rows, float32 [n, full_dim], whose hidden states [tokens, d] are given."""
         skips = self._put([row.skip for row in rows]) if any(row.skip for row in rows) else None
-        found: Float32Array = self._steps(pool(hidden, lengths, self._pooling, skips)).cpu().numpy()
+        found: Float32Array = self._steps(pool(hidden, lengths, self._poolings, skips)).cpu().numpy()
         return found
 
     def _by_openvino(self, network: OpenVINONetwork, row: Row) -> Float32Array:
@@ -157,8 +157,8 @@ class Network:
 
     def _by_graph(self, row: Row) -> Float32Array | None:
         """Return the vector of a row, float32 [1, full_dim], by a CUDA graph; None where there is none for it."""
-        rows = filled_up(row, self._pad_id, self._positions)
-        if rows is None or row.skip:
+        rows = filled_up(row, self._pad_id, self.positions)
+        if rows is None or row.skip or row.types is not None:
             return None
         inputs, counts = self._joined(rows), [len(row.ids) for row in rows]
         size = sum(counts)
@@ -167,7 +167,7 @@ class Network:
 
             def compute(inputs: torch.Tensor) -> torch.Tensor:
                 # Others that come through this graph may be longer.
-                vectors: torch.Tensor = self._steps(pool(*self._packed_states(inputs, counts, size), self._pooling))
+                vectors: torch.Tensor = self._steps(pool(*self._packed_states(inputs, counts, size), self._poolings))
                 return vectors
 
             try:
@@ -183,24 +183,40 @@ class Network:
     def _packed(self, rows: Sequence[Row]) -> tuple[torch.Tensor, torch.Tensor]:
         """Return hidden states [tokens, d] of the rows end to end, and their lengths."""
         counts = [len(row.ids) for row in rows]
-        return self._packed_states(self._put(self._joined(rows)), counts, max(counts))
+        types = self._types(rows)
+        more = {} if types is None else {"token_type_ids": self._put(types[None])}
+        return self._packed_states(self._put(self._joined(rows)), counts, max(counts), **more)
 
     def _joined(self, rows: Sequence[Row]) -> npt.NDArray[np.int64]:
         """Return token ids, their positions and the rows' lengths in one array, to be copied at once."""
-        counts = [len(row.ids) for row in rows]
         ids = np.concatenate([row.ids for row in rows])
-        places = np.concatenate([np.arange(self._first_position, self._first_position + n) for n in counts])
-        return np.concatenate([ids, places, counts]).astype(np.int64)
+        places = np.concatenate([self._places(np.asarray(row.ids)) for row in rows])
+        return np.concatenate([ids, places, [len(row.ids) for row in rows]]).astype(np.int64)
+
+    def _places(self, ids: npt.NDArray[np.int32]) -> npt.NDArray[np.int64]:
+        """Return the positions of a row's tokens, int64 [tokens], as the network itself would count them."""
+        if self._padding is None:
+            return np.arange(len(ids))
+        counted = ids != self._padding
+        places: npt.NDArray[np.int64] = np.cumsum(counted) * counted + self._padding
+        return places
+
+    def _types(self, rows: Sequence[Row]) -> npt.NDArray[np.int64] | None:
+        """Return the rows' token types end to end, None where the network needs none: all are 0, or it takes none."""
+        if not self._typed or all(row.types is None for row in rows):
+            return None
+        types = [np.zeros(len(row.ids)) if row.types is None else row.types for row in rows]
+        return np.concatenate(types).astype(np.int64)
 
     def _packed_states(
-        self, inputs: torch.Tensor, counts: Sequence[int], longest: int
+        self, inputs: torch.Tensor, counts: Sequence[int], longest: int, **more: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Return what `_packed` does, of what `_joined` does on the device; no row has more than `longest` tokens."""
         total = sum(counts)
         tokens, positions, lengths = torch.split(inputs, [total, total, len(counts)])
         offsets = torch.nn.functional.pad(lengths.cumsum(0), (1, 0)).int()
         packing = Packing(length_groups(counts), offsets, longest)
-        found = self.module(input_ids=tokens[None], position_ids=positions[None], packing=packing)
+        found = self.module(input_ids=tokens[None], position_ids=positions[None], packing=packing, **more)
         return found.last_hidden_state[0], lengths
 
     def _padded(self, rows: Sequence[Row]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -209,8 +225,13 @@ class Network:
         mask = np.arange(lengths.max()) < lengths[:, None]  # [n, tokens]
         tokens = np.full(mask.shape, self._pad_id, dtype=np.int64)
         tokens[mask] = np.concatenate([row.ids for row in rows])
+        more = {}
+        if (types := self._types(rows)) is not None:
+            padded = np.zeros_like(tokens)
+            padded[mask] = types
+            more["token_type_ids"] = self._put(padded)
         seen = self._put(mask)
-        hidden = self.module(input_ids=self._put(tokens), attention_mask=seen.long()).last_hidden_state
+        hidden = self.module(input_ids=self._put(tokens), attention_mask=seen.long(), **more).last_hidden_state
         return hidden[seen], self._put(lengths)
 
     def _put(self, values: Any) -> torch.Tensor:
@@ -251,8 +272,10 @@ class Network:
 
     def _converted(self, sample: Sequence[Row], dtype: torch.dtype) -> OpenVINONetwork:
         name = type(self.module).__name__
-        if self._rotary.changes:
-            raise InvalidInput(f"backend='openvino' can't run a {name} whose angles follow the length. Leave it out.")
+        if self._lengths.alike is not None:
+            raise InvalidInput(
+                f"backend='openvino' can't run a {name} whose attention follows the length. Leave it out."
+            )
         network = OpenVINONetwork(self.module, dtype)
         expected = self._forward(sample)
         with torch.inference_mode():
@@ -263,6 +286,20 @@ class Network:
             )
         self.module.to(dtype)
         return network
+
+
+def _count_positions(module: torch.nn.Module) -> tuple[int | None, int]:
+    """Return the token over which positions are counted, and how many there are.
+
+    RoBERTa and its kin count the tokens that aren't the one that pads, and from its id on; others count all, from 0.
+    """
+    for name, table in module.named_modules():
+        if isinstance(table, torch.nn.Embedding) and name.endswith("position_embeddings"):
+            padding = table.padding_idx
+            return padding, table.num_embeddings - (0 if padding is None else padding + 1)
+        if isinstance(table, torch.nn.Embedding) and name.endswith(("embed_positions", "wpe")):
+            return None, table.num_embeddings - int(getattr(table, "offset", 0))
+    return None, 2**31
 
 
 def _distance(vectors: Float32Array, others: Float32Array) -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -94,11 +95,11 @@ def load_steps(folder: Path, steps: Sequence[Step], width: int) -> tuple[nn.Sequ
         name = folder / step.path
         try:
             module: Dense | LayerNorm = Dense(**step.settings) if step.kind == "Dense" else LayerNorm(**step.settings)
-            module.load_state_dict(load_file(name / "model.safetensors"))
-        except (OSError, RuntimeError, TypeError, ValueError, SafetensorError) as error:
+            module.load_state_dict(_load_weights(name))
+        except (OSError, RuntimeError, TypeError, ValueError, SafetensorError, UnpicklingError) as error:
             raise ModelFilesError(
-                f"the {step.kind} module in {name} can't be loaded: {error}. It needs a config.json and a "
-                "model.safetensors that fit each other; download the model again."
+                f"the {step.kind} module in {name} can't be loaded: {error}. It needs a config.json and weights that "
+                "fit each other; download the model again."
             ) from error
         wanted = step.settings["in_features" if step.kind == "Dense" else "dimension"]
         if wanted != width:
@@ -109,6 +110,13 @@ def load_steps(folder: Path, steps: Sequence[Step], width: int) -> tuple[nn.Sequ
         width = step.settings.get("out_features", width)
         modules.append(module)
     return nn.Sequential(*modules).eval().float(), width
+
+
+def _load_weights(folder: Path) -> dict[str, torch.Tensor]:
+    if (folder / "model.safetensors").is_file():
+        return load_file(folder / "model.safetensors")
+    found: dict[str, torch.Tensor] = torch.load(folder / "pytorch_model.bin", map_location="cpu", weights_only=True)
+    return found
 
 
 def _activation(name: Any) -> nn.Module:

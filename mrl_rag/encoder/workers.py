@@ -32,6 +32,7 @@ class Workers:
     Attributes:
         packs: as `Network.packs`.
         full_dim: as `Network.full_dim`.
+        positions: as `Network.positions`.
 
     Raises:
         MrlRagError: as `Network`.
@@ -54,7 +55,8 @@ class Workers:
             self.close()
             raise
         # The same network everywhere, but a GPU may pack where a CPU beside it may not.
-        self.packs, self.full_dim = all(packs for packs, _ in facts), facts[0][1]
+        self.packs = all(packs for packs, _, _ in facts)
+        _, self.full_dim, self.positions = facts[0]
         for position in self._pools:
             self._free.put(position)
 
@@ -99,10 +101,10 @@ def _end_with_parent() -> None:
         os._exit(1)
 
 
-def _open(settings: dict[str, Any]) -> tuple[bool, int]:
+def _open(settings: dict[str, Any]) -> tuple[bool, int, int]:
     global _network
     _network = Network(**settings)
-    return _network.packs, _network.full_dim
+    return _network.packs, _network.full_dim, _network.positions
 
 
 def _run(rows: Sequence[Row]) -> Float32Array:

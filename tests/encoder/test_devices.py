@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import pickle
+import re
 import signal
 import subprocess
 import sys
@@ -63,7 +64,7 @@ async def test_a_coroutine_may_ask(two, one):
 def test_what_a_worker_cannot_load_is_raised_here(tiny_bert):
     before = multiprocessing.active_children()
     with pytest.raises((MrlRagError, AssertionError, RuntimeError)):
-        MatryoshkaEncoder(tiny_bert, device=["cpu", "cuda:7"], dtype="float32")
+        MatryoshkaEncoder(tiny_bert, device=["cpu", "xpu:7"], dtype="float32")
     assert [child for child in multiprocessing.active_children() if child not in before] == []
 
 
@@ -74,6 +75,13 @@ def test_a_pickled_encoder_carries_its_devices(two):
 def test_no_device_is_refused(tiny_bert):
     with pytest.raises(InvalidInput, match="empty list"):
         MatryoshkaEncoder(tiny_bert, device=[])
+
+
+@pytest.mark.parametrize("device", ["gpu", "cuda:99", ["cpu", "cuda:99"], 1.5j])
+def test_a_device_that_is_not_there_is_refused_by_name(tiny_bert, device):
+    missing = device[-1] if isinstance(device, list) else device
+    with pytest.raises(InvalidInput, match=re.escape(repr(missing))):
+        MatryoshkaEncoder(tiny_bert, device=device)
 
 
 SCRIPT = """

@@ -4,9 +4,8 @@ from dataclasses import replace
 import pytest
 
 from mrl_rag import MatryoshkaEncoder
-from mrl_rag.encoder.loading import find_model
 from mrl_rag.errors import ModelFilesError, UnknownModel
-from mrl_rag.models import MODELS, PackagedWeights
+from mrl_rag.models import MODELS, PackagedWeights, find_row
 
 
 def test_an_unknown_model_is_refused_with_the_known_names():
@@ -30,7 +29,7 @@ def test_without_its_package_the_default_model_is_asked_of_the_hub(monkeypatch):
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
     with pytest.raises(UnknownModel, match="offline"):
-        find_model("minilm", MODELS["minilm"], revision=None, trust_remote_code=False, local_files_only=False)
+        MatryoshkaEncoder("minilm", local_files_only=False)
     assert asked == [("sentence-transformers/all-MiniLM-L6-v2", False)]
 
 
@@ -51,8 +50,8 @@ def test_packaged_weights_that_are_not_the_published_ones_are_refused(tmp_path, 
         ("modules.json", "{"),
         ("modules.json", json.dumps([{"path": "", "type": "sentence_transformers.models.CNN"}])),
         ("modules.json", json.dumps([{"path": ""}])),
-        ("1_Pooling/config.json", json.dumps({"pooling_mode": "weightedmean"})),
-        ("1_Pooling/config.json", json.dumps({"pooling_mode": ["mean", "cls"]})),
+        ("1_Pooling/config.json", json.dumps({"pooling_mode": "attention"})),
+        ("1_Pooling/config.json", json.dumps({"pooling_mode": ["mean", "attention"]})),
         ("1_Pooling/config.json", "[]"),
         ("model.safetensors", "damaged"),
         ("config.json", "{}"),
@@ -72,3 +71,65 @@ def test_the_new_name_of_the_pooling_key_is_read(make_tiny_bert):
     old = MatryoshkaEncoder(folder, device="cpu").encode(["a text"])
     (folder / "1_Pooling" / "config.json").write_text(json.dumps({"pooling_mode": "cls"}))
     assert (MatryoshkaEncoder(folder, device="cpu").encode(["a text"]) == old).all()
+
+
+@pytest.fixture
+def hub(make_tiny_bert, tmp_path, monkeypatch):
+    """Put a model into a cache of the hub under a name, and no model elsewhere."""
+
+    def put(hub_id):
+        folder = tmp_path / f"models--{hub_id.replace('/', '--')}"
+        (folder / "refs").mkdir(parents=True)
+        (folder / "refs" / "main").write_text("0" * 40)
+        (folder / "snapshots").mkdir()
+        (folder / "snapshots" / ("0" * 40)).symlink_to(make_tiny_bert())
+
+    monkeypatch.setenv("SENTENCE_TRANSFORMERS_HOME", str(tmp_path))
+    return put
+
+
+@pytest.mark.parametrize(
+    ("hub_id", "name"),
+    [
+        ("org/model", "org/model"),
+        ("sentence-transformers/all-mpnet-base-v2", "all-mpnet-base-v2"),
+        ("bert-base-uncased", "bert-base-uncased"),
+    ],
+)
+def test_a_model_is_found_in_the_folder_of_sentence_transformers(hub, hub_id, name):
+    """Its own models by their names alone."""
+    hub(hub_id)
+    assert MatryoshkaEncoder(name, device="cpu", dtype="float32", local_files_only=True).full_dim == 16
+
+
+def test_minilm_goes_without_its_organisation():
+    assert find_row("all-MiniLM-L6-v2") is MODELS["minilm"]
+
+
+def test_a_folder_goes_before_the_hub_and_a_short_name_before_a_folder(make_tiny_bert, tmp_path, monkeypatch):
+    (tmp_path / "BAAI").mkdir()
+    (tmp_path / "BAAI" / "bge-small-en-v1.5").symlink_to(make_tiny_bert())
+    (tmp_path / "minilm").symlink_to(make_tiny_bert())
+    monkeypatch.chdir(tmp_path)
+    for name, prompt in (("BAAI/bge-small-en-v1.5", True), ("./BAAI/bge-small-en-v1.5", False)):
+        encoder = MatryoshkaEncoder(name, device="cpu", dtype="float32")
+        assert (encoder.full_dim, bool(encoder.prompts["query"])) == (16, prompt)
+    assert MatryoshkaEncoder("minilm", device="cpu", dtype="float32").full_dim == 384
+    assert MatryoshkaEncoder("./minilm", device="cpu", dtype="float32").full_dim == 16
+
+
+def test_a_gated_models_own_message_is_passed_on(monkeypatch):
+    import httpx
+    from huggingface_hub.errors import GatedRepoError
+
+    def refuse(hub_id, **settings):
+        message = (
+            "403 Client Error.\n\nCannot access gated repo.\nVisit https://huggingface.co/org/gated to ask for access."
+        )
+        raise GatedRepoError(message, response=httpx.Response(403, request=httpx.Request("GET", "https://hub")))
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", refuse)
+    with pytest.raises(
+        UnknownModel, match=r"to ask for access\.\)\. Accept its terms at https://huggingface\.co/org/gated"
+    ):
+        MatryoshkaEncoder("org/gated", local_files_only=False)

@@ -87,6 +87,17 @@ def qwen_pairs():
     return byte_pairs("$A <|endoftext|>", list(names.values())), names | {"padding_side": "left"}
 
 
+def xlnet_pieces():
+    """XLNet's special tokens are at the end, [CLS] of a type of its own."""
+    from tokenizers.processors import TemplateProcessing
+
+    tokenizer, names = bert_pieces()
+    tokenizer.post_processor = TemplateProcessing(
+        single="$A:0 [SEP]:0 [CLS]:2", special_tokens=[("[SEP]", 3), ("[CLS]", 2)]
+    )
+    return tokenizer, names | {"padding_side": "left"}
+
+
 def t5_unigrams():
     from tokenizers.processors import TemplateProcessing
 
@@ -102,6 +113,16 @@ BERT_SHAPE = {
     "intermediate_size": 48,
     "max_position_embeddings": 130,
     "initializer_range": 0.3,  # at 0.02 every text gets nearly the same vector
+}
+T5_SHAPE = {
+    "d_model": 32,
+    "d_kv": 8,
+    "d_ff": 48,
+    "num_layers": 2,
+    "num_heads": 4,
+    "pad_token_id": 1,
+    "decoder_start_token_id": 1,
+    "relative_attention_num_buckets": 8,
 }
 LINEAR = {"bias": False, "activation_function": "torch.nn.modules.linear.Identity"}
 NORMALIZE = ("Normalize", {})
@@ -202,18 +223,52 @@ ARCHITECTURES = {
     "t5": Architecture(
         "T5",
         t5_unigrams,
-        {
-            "d_model": 32,
-            "d_kv": 8,
-            "d_ff": 48,
-            "num_layers": 2,
-            "num_heads": 4,
-            "pad_token_id": 1,
-            "decoder_start_token_id": 1,
-            "relative_attention_num_buckets": 8,
-        },
+        T5_SHAPE,
         "mean",
         [("Dense", {"out_features": 24} | LINEAR), NORMALIZE],
+        {},
+    ),
+    "longt5": Architecture(
+        "LongT5", t5_unigrams, T5_SHAPE | {"local_radius": 5}, "mean", [NORMALIZE], {"query": "query: "}
+    ),
+    "m2m100": Architecture(
+        "M2M100",
+        unigrams,
+        {
+            "d_model": 32,
+            "encoder_layers": 2,
+            "decoder_layers": 1,
+            "encoder_attention_heads": 4,
+            "encoder_ffn_dim": 48,
+            "pad_token_id": 1,
+            "init_std": 0.3,
+        },
+        "mean",
+        [],
+        {},
+    ),
+    "xlnet": Architecture(
+        "XLNet",
+        xlnet_pieces,
+        {"d_model": 32, "n_layer": 2, "n_head": 4, "d_inner": 48},
+        "mean",
+        [],
+        {},
+    ),
+    "bigbird": Architecture(
+        "BigBird",
+        bert_pieces,
+        {"attention_type": "block_sparse", "block_size": 4, "num_random_blocks": 1},
+        "mean",
+        [],
+        {},
+    ),
+    "canine": Architecture(
+        "Canine",
+        bert_pieces,
+        {"num_hash_buckets": 128, "num_hash_functions": 4, "local_transformer_stride": 16},
+        "mean",
+        [],
         {},
     ),
 }
@@ -226,7 +281,17 @@ def save_model(tmp_path_factory):
     import transformers
 
     def save(
-        architecture, *, max_length=64, pooling=None, modules=None, prompts=None, settings=None, files=None, **config
+        architecture,
+        *,
+        network=None,  # classes of transformers, for another one with the same tokenizer and shape
+        max_length=64,
+        pooling=None,
+        modules=None,
+        prompts=None,
+        settings=None,
+        sentence_transformers=None,
+        files=None,
+        **config,
     ):
         own = ARCHITECTURES[architecture]
         folder = tmp_path_factory.mktemp(architecture)
@@ -235,11 +300,13 @@ def save_model(tmp_path_factory):
         transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_max_length=128, **names).save_pretrained(
             folder
         )
-        network = getattr(transformers, f"{own.name}Model")(
-            getattr(transformers, f"{own.name}Config")(
-                vocab_size=tokenizer.get_vocab_size(), **BERT_SHAPE | own.config | config
-            )
-        )
+        shape = {"vocab_size": tokenizer.get_vocab_size()} | BERT_SHAPE | own.config | config
+        if own.name == "XLNet":
+            del shape["max_position_embeddings"]  # it has no limit, and doesn't let one be set
+        network = network or own.name
+        network = getattr(transformers, f"{network}Model")(getattr(transformers, f"{network}Config")(**shape))
+        if own.name == "M2M100":
+            network = network.get_encoder()  # as checkpoints for embedding are saved
         # Norms begin as the identity, and biases at zero: what is wrong with them would not show.
         for parameter in network.parameters():
             if parameter.ndim == 1:
@@ -250,7 +317,7 @@ def save_model(tmp_path_factory):
             folder / "1_Pooling" / "config.json",
             {"word_embedding_dimension": 32} | {"pooling_mode": pooling or own.pooling},
         )
-        width = 32
+        width = 32 * (len(pooling) if isinstance(pooling, list) else 1)
         for kind, module in own.modules if modules is None else modules:
             path = f"{len(entries)}_{kind}"
             entries.append((path, kind))
@@ -264,7 +331,8 @@ def save_model(tmp_path_factory):
         )
         write(folder / "sentence_bert_config.json", {"max_seq_length": max_length} | (settings or {}))
         prompts = own.prompts if prompts is None else prompts
-        write(folder / "config_sentence_transformers.json", {"prompts": prompts, "similarity_fn_name": "cosine"})
+        own_config = {"prompts": prompts, "similarity_fn_name": "cosine"} | (sentence_transformers or {})
+        write(folder / "config_sentence_transformers.json", own_config)
         for file, content in (files or {}).items():
             write(folder / file, content)
         return folder
@@ -275,7 +343,7 @@ def save_model(tmp_path_factory):
 def save_module(folder, kind, settings, width):
     """Save one module with random weights, as sentence-transformers does; return the length of what it makes."""
     import torch
-    from sentence_transformers.models import Dense, LayerNorm
+    from sentence_transformers.sentence_transformer.modules import Dense, LayerNorm
 
     folder.mkdir()
     if kind == "Normalize":

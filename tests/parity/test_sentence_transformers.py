@@ -70,13 +70,3 @@ def test_pooling_and_prompts_from_a_models_own_files_equal_the_references(
     assert cosine_distance(queries, reference.encode_query(passages)).max() < tolerance
     assert cosine_distance(documents, reference.encode_document(passages)).max() < tolerance
     assert cosine_distance(queries, documents).max() > 10 * tolerance
-
-
-@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-5), ("bfloat16", 1e-3)])
-def test_a_prompt_named_passage_is_the_document_prompt(make_tiny_bert, passages, cosine_distance, dtype, tolerance):
-    """In sentence-transformers 6 `encode_document` misses it: its own empty "document" prompt hides it."""
-    folder = make_tiny_bert(prompts={"passage": "passage: "})
-    reference = SentenceTransformer(str(folder), device="cpu")
-    expected = reference.encode(passages, prompt_name="passage")
-    ours = MatryoshkaEncoder(folder, device="cpu", dtype=dtype).encode_documents(passages)
-    assert cosine_distance(ours, expected).max() < tolerance
