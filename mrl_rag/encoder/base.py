@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from itertools import islice
 
 from mrl_rag.errors import InvalidInput
@@ -95,3 +96,16 @@ def _blocks(texts: Iterator[str], size: int) -> Iterator[list[str]]:
     while block := check_texts(islice(texts, size), first):
         yield block
         first += len(block)
+
+
+@contextmanager
+def progress_bar(texts: int, shown: bool) -> Iterator[Callable[[float], object]]:
+    """Yield what to call with the number of texts that are done; where `shown`, a terminal gets a bar of them."""
+    if not shown:
+        # tqdm without a bar starts a thread nonetheless, and takes a lock that a fork may leave locked in the child.
+        yield lambda done: None
+        return
+    from tqdm import tqdm
+
+    with tqdm(total=texts, desc="encode", unit="text", disable=None) as bar:
+        yield bar.update

@@ -13,7 +13,7 @@ from typing import Protocol
 
 import numpy as np
 
-from mrl_rag.encoder.base import Encoder
+from mrl_rag.encoder.base import Encoder, progress_bar
 from mrl_rag.errors import EncoderCacheError
 from mrl_rag.tasks import Task, check_task, check_texts
 from mrl_rag.truncation import Float32Array, check_dim, truncate
@@ -124,15 +124,13 @@ class CachedEncoder(Encoder):
             EncoderCacheError: the file can't be read or written.
             MrlRagError: as the encoder does.
         """
-        from tqdm import tqdm
-
         task, texts = check_task(task), check_texts(texts)
         dim = self.full_dim if dim is None else check_dim(dim, self.full_dim)
         prefix = f"{self.fingerprint}\0{task}\0".encode()
         keys = [blake2b(prefix + text.encode(), digest_size=16).digest() for text in texts]
         known = self._read(list(dict.fromkeys(keys)))
         missing = list({key: text for key, text in zip(keys, texts, strict=True) if key not in known}.items())
-        with tqdm(total=len(missing), desc="encode", unit="text", disable=None if progress else True) as bar:
+        with progress_bar(len(missing), progress) as advance:
             for start in range(0, len(missing), _BATCH):
                 part = missing[start : start + _BATCH]
                 found = dict(
@@ -140,7 +138,7 @@ class CachedEncoder(Encoder):
                 )
                 self._write(found)
                 known |= found
-                bar.update(len(part))
+                advance(len(part))
         if not texts:
             return np.empty((0, dim), dtype=np.float32)
         return truncate(np.stack([known[key] for key in keys]), dim)

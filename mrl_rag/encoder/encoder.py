@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias, cast, get
 import numpy as np
 import numpy.typing as npt
 
-from mrl_rag.encoder.base import BLOCK, Encoder, blocks_of
+from mrl_rag.encoder.base import BLOCK, Encoder, blocks_of, progress_bar
 from mrl_rag.encoder.batching import Row
 from mrl_rag.encoder.loading import (
     Recipe,
@@ -233,15 +233,13 @@ class MatryoshkaEncoder(Encoder):
             UserWarning: texts longer than `max_length` were cut; says how many and by how much. `last_cut` has the
                 numbers.
         """
-        from tqdm import tqdm
-
         task, dim = self._check(task, dim)
         texts = check_texts(texts)
         found = np.empty((len(texts), dim), dtype=np.float32)
         cut: list[int] = []
-        with tqdm(total=len(texts), desc="encode", unit="text", disable=None if progress else True) as bar:
+        with progress_bar(len(texts), progress) as advance:
             windows = (texts[start : start + BLOCK] for start in range(0, len(texts), BLOCK))
-            for start, (window, vectors) in zip(count(0, BLOCK), self._windows(windows, task, cut, bar.update)):
+            for start, (window, vectors) in zip(count(0, BLOCK), self._windows(windows, task, cut, advance)):
                 found[start : start + len(window)] = truncate(vectors, dim)
         self._report(cut, len(texts))
         return found
