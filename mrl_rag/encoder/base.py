@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import islice
+from typing import Self
 
 from mrl_rag.errors import InvalidInput
 from mrl_rag.tasks import Task, check_texts
@@ -16,7 +17,11 @@ BLOCK = 4096
 
 
 class Encoder(ABC):
-    """Texts to vectors that can be cut; a class below says how."""
+    """Texts to vectors that can be cut; a class below says how.
+
+    with MatryoshkaEncoder() as encoder:               # closed at the end of the block
+        encoder.encode_documents(["a text"])
+    """
 
     @property
     @abstractmethod
@@ -80,6 +85,12 @@ class Encoder(ABC):
     @abstractmethod
     def close(self) -> None:
         """Let go of what it holds; it can't encode after this."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
 
 
 def blocks_of(texts: Iterable[str], size: int) -> Iterator[list[str]]:

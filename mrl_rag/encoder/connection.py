@@ -60,6 +60,8 @@ class Connection:
         MissingExtra: `httpx` is not installed.
     """
 
+    _client: httpx.Client | None
+
     def __init__(
         self,
         base_url: str,
@@ -134,7 +136,7 @@ class Connection:
     def renew(self) -> None:
         """Connect anew for the next request: after a fork, parent and child would read each other's answers."""
         self._lock = threading.Lock()
-        self._client: httpx.Client | None = None
+        self._client = None
 
     def close(self) -> None:
         """Close what is connected."""

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from mrl_rag.encoder.connection import REFUSED, Connection, Reply, host_of, read_key, server_of
+from mrl_rag.encoder.lifetime import NATIVE_CODE
 from mrl_rag.encoder.remote import MAX_CHARACTERS, RemoteEncoder, Requests, check_whole, request_batches
 from mrl_rag.errors import InvalidInput, RemoteEncoderError
 from mrl_rag.tasks import Task
@@ -183,7 +184,8 @@ class OpenAIEncoder(RemoteEncoder):
                     costs.append(min(len(ids), self.max_length))
                     if len(ids) > self.max_length:
                         overruns.append(len(ids) - self.max_length)
-                        inputs[position] = _cut(self._encoding, ids, self.max_length)
+                        with NATIVE_CODE:
+                            inputs[position] = _cut(self._encoding, ids, self.max_length)
         return Requests(inputs, list(request_batches(costs, _MAX_INPUTS, _MAX_TOKENS)), overruns)
 
     def _ask(

@@ -17,6 +17,7 @@ import numpy as np
 
 from mrl_rag.encoder.base import Encoder, progress_bar
 from mrl_rag.encoder.connection import REFUSED, Connection, Reply
+from mrl_rag.encoder.lifetime import renew_after_fork
 from mrl_rag.errors import EncoderClosed, InvalidInput, RemoteEncoderError
 from mrl_rag.tasks import TASKS, Task, check_task, check_texts, with_prompt
 from mrl_rag.truncation import Float32Array, check_dim, truncate
@@ -89,12 +90,18 @@ class RemoteEncoder(Encoder):
         self._dims = dims
         self._send_dimensions = send_dimensions
         self._fetcher = Fetcher(check_whole("concurrency", concurrency, 1))
+        renew_after_fork(self)
 
     def __getstate__(self) -> dict[str, Any]:
         return self._settings
 
     def __setstate__(self, settings: dict[str, Any]) -> None:
         self.__init__(**settings)  # type: ignore[misc]
+
+    def after_fork(self) -> None:
+        """Start with no requests under way, and a connection of this process's own."""
+        self._fetcher.renew()
+        self._connection.renew()
 
     @property
     def full_dim(self) -> int:

@@ -2,8 +2,12 @@
 
 import functools
 import json
+import os
+import signal
 import threading
 import time
+import traceback
+import warnings
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import NamedTuple
 
@@ -120,6 +124,31 @@ def serve():
 @pytest.fixture
 def answer():
     return Answer
+
+
+@pytest.fixture
+def in_child():
+    """Run a function in a fork of this process; it must come to its end in half a minute."""
+    if not hasattr(os, "fork"):
+        pytest.skip("this system doesn't fork")
+
+    def run(work):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # CPython 3.12 on, in a process that has threads
+            pid = os.fork()
+        if pid == 0:
+            code = 1
+            try:
+                signal.alarm(30)
+                work()
+                code = 0
+            except BaseException:
+                traceback.print_exc()
+            finally:
+                os._exit(code)
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+
+    return run
 
 
 @pytest.fixture(scope="session")

@@ -67,6 +67,16 @@ def test_what_a_worker_cannot_load_is_raised_here(tiny_bert):
     assert [child for child in multiprocessing.active_children() if child not in before] == []
 
 
+def test_a_child_that_was_forked_is_told_to_make_an_encoder_of_its_own(two, in_child):
+    def work():
+        with pytest.raises(EncoderClosed, match="Make it after the fork"):
+            two.encode(["a"])
+        two.close()
+
+    in_child(work)
+    assert two.encode(["a"]).shape == (1, 16)
+
+
 def test_a_pickled_encoder_carries_its_devices(two):
     assert pickle.loads(pickle.dumps(two._settings))["device"] == ["cpu", "cpu"]
 
