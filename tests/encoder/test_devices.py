@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from mrl_rag import MatryoshkaEncoder
+from mrl_rag.encoder.batching import Row
 from mrl_rag.errors import EncoderClosed, InvalidInput, MrlRagError
 
 
@@ -129,11 +130,14 @@ def test_a_worker_that_dies_is_reported_and_closing_ends_the_others(two):
     with pytest.raises(EncoderClosed, match="device 0, cpu, died"):
         for _ in range(2):
             two.encode(["a"])
+    workers = two._network
     two.close()
     two.close()
     assert not any(process.is_alive() for process in processes)
     with pytest.raises(EncoderClosed):
         two.encode(["a"])
+    with pytest.raises(EncoderClosed, match="closed while it was encoding"):
+        workers.run([Row([2, 3])])  # a call that had begun
 
 
 def alive(pid):
