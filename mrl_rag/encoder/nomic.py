@@ -54,7 +54,8 @@ class NomicEncoder(RemoteEncoder):
 
     Requests carry 50 inputs and 100,000 characters at most. What the server answers with 408, 409, 429 or 5xx, or
     doesn't answer, is tried again after the time it names (`Retry-After`, up to two minutes), else after a wait that
-    doubles. After a failure for good, what was fetched is kept: see `encode`.
+    doubles. What it refuses with 400, 413 or 422 is sent again in halves, down to the text that is at fault. After a
+    failure for good, what was fetched is kept: see `encode`.
 
     Any number of threads may call one encoder; together they have no more than `concurrency` requests under way.
     A pickled encoder carries its settings, never the key: it reads that from the environment again.
