@@ -60,7 +60,7 @@ class ModelFilesError(MrlRagError):
 
 
 class EncoderClosed(MrlRagError, RuntimeError):
-    """The encoder was closed; make a new one."""
+    """The encoder was closed, or is of use to a parent process alone; make a new one."""
 
 
 class EncoderOutOfMemory(MrlRagError, MemoryError):

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from itertools import islice
+from typing import Self
 
 from mrl_rag.errors import InvalidInput
 from mrl_rag.tasks import Task, check_texts
@@ -15,7 +17,11 @@ BLOCK = 4096
 
 
 class Encoder(ABC):
-    """Texts to vectors that can be cut; a class below says how."""
+    """Texts to vectors that can be cut; a class below says how.
+
+    with MatryoshkaEncoder() as encoder:               # closed at the end of the block
+        encoder.encode_documents(["a text"])
+    """
 
     @property
     @abstractmethod
@@ -80,6 +86,12 @@ class Encoder(ABC):
     def close(self) -> None:
         """Let go of what it holds; it can't encode after this."""
 
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
 
 def blocks_of(texts: Iterable[str], size: int) -> Iterator[list[str]]:
     """Return an iterator over lists of `size` texts, the last one shorter; arguments and errors as `encode_iter`."""
@@ -95,3 +107,16 @@ def _blocks(texts: Iterator[str], size: int) -> Iterator[list[str]]:
     while block := check_texts(islice(texts, size), first):
         yield block
         first += len(block)
+
+
+@contextmanager
+def progress_bar(texts: int, shown: bool) -> Iterator[Callable[[float], object]]:
+    """Yield what to call with the number of texts that are done; where `shown`, a terminal gets a bar of them."""
+    if not shown:
+        # tqdm without a bar starts a thread nonetheless, and takes a lock that a fork may leave locked in the child.
+        yield lambda done: None
+        return
+    from tqdm import tqdm
+
+    with tqdm(total=texts, desc="encode", unit="text", disable=None) as bar:
+        yield bar.update

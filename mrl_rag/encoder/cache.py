@@ -13,8 +13,9 @@ from typing import Protocol
 
 import numpy as np
 
-from mrl_rag.encoder.base import Encoder
-from mrl_rag.errors import EncoderCacheError
+from mrl_rag.encoder.base import Encoder, progress_bar
+from mrl_rag.encoder.lifetime import leave_to_parent, renew_after_fork
+from mrl_rag.errors import EncoderCacheError, EncoderClosed
 from mrl_rag.tasks import Task, check_task, check_texts
 from mrl_rag.truncation import Float32Array, check_dim, truncate
 
@@ -74,17 +75,22 @@ class CachedEncoder(Encoder):
 
     def __init__(self, encoder: CacheableEncoder, path: str | os.PathLike[str]) -> None:
         self.encoder = encoder
-        self._path = Path(path).expanduser()
+        self._path = Path(path).expanduser().absolute()
         self._lock = threading.Lock()
-        with self._named_errors():
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            self._connection = sqlite3.connect(self._path, timeout=_PATIENCE, check_same_thread=False)
-            self._connection.execute("PRAGMA journal_mode = WAL")
-            self._connection.execute("PRAGMA synchronous = NORMAL")
-            with self._connection:
-                self._connection.execute(
-                    "CREATE TABLE IF NOT EXISTS vectors (key BLOB PRIMARY KEY, vector BLOB NOT NULL)"
-                )
+        self._connection: sqlite3.Connection | None = None
+        self._closed = False
+        with self._opened():
+            pass
+        renew_after_fork(self)
+
+    def after_fork(self) -> None:
+        """Open the file anew when it is needed: SQLite's connections don't serve two processes."""
+        self._lock = threading.Lock()
+        leave_to_parent(self._connection)
+        self._connection = None
+
+    def __reduce__(self) -> tuple[type[CachedEncoder], tuple[CacheableEncoder, Path]]:
+        return CachedEncoder, (self.encoder, self._path)
 
     @property
     def full_dim(self) -> int:
@@ -122,17 +128,16 @@ class CachedEncoder(Encoder):
 
         Raises:
             EncoderCacheError: the file can't be read or written.
+            EncoderClosed: `close` was called.
             MrlRagError: as the encoder does.
         """
-        from tqdm import tqdm
-
         task, texts = check_task(task), check_texts(texts)
         dim = self.full_dim if dim is None else check_dim(dim, self.full_dim)
         prefix = f"{self.fingerprint}\0{task}\0".encode()
         keys = [blake2b(prefix + text.encode(), digest_size=16).digest() for text in texts]
         known = self._read(list(dict.fromkeys(keys)))
         missing = list({key: text for key, text in zip(keys, texts, strict=True) if key not in known}.items())
-        with tqdm(total=len(missing), desc="encode", unit="text", disable=None if progress else True) as bar:
+        with progress_bar(len(missing), progress) as advance:
             for start in range(0, len(missing), _BATCH):
                 part = missing[start : start + _BATCH]
                 found = dict(
@@ -140,7 +145,7 @@ class CachedEncoder(Encoder):
                 )
                 self._write(found)
                 known |= found
-                bar.update(len(part))
+                advance(len(part))
         if not texts:
             return np.empty((0, dim), dtype=np.float32)
         return truncate(np.stack([known[key] for key in keys]), dim)
@@ -148,18 +153,18 @@ class CachedEncoder(Encoder):
     def close(self) -> None:
         """Close the file and the encoder."""
         with self._lock:
-            self._connection.close()
+            self._closed = True
+            if self._connection is not None:
+                self._connection.close()
         self.encoder.close()
 
     def _read(self, keys: list[bytes]) -> dict[bytes, Float32Array]:
         found: dict[bytes, Float32Array] = {}
-        with self._lock, self._named_errors():
+        with self._opened() as connection:
             for start in range(0, len(keys), _KEYS_PER_STATEMENT):
                 part = keys[start : start + _KEYS_PER_STATEMENT]
                 marks = ",".join("?" * len(part))
-                for key, blob in self._connection.execute(
-                    f"SELECT key, vector FROM vectors WHERE key IN ({marks})", part
-                ):
+                for key, blob in connection.execute(f"SELECT key, vector FROM vectors WHERE key IN ({marks})", part):
                     # A row of another length was cut short by a failing disk: it is computed and written again.
                     if len(blob) == 4 * self.full_dim:
                         found[key] = np.frombuffer(blob, dtype="<f4")
@@ -167,15 +172,30 @@ class CachedEncoder(Encoder):
 
     def _write(self, vectors: dict[bytes, Float32Array]) -> None:
         rows = [(key, vector.astype("<f4").tobytes()) for key, vector in vectors.items()]
-        with self._lock, self._named_errors(), self._connection:
-            self._connection.executemany("INSERT OR REPLACE INTO vectors VALUES (?, ?)", rows)
+        with self._opened() as connection, connection:
+            connection.executemany("INSERT OR REPLACE INTO vectors VALUES (?, ?)", rows)
 
     @contextmanager
-    def _named_errors(self) -> Iterator[None]:
+    def _opened(self) -> Iterator[sqlite3.Connection]:
+        """Yield the file's connection to one thread at a time."""
         try:
-            yield
+            with self._lock:
+                if self._closed:
+                    raise EncoderClosed("this encoder was closed; make a new one.")
+                if self._connection is None:
+                    self._connection = self._connect()
+                yield self._connection
         except (OSError, sqlite3.Error) as error:
             raise EncoderCacheError(
                 f"the cache of vectors {self._path} can't be used: {error}. It holds nothing that can't be computed "
                 "again: delete the file, or pass another path."
             ) from error
+
+    def _connect(self) -> sqlite3.Connection:
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        connection = sqlite3.connect(self._path, timeout=_PATIENCE, check_same_thread=False)
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute("PRAGMA synchronous = NORMAL")
+        with connection:
+            connection.execute("CREATE TABLE IF NOT EXISTS vectors (key BLOB PRIMARY KEY, vector BLOB NOT NULL)")
+        return connection

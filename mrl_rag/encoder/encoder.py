@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias, cast, get
 import numpy as np
 import numpy.typing as npt
 
-from mrl_rag.encoder.base import BLOCK, Encoder, blocks_of
+from mrl_rag.encoder.base import BLOCK, Encoder, blocks_of, progress_bar
 from mrl_rag.encoder.batching import Row
+from mrl_rag.encoder.lifetime import NATIVE_CODE, leave_to_parent, renew_after_fork
 from mrl_rag.encoder.loading import (
     Recipe,
     check_weights,
@@ -85,6 +86,7 @@ class MatryoshkaEncoder(Encoder):
 
     Any number of threads and coroutines may call one encoder. Forward passes run one at a time, and calls that wait
     for the same turn share one. A pickled encoder carries its settings, not its weights, and loads the model again.
+    In a process that is forked it goes on with one thread of torch's; one on a GPU or several devices refuses.
 
     Args:
         model: a short name of `mrl_rag.models`, a local folder, or a hub id; a folder goes before a hub id.
@@ -224,14 +226,32 @@ class MatryoshkaEncoder(Encoder):
         self._skips = {task: self._prompt_length(task, tokenizer.all_special_ids) for task in self.prompts}
         budget = _TOKEN_BUDGET.get(self.device.type, _TOKEN_BUDGET["cpu"])
         self._merger = CallMerger(self._forward, budget, padded=not network.packs, turns=self._turns)
-        self._owner = ThreadPoolExecutor(self._turns, thread_name_prefix="mrl_rag-encoder")
+        self._owner = self._make_owner()
         self._last = threading.local()
+        self._refusal = "this encoder was closed; make a new MatryoshkaEncoder."
+        renew_after_fork(self)
 
     def __getstate__(self) -> dict[str, Any]:
         return self._settings
 
     def __setstate__(self, settings: dict[str, Any]) -> None:
         self.__init__(**settings)  # type: ignore[misc]
+
+    def after_fork(self) -> None:
+        """Start with no callers; on anything but one CPU, refuse to encode from here on."""
+        self._merger.renew()
+        self._owner = self._make_owner()
+        if self._turns > 1 or self.device.type != "cpu":
+            leave_to_parent(self._network)
+            self._network = None
+            held = "its workers" if self._turns > 1 else f"a network on {self.device}"
+            self._refusal = (
+                f"this encoder was made before the process was forked, and {held} can't be used on both sides of that. "
+                "Make it after the fork, or start the process by multiprocessing's 'spawn'."
+            )
+
+    def _make_owner(self) -> ThreadPoolExecutor:
+        return ThreadPoolExecutor(self._turns, thread_name_prefix="mrl_rag-encoder")
 
     def encode(
         self, texts: Sequence[str], task: Task = "document", dim: int | None = None, progress: bool = False
@@ -252,22 +272,21 @@ class MatryoshkaEncoder(Encoder):
                 too long.
             InvalidDimension: `dim` is not an integer in range.
             InvalidInput: there is no such task.
-            EncoderClosed: `close` was called, or a device's process died.
+            EncoderClosed: `close` was called, a device's process died, or this process was forked from the one where
+                the encoder was made, on a GPU or several devices.
             EncoderOutOfMemory: not even one text alone fits the device's memory.
 
         Warns:
             UserWarning: texts longer than `max_length` were cut; says how many and by how much. `last_cut` has the
                 numbers.
         """
-        from tqdm import tqdm
-
         task, dim = self._check(task, dim)
         texts = check_texts(texts)
         found = np.empty((len(texts), dim), dtype=np.float32)
         cut: list[int] = []
-        with tqdm(total=len(texts), desc="encode", unit="text", disable=None if progress else True) as bar:
+        with progress_bar(len(texts), progress) as advance:
             windows = (texts[start : start + BLOCK] for start in range(0, len(texts), BLOCK))
-            for start, (window, vectors) in zip(count(0, BLOCK), self._windows(windows, task, cut, bar.update)):
+            for start, (window, vectors) in zip(count(0, BLOCK), self._windows(windows, task, cut, advance)):
                 found[start : start + len(window)] = truncate(vectors, dim)
         self._report(cut, len(texts))
         return found
@@ -338,7 +357,8 @@ class MatryoshkaEncoder(Encoder):
                 f"the tokenizer of {self.model} doesn't say where in a text its tokens stand. Split texts by their "
                 'characters, and leave out long_inputs="average".'
             )
-        encoding = self._tokenizer.encode(text, add_special_tokens=False)
+        with NATIVE_CODE:
+            encoding = self._tokenizer.encode(text, add_special_tokens=False)
         return [pair for part in (encoding, *encoding.overflowing) for pair in part.offsets]
 
     @cached_property
@@ -388,7 +408,7 @@ class MatryoshkaEncoder(Encoder):
         task = check_task(task)
         dim = self.full_dim if dim is None else check_dim(dim, self.full_dim)
         if self._network is None:
-            raise EncoderClosed("this encoder was closed; make a new MatryoshkaEncoder.")
+            raise EncoderClosed(self._refusal)
         return task, dim
 
     def _windows(
@@ -442,7 +462,9 @@ class MatryoshkaEncoder(Encoder):
         rows: list[Row] = []
         owners: list[int] = []
         cut: list[int] = []
-        for position, encoding in enumerate(self._tokenizer.encode_batch([with_prompt(t, prompt) for t in texts])):
+        with NATIVE_CODE:
+            whole = self._tokenizer.encode_batch([with_prompt(text, prompt) for text in texts])
+        for position, encoding in enumerate(whole):
             encodings = [encoding]
             if encoding.overflowing:
                 over = sum(len(part.ids) - self._specials for part in encoding.overflowing)
@@ -488,9 +510,9 @@ class MatryoshkaEncoder(Encoder):
         while True:
             ends = [offsets[len(offsets) * piece // count - 1][1] for piece in range(1, count)] + [len(text)]
             starts = [0, *ends[:-1]]
-            encodings = self._tokenizer.encode_batch(
-                [prompt + text[start:end] for start, end in zip(starts, ends, strict=True)]
-            )
+            pieces = [prompt + text[start:end] for start, end in zip(starts, ends, strict=True)]
+            with NATIVE_CODE:
+                encodings = self._tokenizer.encode_batch(pieces)
             # A piece can come to more tokens alone than it had in the text.
             if not any(encoding.overflowing for encoding in encodings):
                 return list(encodings)

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from mrl_rag.encoder.batching import Row, token_batches
+from mrl_rag.encoder.lifetime import NATIVE_CODE
 from mrl_rag.truncation import Float32Array
 
 Forward = Callable[[list[Row]], Float32Array]
@@ -41,7 +42,12 @@ class CallMerger:
         self._forward = forward
         self.token_budget = token_budget
         self._padded = padded
-        self._turn = threading.Semaphore(turns)
+        self._turns = turns
+        self.renew()
+
+    def renew(self) -> None:
+        """Forget the callers of a parent process, who aren't there in a child that was forked."""
+        self._turn = threading.Semaphore(self._turns)
         self._waiting: deque[_Request] = deque()
         self._mutex = threading.Lock()
 
@@ -73,7 +79,9 @@ class CallMerger:
                 if not taken:
                     return
                 try:
-                    self._answer(taken)
+                    # To the end of this: torch still owns the arrays that the network returned.
+                    with NATIVE_CODE:
+                        self._answer(taken)
                 finally:
                     # After an interruption the others' calls are still to be done; the next in turn does them.
                     left = [r for r in taken if not r.answer.done() and r.answer is not answer]

@@ -2,25 +2,14 @@
 
 from __future__ import annotations
 
-import math
-import random
-import time
+import json
+import threading
 from collections.abc import Mapping
-from email.utils import parsedate_to_datetime
 from typing import Any
 
-from mrl_rag.encoder.remote import (
-    MAX_CHARACTERS,
-    RemoteEncoder,
-    Requests,
-    check_whole,
-    failure,
-    host_of,
-    read_key,
-    request_batches,
-)
+from mrl_rag.encoder.connection import Connection, Reply, host_of, read_key, server_of
+from mrl_rag.encoder.remote import MAX_CHARACTERS, RemoteEncoder, Requests, check_whole, request_batches
 from mrl_rag.errors import InvalidInput
-from mrl_rag.extras import require
 from mrl_rag.tasks import Task
 from mrl_rag.truncation import Float32Array, layer_norm
 
@@ -30,8 +19,6 @@ _KEY = "NOMIC_API_KEY"
 _MAX_INPUTS = 50
 # docs.nomic.ai/reference/api/embed-text-v-1-embedding-text-post, "max_tokens_per_text"
 _MAX_LENGTH = 8192
-# Seconds before the first retry, and at most; a longer wait asked for by the server is not worth waiting.
-_FIRST_WAIT, _LONGEST_WAIT, _LONGEST_ASKED = 0.5, 8.0, 120.0
 
 # docs.nomic.ai/atlas/models/text-embedding
 _DIMS = {
@@ -67,7 +54,8 @@ class NomicEncoder(RemoteEncoder):
 
     Requests carry 50 inputs and 100,000 characters at most. What the server answers with 408, 409, 429 or 5xx, or
     doesn't answer, is tried again after the time it names (`Retry-After`, up to two minutes), else after a wait that
-    doubles. After a failure for good, what was fetched is kept: see `encode`.
+    doubles. What it refuses with 400, 413 or 422 is sent again in halves, down to the text that is at fault. After a
+    failure for good, what was fetched is kept: see `encode`.
 
     Any number of threads may call one encoder; together they have no more than `concurrency` requests under way.
     A pickled encoder carries its settings, never the key: it reads that from the environment again.
@@ -109,18 +97,18 @@ class NomicEncoder(RemoteEncoder):
         max_retries: int = 6,
         timeout: float = 60.0,
     ) -> None:
-        httpx = require("httpx", extra="nomic")
         dims = _DIMS.get(model, ())
         if send_dimensions and len(dims) == 1:
             raise InvalidInput(
                 f"send_dimensions is on, and {model!r} has one dimension; the server would refuse. "
                 "Leave it off: the vectors are then cut here."
             )
-        host = host_of(base_url)
-        self._key = read_key(api_key, _KEY)
-        if self._key is None:
-            raise InvalidInput(f"there is no API key, and {host} asks for one. Pass api_key or set {_KEY}.")
-        self._max_retries = check_whole("max_retries", max_retries, 0)
+        server = server_of(base_url)
+        key = read_key(api_key, _KEY)
+        if key is None:
+            raise InvalidInput(
+                f"there is no API key, and {host_of(base_url)} asks for one. Pass api_key or set {_KEY}."
+            )
         super().__init__(
             settings={
                 "model": model,
@@ -134,8 +122,15 @@ class NomicEncoder(RemoteEncoder):
                 "timeout": timeout,
             },
             model=model,
-            host=host,
-            fingerprint_host=None if host == host_of(_BASE_URL) else host,
+            connection=Connection(
+                base_url,
+                key,
+                _KEY,
+                extra="nomic",
+                timeout=timeout,
+                max_retries=check_whole("max_retries", max_retries, 0),
+            ),
+            server=None if server == server_of(_BASE_URL) else server,
             full_dim=dims[0] if full_dim is None and dims else full_dim,
             dims=dims,
             max_length=_MAX_LENGTH if max_length is None else check_whole("max_length", max_length, 1, _MAX_LENGTH),
@@ -143,17 +138,15 @@ class NomicEncoder(RemoteEncoder):
             send_dimensions=send_dimensions,
             concurrency=concurrency,
         )
-        self._client = httpx.Client(
-            base_url=base_url, headers={"Authorization": f"Bearer {self._key}"}, timeout=timeout
-        )
 
     def _prepare(self, texts: list[str], task: Task) -> Requests:
         prefix = f"{_TASK_TYPES[task]}: "
         inputs = [text.removeprefix(prefix) or " " for text in texts]
         return Requests(inputs, list(request_batches([len(i) for i in inputs], _MAX_INPUTS, MAX_CHARACTERS)), [])
 
-    def _send(self, inputs: list[str], task: Task, dim: int | None) -> Float32Array:
-        httpx = require("httpx", extra="nomic")
+    def _ask(
+        self, inputs: list[str], task: Task, dim: int | None, stop: threading.Event
+    ) -> tuple[Reply, list[Any] | None]:
         body: dict[str, Any] = {
             "model": self.model,
             "texts": inputs,
@@ -163,61 +156,11 @@ class NomicEncoder(RemoteEncoder):
         }
         if dim is not None:
             body["dimensionality"] = dim
-        attempt = 0
-        while True:
-            status, headers = None, {}
-            try:
-                answer = self._client.post("/embedding/text", json=body)
-                status, said, headers = answer.status_code, answer.text, answer.headers
-                if status == 200:
-                    return self._read_rows(answer.json()["embeddings"], inputs, dim)
-            except httpx.TransportError as error:
-                said = f"{type(error).__name__}: {error}"
-            except (KeyError, TypeError, ValueError) as error:
-                said = f"no embeddings, but something that can't be read as such ({type(error).__name__})"
-            delay = _retry_delay(status, headers, attempt) if attempt < self._max_retries else None
-            if delay is None:
-                # Out here, so that httpx's error, whose request carries the key, isn't chained to it.
-                raise failure(self._host, status, said, self._key, _KEY)
-            time.sleep(delay)
-            attempt += 1
+        reply = self._connection.post("/embedding/text", body, stop)
+        try:
+            return reply, list(json.loads(reply.text)["embeddings"]) if reply.status == 200 else None
+        except (KeyError, TypeError, ValueError):
+            return reply, None
 
     def _finish(self, rows: Float32Array) -> Float32Array:
         return layer_norm(rows) if self.model in _LAYER_NORM else rows
-
-    def _disconnect(self) -> None:
-        self._client.close()
-
-
-def _retry_delay(status: int | None, headers: Mapping[str, str], attempt: int) -> float | None:
-    """Return the seconds to wait before the next attempt; None when another is of no use.
-
-    Args:
-        status: HTTP status; None when no answer came.
-        headers: those of the answer.
-        attempt: attempts made before this one.
-    """
-    if status is not None and status < 500 and status not in (408, 409, 429):
-        return None
-    asked = _retry_after(headers)
-    if asked is not None:
-        return max(asked, 0.0) if asked <= _LONGEST_ASKED else None
-    # Jitter keeps requests that failed together from coming back together.
-    wait = min(_FIRST_WAIT * 2.0 ** min(attempt, 10), _LONGEST_WAIT)
-    return wait * (1 - 0.25 * random.random())
-
-
-def _retry_after(headers: Mapping[str, str]) -> float | None:
-    """Read `retry-after-ms`, else `Retry-After` in seconds or as a date."""
-    for name, unit in (("retry-after-ms", 1000.0), ("retry-after", 1.0)):
-        value = headers.get(name)
-        try:
-            seconds = float(value) / unit if value else math.nan
-        except ValueError:
-            seconds = math.nan
-        if not math.isnan(seconds):
-            return seconds
-    try:
-        return parsedate_to_datetime(headers.get("retry-after", "")).timestamp() - time.time()
-    except ValueError:
-        return None

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import base64
-import binascii
+import json
 import os
+import threading
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -13,27 +14,20 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from mrl_rag.encoder.remote import (
-    MAX_CHARACTERS,
-    RemoteEncoder,
-    Requests,
-    check_whole,
-    failure,
-    host_of,
-    read_key,
-    request_batches,
-)
-from mrl_rag.errors import InvalidInput
-from mrl_rag.extras import require
+from mrl_rag.encoder.connection import REFUSED, Connection, Reply, host_of, read_key, server_of
+from mrl_rag.encoder.lifetime import NATIVE_CODE
+from mrl_rag.encoder.remote import MAX_CHARACTERS, RemoteEncoder, Requests, check_whole, request_batches
+from mrl_rag.errors import InvalidInput, RemoteEncoderError
 from mrl_rag.tasks import Task
 from mrl_rag.tokens import load_encoding, tokenize
-from mrl_rag.truncation import Float32Array
 
 if TYPE_CHECKING:
     import tiktoken
 
 _BASE_URL = "https://api.openai.com/v1"
 _KEY = "OPENAI_API_KEY"
+# Whom a request is billed to, by header; what OpenAI's own client sends.
+_HEADERS = {"OpenAI-Organization": "OPENAI_ORG_ID", "OpenAI-Project": "OPENAI_PROJECT_ID"}
 # platform.openai.com/docs/api-reference/embeddings/create, "input"
 _MAX_INPUTS = 2048
 _MAX_TOKENS = 300_000
@@ -81,7 +75,8 @@ class OpenAIEncoder(RemoteEncoder):
     Requests stay under the service's limits: for the models known here 2,048 inputs and 300,000 tokens, counted with
     tiktoken, which fetches its table once and caches it; for any other 32 inputs and 100,000 characters. What a server
     answers with 408, 409, 429 or 5xx, or doesn't answer, is tried again after the time it names (`Retry-After`, up to
-    two minutes), else after a wait that doubles. After a failure for good, what was fetched is kept: see `encode`.
+    two minutes), else after a wait that doubles. What it refuses with 400, 413 or 422 is sent again in halves, down to
+    the text that is at fault. After a failure for good, what was fetched is kept: see `encode`.
 
     Any number of threads may call one encoder; together they have no more than `concurrency` requests under way.
     A pickled encoder carries its settings, never the key: it reads that from the environment again.
@@ -98,8 +93,8 @@ class OpenAIEncoder(RemoteEncoder):
         concurrency: requests under way at a time.
         max_retries: how often a failed request is tried again.
         timeout: seconds to wait for an answer.
-        encoding_format: how vectors travel: "base64" takes a third of the bytes, and "float" suits servers that
-            know nothing else.
+        encoding_format: how vectors travel: "base64" takes a third of the bytes. Where a server refuses that, or
+            gives anything but float32 so, it is asked again with "float".
 
     Attributes:
         model: the model's name.
@@ -108,7 +103,7 @@ class OpenAIEncoder(RemoteEncoder):
 
     Raises:
         InvalidInput: an argument breaks its rule, or OpenAI is asked without a key.
-        MissingExtra: `openai` or `tiktoken` is not installed.
+        MissingExtra: `httpx` or `tiktoken` is not installed.
     """
 
     def __init__(
@@ -126,7 +121,6 @@ class OpenAIEncoder(RemoteEncoder):
         timeout: float = 60.0,
         encoding_format: Literal["base64", "float"] = "base64",
     ) -> None:
-        openai = require("openai", extra="openai")
         if encoding_format not in ("base64", "float"):
             raise InvalidInput(
                 f"encoding_format is {encoding_format!r}; it must be 'base64' or 'float'. Pass one of them."
@@ -138,12 +132,13 @@ class OpenAIEncoder(RemoteEncoder):
                 "Leave it off: the vectors are then cut here."
             )
         address = base_url or os.environ.get("OPENAI_BASE_URL") or _BASE_URL
-        host = host_of(address)
-        self._key = read_key(api_key, _KEY)
-        if self._key is None and host == host_of(_BASE_URL):
-            raise InvalidInput(f"there is no API key, and {host} asks for one. Pass api_key or set {_KEY}.")
+        server = server_of(address)
+        key = read_key(api_key, _KEY)
+        if key is None and host_of(address) == host_of(_BASE_URL):
+            raise InvalidInput(f"there is no API key, and {host_of(address)} asks for one. Pass api_key or set {_KEY}.")
         self._encoding = load_encoding(known.encoding, extra="openai") if known else None
-        self._format = encoding_format
+        self._format: str = encoding_format
+        self._base64_works = False
         super().__init__(
             settings={
                 "model": model,
@@ -158,21 +153,22 @@ class OpenAIEncoder(RemoteEncoder):
                 "encoding_format": encoding_format,
             },
             model=model,
-            host=host,
-            fingerprint_host=None if host == host_of(_BASE_URL) else host,
+            connection=Connection(
+                address,
+                key,
+                _KEY,
+                extra="openai",
+                headers={name: os.environ[variable] for name, variable in _HEADERS.items() if variable in os.environ},
+                timeout=timeout,
+                max_retries=check_whole("max_retries", max_retries, 0),
+            ),
+            server=None if server == server_of(_BASE_URL) else server,
             full_dim=known.dims[0] if full_dim is None and known else full_dim,
             dims=known.dims if known else (),
             max_length=_pick_max_length(max_length, known, model),
             prompts=prompts,
             send_dimensions=send_dimensions,
             concurrency=concurrency,
-        )
-        self._client = openai.OpenAI(
-            # The client insists on a key; a server that wants none doesn't read it.
-            api_key=self._key or "none",
-            base_url=address,
-            max_retries=check_whole("max_retries", max_retries, 0),
-            timeout=timeout,
         )
 
     def _prepare(self, texts: list[str], task: Task) -> Requests:
@@ -188,32 +184,40 @@ class OpenAIEncoder(RemoteEncoder):
                     costs.append(min(len(ids), self.max_length))
                     if len(ids) > self.max_length:
                         overruns.append(len(ids) - self.max_length)
-                        inputs[position] = _cut(self._encoding, ids, self.max_length)
+                        with NATIVE_CODE:
+                            inputs[position] = _cut(self._encoding, ids, self.max_length)
         return Requests(inputs, list(request_batches(costs, _MAX_INPUTS, _MAX_TOKENS)), overruns)
 
-    def _send(self, inputs: list[str], task: Task, dim: int | None) -> Float32Array:
-        openai = require("openai", extra="openai")
-        try:
-            answer = self._client.embeddings.create(
-                input=inputs,
-                model=self.model,
-                encoding_format=self._format,
-                **({} if dim is None else {"dimensions": dim}),
-            )
-            vectors = [_decode(item.embedding) for item in sorted(answer.data, key=lambda item: item.index)]
-        except openai.APIStatusError as error:
-            status, said = error.status_code, error.response.text
-        except openai.APIConnectionError as error:
-            status, said = None, f"{error.message} {error.__cause__ or ''}"
-        except (openai.OpenAIError, AttributeError, TypeError, ValueError) as error:
-            status, said = 200, f"no embeddings, but something that can't be read as such ({type(error).__name__})"
-        else:
-            return self._read_rows(vectors, inputs, dim)
-        # Out here, so that the client's error, whose request carries the key, isn't chained to it.
-        raise failure(self._host, status, said, self._key, _KEY)
+    def _ask(
+        self, inputs: list[str], task: Task, dim: int | None, stop: threading.Event
+    ) -> tuple[Reply, list[Any] | None]:
+        # Bytes don't say what numbers they are: a length that isn't known is learned from numbers.
+        encoding = self._format if self._full_dim is not None else "float"
+        reply, vectors = self._request(inputs, dim, encoding, stop)
+        if encoding == "base64" and vectors is not None:
+            self._base64_works = True
+        elif encoding == "base64" and not self._base64_works and reply.status in (200, *REFUSED):
+            again, vectors = self._request(inputs, dim, "float", stop)
+            if vectors is not None:
+                reply, self._format = again, "float"
+        return reply, vectors
 
-    def _disconnect(self) -> None:
-        self._client.close()
+    def _request(
+        self, inputs: list[str], dim: int | None, encoding: str, stop: threading.Event
+    ) -> tuple[Reply, list[Any] | None]:
+        body: dict[str, Any] = {"model": self.model, "input": inputs, "encoding_format": encoding}
+        if dim is not None:
+            body["dimensions"] = dim
+        reply = self._connection.post("/embeddings", body, stop)
+        if reply.status != 200:
+            return reply, None
+        width = self._full_dim if dim is None else dim
+        try:
+            data = json.loads(reply.text)["data"]
+            order = _order([item.get("index") for item in data], self._connection.host)
+            return reply, [_decode(data[i]["embedding"], width) for i in order]
+        except (AttributeError, KeyError, TypeError, ValueError):
+            return reply, None
 
 
 def _pick_max_length(asked: int | None, known: _Model | None, model: str) -> int | None:
@@ -238,11 +242,35 @@ def _cut(encoding: tiktoken.Encoding, ids: list[int], max_length: int) -> str:
         kept -= 1
 
 
-def _decode(embedding: Any) -> Any:
-    """Return a vector that came as base64 of little-endian float32, or as numbers, as numbers."""
+def _order(indexes: list[Any], host: str) -> list[int]:
+    """Return where in an answer the vector of each text stands: `index` says it, in some servers' answers as strings.
+
+    Raises:
+        RemoteEncoderError: some texts have none or several.
+    """
+    if len(set(map(str, indexes))) <= 1:
+        # The server leaves them out, or numbers none: its order is the texts'.
+        return list(range(len(indexes)))
+    try:
+        places = {int(index): position for position, index in enumerate(indexes)}
+        return [places[text] for text in range(len(indexes))]
+    except (KeyError, TypeError, ValueError):
+        raise RemoteEncoderError(
+            f"{host} gave vectors with index {', '.join(map(repr, indexes[:8]))}{', ...' if indexes[8:] else ''}; each "
+            f"from 0 to {len(indexes) - 1} is needed once, for they say which vector is which text's. Report it to "
+            "whoever runs the server."
+        ) from None
+
+
+def _decode(embedding: Any, width: int | None) -> Any:
+    """Return a vector that came as base64 of little-endian float32, or as numbers, as numbers.
+
+    Raises:
+        ValueError: it is base64 of something else.
+    """
     if not isinstance(embedding, str):
         return embedding
-    try:
-        return np.frombuffer(base64.b64decode(embedding, validate=True), dtype="<f4")
-    except binascii.Error as error:
-        raise ValueError(str(error)) from error
+    data = base64.b64decode(embedding, validate=True)
+    if width is None or len(data) != 4 * width:
+        raise ValueError(f"{len(data)} bytes are no {width} numbers of float32")
+    return np.frombuffer(data, dtype="<f4")

@@ -2,27 +2,30 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import json
-import os
+import threading
 import warnings
 from abc import abstractmethod
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, as_completed, wait
-from typing import Any, NamedTuple
-from urllib.parse import urlsplit
+from queue import SimpleQueue
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
-from mrl_rag.encoder.base import Encoder
+from mrl_rag.encoder.base import Encoder, progress_bar
+from mrl_rag.encoder.connection import REFUSED, Connection, Reply
+from mrl_rag.encoder.lifetime import renew_after_fork
 from mrl_rag.errors import EncoderClosed, InvalidInput, RemoteEncoderError
 from mrl_rag.tasks import TASKS, Task, check_task, check_texts, with_prompt
 from mrl_rag.truncation import Float32Array, check_dim, truncate
 
 # A request's bound where tokens can't be counted: some 25,000 tokens of English, 100,000 of the densest script.
 MAX_CHARACTERS = 100_000
-# How much of a server's own words an error repeats.
-_QUOTED = 500
+# The rows of a batch, by its place and whether to give up.
+Send: TypeAlias = Callable[[slice, threading.Event], Float32Array]
 
 
 class Requests(NamedTuple):
@@ -42,7 +45,7 @@ class Requests(NamedTuple):
 class RemoteEncoder(Encoder):
     """A text encoder whose network runs on a server: `OpenAIEncoder` and `NomicEncoder` are two.
 
-    A class below says how texts become requests (`_prepare`) and how one request is sent (`_send`).
+    A class below says how texts become requests (`_prepare`) and what one request asks (`_ask`).
 
     Any number of threads may call one encoder; together they have no more than `concurrency` requests under way.
     A pickled encoder carries its settings, never the key: it reads that from the environment again.
@@ -50,8 +53,8 @@ class RemoteEncoder(Encoder):
     Args:
         settings: what the subclass was made with, the key left out: what pickling carries.
         model: the model's name, as the server knows it.
-        host: the server's name, for errors.
-        fingerprint_host: the same where it says which model answers; None for the model's own service.
+        connection: the way to the server.
+        server: host, port and path of a server where they say which model answers; None for the model's own service.
         full_dim: length of the vectors; None to learn it from the server.
         dims: dimensions the model was trained for; empty if that is not known.
         max_length: longest input in tokens; None if the server alone knows.
@@ -68,8 +71,8 @@ class RemoteEncoder(Encoder):
         *,
         settings: dict[str, Any],
         model: str,
-        host: str,
-        fingerprint_host: str | None,
+        connection: Connection,
+        server: str | None,
         full_dim: int | None,
         dims: tuple[int, ...],
         max_length: int | None,
@@ -81,12 +84,13 @@ class RemoteEncoder(Encoder):
         self.max_length = max_length
         self.prompts = _check_prompts(prompts)
         self._settings = settings
-        self._host = host
-        self._fingerprint_host = fingerprint_host
+        self._connection = connection
+        self._server = server
         self._full_dim = full_dim if full_dim is None else check_whole("full_dim", full_dim, 1)
         self._dims = dims
         self._send_dimensions = send_dimensions
         self._fetcher = Fetcher(check_whole("concurrency", concurrency, 1))
+        renew_after_fork(self)
 
     def __getstate__(self) -> dict[str, Any]:
         return self._settings
@@ -94,12 +98,17 @@ class RemoteEncoder(Encoder):
     def __setstate__(self, settings: dict[str, Any]) -> None:
         self.__init__(**settings)  # type: ignore[misc]
 
+    def after_fork(self) -> None:
+        """Start with no requests under way, and a connection of this process's own."""
+        self._fetcher.renew()
+        self._connection.renew()
+
     @property
     def full_dim(self) -> int:
         """Length of the full vector. Where it isn't known, the first read encodes one short text to learn it."""
         if self._full_dim is None:
-            self._fetcher.check_open()
-            self._full_dim = int(self._send(["a"], "document", None).shape[1])
+            self._learn_full_dim(threading.Event())
+        assert self._full_dim is not None
         return self._full_dim
 
     @property
@@ -111,11 +120,12 @@ class RemoteEncoder(Encoder):
     def fingerprint(self) -> str:
         """A short hash of all that is known to change a vector: model, server, prompts, dimension, longest input.
 
-        The server counts by its host name, and only if it isn't the model's own service. The key doesn't count.
+        The server counts by its host, port and path, and only if it isn't the model's own service. The key doesn't
+        count.
         """
         facts = {
             "model": self.model,
-            "host": self._fingerprint_host,
+            "server": self._server,
             "prompts": self.prompts,
             "full_dim": self.full_dim,
             "max_length": self.max_length,
@@ -151,9 +161,24 @@ class RemoteEncoder(Encoder):
             UserWarning: texts longer than `max_length` were cut; says how many and by how much. Only where tokens
                 can be counted before they are sent.
         """
+        return self._encode(texts, task, dim, progress, threading.Event())
+
+    async def aencode(self, texts: Sequence[str], task: Task = "document", dim: int | None = None) -> Float32Array:
+        """Encode texts without blocking the event loop; as `encode`. Cancelled, it sends no further request."""
+        stop = threading.Event()
+        try:
+            return await asyncio.to_thread(self._encode, texts, task, dim, False, stop)
+        finally:
+            stop.set()
+
+    def _encode(
+        self, texts: Sequence[str], task: Task, dim: int | None, progress: bool, stop: threading.Event
+    ) -> Float32Array:
         prompt = self.prompts[check_task(task)]
         texts = check_texts(texts)
         self._fetcher.check_open()
+        if self._full_dim is None:
+            self._learn_full_dim(stop)
         dim = self.full_dim if dim is None else check_dim(dim, self.full_dim)
         asked = dim if self._send_dimensions and dim != self.full_dim else None
         requests = self._prepare([with_prompt(text, prompt) for text in texts], task)
@@ -161,13 +186,14 @@ class RemoteEncoder(Encoder):
             warnings.warn(
                 f"{len(requests.overruns)} of {len(texts)} texts were longer than max_length={self.max_length} tokens "
                 f"and were cut, the longest by {max(requests.overruns)} tokens. Split them, or raise max_length.",
-                stacklevel=2,
+                stacklevel=3,
             )
         rows = self._fetcher.fetch(
             requests,
             self.full_dim if asked is None else asked,
-            lambda batch: self._send(batch, task, asked),
+            lambda place, stop: self._send(requests.inputs[place], place.start, task, asked, stop),
             f"{task} {asked}",
+            stop,
             progress,
         )
         return truncate(rows if asked is not None else self._finish(rows), dim)
@@ -175,31 +201,52 @@ class RemoteEncoder(Encoder):
     def close(self) -> None:
         """Wait for requests under way, then close the connections; the encoder can't encode after this."""
         self._fetcher.close()
-        self._disconnect()
+        self._connection.close()
 
     @abstractmethod
     def _prepare(self, texts: list[str], task: Task) -> Requests:
         """Turn texts with their prompts into what is sent."""
 
     @abstractmethod
-    def _send(self, inputs: list[str], task: Task, dim: int | None) -> Float32Array:
-        """Return the server's vectors, float32 [n, dim], for one batch; `dim` is None for all it has.
+    def _ask(
+        self, inputs: list[str], task: Task, dim: int | None, stop: threading.Event
+    ) -> tuple[Reply, list[Any] | None]:
+        """Return the server's answer for one batch, and the vectors in it, in order; None where it holds none.
 
-        Raises:
-            RemoteEncoderError: no good answer came, after all retries.
+        Args:
+            inputs: the batch.
+            task: what the texts are for.
+            dim: length of the vectors; None for all the server has.
+            stop: once it is set, nothing more is sent.
         """
 
-    @abstractmethod
-    def _disconnect(self) -> None:
-        """Close the connections."""
+    def _learn_full_dim(self, stop: threading.Event) -> None:
+        self._fetcher.check_open()
+        reply, vectors = self._ask(["a"], "document", None, stop)
+        if vectors is None:
+            raise self._connection.failure(reply, "")
+        self._full_dim = self._read_rows(vectors, ["a"], 0, None).shape[1]
+
+    def _send(self, inputs: list[str], first: int, task: Task, dim: int | None, stop: threading.Event) -> Float32Array:
+        """Return the vectors of a batch, float32 [n, dim]; `first` is the number of its first text in the call."""
+        reply, vectors = self._ask(inputs, task, dim, stop)
+        if vectors is not None:
+            return self._read_rows(vectors, inputs, first, dim)
+        if reply.status in REFUSED and len(inputs) > 1:
+            # Servers don't say which text they refuse, and fewer together may pass.
+            half = len(inputs) // 2
+            before = self._send(inputs[:half], first, task, dim, stop)
+            return np.concatenate([before, self._send(inputs[half:], first + half, task, dim, stop)])
+        raise self._connection.failure(reply, _name(first, inputs[0]))
 
     def _finish(self, rows: Float32Array) -> Float32Array:
         """Do to full vectors what comes before the cut."""
         return rows
 
-    def _read_rows(self, vectors: Sequence[Any], inputs: list[str], dim: int | None) -> Float32Array:
+    def _read_rows(self, vectors: list[Any], inputs: list[str], first: int, dim: int | None) -> Float32Array:
         """Return the vectors of an answer as float32 [n, dim], or say what is wrong with them."""
         expected = self._full_dim if dim is None else dim
+        host = self._connection.host
         try:
             rows = np.array(vectors, dtype=np.float32)
         except (TypeError, ValueError):
@@ -207,20 +254,24 @@ class RemoteEncoder(Encoder):
         if rows.ndim != 2 or len(rows) != len(inputs) or not rows.size:
             found = f"{len(vectors)} vectors, or some of unequal length,"
             raise RemoteEncoderError(
-                f"{self._host} gave {found} for {len(inputs)} texts; one of equal length for each is needed. "
+                f"{host} gave {found} for {len(inputs)} texts; one of equal length for each is needed. "
                 f"Check that {self.model!r} is an embedding model there."
             )
         if expected is not None and rows.shape[1] != expected:
             remedy = "Leave send_dimensions off." if dim is not None else "Pass that as full_dim, or check the model."
             raise RemoteEncoderError(
-                f"{self._host} gave vectors of {rows.shape[1]} numbers for {self.model!r}; {expected} were expected. "
-                f"{remedy}"
+                f"{host} gave vectors of {rows.shape[1]} numbers for {self.model!r}; {expected} were expected. {remedy}"
             )
-        if not np.isfinite(rows).all():
-            raise RemoteEncoderError(
-                f"{self._host} gave a vector with NaN or infinity for {self.model!r}; finite numbers are needed. "
-                "Find the text by halves, or run the model at a higher precision."
-            )
+        for wrong, bad, remedy in (
+            ("with NaN or infinity", ~np.isfinite(rows).all(axis=1), "Run the model at a higher precision"),
+            ("of nothing but zeros", ~rows.any(axis=1), "Look for its cause in the server's log"),
+        ):
+            if bad.any():
+                position = int(bad.argmax())
+                raise RemoteEncoderError(
+                    f"{host} gave a vector {wrong} for {_name(first + position, inputs[position])}, by {self.model!r}: "
+                    f"no text can be found by it. {remedy}, or leave the text out."
+                )
         return rows
 
 
@@ -228,32 +279,36 @@ class Fetcher:
     """Sends batches, several at a time, and keeps what came back when one of them fails.
 
         fetcher = Fetcher(concurrency=4)
-        rows = fetcher.fetch(requests, 768, send, "document")  # float32 [n, 768]
+        rows = fetcher.fetch(requests, 768, send, "document", stop)  # float32 [n, 768]
+
+    One batch is sent in the caller's own thread, more of them in threads that end with the call.
 
     Args:
         concurrency: requests under way at a time, all threads' calls counted together.
     """
 
     def __init__(self, concurrency: int) -> None:
-        self._pool = ThreadPoolExecutor(concurrency, thread_name_prefix="encode")
+        self._concurrency = concurrency
         self._kept: dict[bytes, Float32Array] = {}
         self._closed = False
+        self.renew()
+
+    def renew(self) -> None:
+        """Forget the calls of a parent process, which a child that was forked can't wait for."""
+        self._slots = threading.Semaphore(self._concurrency)
+        self._calls: set[threading.Event] = set()
 
     def fetch(
-        self,
-        requests: Requests,
-        width: int,
-        send: Callable[[list[str]], Float32Array],
-        label: str,
-        progress: bool = False,
+        self, requests: Requests, width: int, send: Send, label: str, stop: threading.Event, progress: bool = False
     ) -> Float32Array:
         """Send every batch and put the answers in order.
 
         Args:
             requests: the inputs and how they are batched.
             width: length of the vectors.
-            send: returns float32 [n, width] for n inputs; runs in a thread of the pool.
+            send: returns float32 [n, width] for a batch; several threads call it.
             label: what, beside the inputs, changes the answer.
+            stop: set by the caller to give up, and by this call when it ends; `send` is to heed it.
             progress: show a bar when standard error is a terminal.
 
         Returns:
@@ -264,44 +319,30 @@ class Fetcher:
             Exception: whatever `send` raised first. Requests under way are waited for, and what arrived is kept
                 for the next call, until one succeeds or another fails.
         """
-        from tqdm import tqdm
-
         self.check_open()
-        inputs = requests.inputs
-        rows = np.empty((len(inputs), width), dtype=np.float32)
-        kept = self._kept
-        fetched: dict[bytes, Float32Array] = {}
-        waiting: dict[Future[None], tuple[bytes, slice]] = {}
-
-        # Straight into `rows`: an answer that stays in its future is memory held twice.
-        def work(place: slice) -> None:
-            self.check_open()
-            rows[place] = send(inputs[place])
-
-        with tqdm(total=len(inputs), desc="encode", unit="text", disable=None if progress else True) as bar:
-            try:
-                for place in requests.batches:
-                    key = _key(label, inputs[place])
-                    if key in kept:
-                        rows[place] = kept[key]
-                        fetched[key] = rows[place]
-                        bar.update(place.stop - place.start)
-                    else:
-                        waiting[self._pool.submit(work, place)] = (key, place)
-                for future in as_completed(waiting):
-                    future.result()
-                    bar.update(waiting[future][1].stop - waiting[future][1].start)
-            except BaseException as error:
-                for future in waiting:
-                    future.cancel()
-                # What is under way is paid for; only an interruption by hand doesn't wait for it.
-                if isinstance(error, Exception):
-                    wait(waiting)
-                arrived = (future for future in waiting if _succeeded(future))
-                self._kept = fetched | {waiting[future][0]: rows[waiting[future][1]] for future in arrived}
-                if isinstance(error, RuntimeError):
-                    self.check_open()  # the pool's own words for it are others
-                raise
+        rows = np.empty((len(requests.inputs), width), dtype=np.float32)
+        kept, fetched = self._kept, dict[bytes, Float32Array]()
+        waiting: deque[tuple[bytes, slice]] = deque()
+        for place in requests.batches:
+            key = _key(label, requests.inputs[place])
+            if key in kept:
+                rows[place] = kept[key]
+                fetched[key] = rows[place]
+            else:
+                waiting.append((key, place))
+        call = _Call(self._slots, stop, send, rows, waiting, fetched)
+        self._calls.add(stop)
+        try:
+            with progress_bar(len(rows), progress) as advance:
+                advance(sum(len(part) for part in fetched.values()))
+                call.run(self._concurrency, advance)
+        except BaseException as error:
+            self._kept = fetched
+            if isinstance(error, Exception):
+                self.check_open()  # after `close`, whatever else went wrong
+            raise
+        finally:
+            self._calls.discard(stop)
         self._kept = {}
         return rows
 
@@ -312,10 +353,68 @@ class Fetcher:
 
     def close(self) -> None:
         """Wait for what is under way; calls that have more to ask for fail with `EncoderClosed`."""
+        if self._closed:
+            return
         self._closed = True
-        # Not cancel_futures: whoever waits for a future cancelled so is never told (CPython 3.11).
-        self._pool.shutdown(wait=True)
+        for stop in tuple(self._calls):
+            stop.set()
+        for _ in range(self._concurrency):
+            self._slots.acquire()
+        self._slots.release(self._concurrency)
         self._kept = {}
+
+
+class _Call(NamedTuple):
+    """What the threads of one `Fetcher.fetch` share."""
+
+    slots: threading.Semaphore
+    stop: threading.Event
+    send: Send
+    rows: Float32Array
+    waiting: deque[tuple[bytes, slice]]
+    fetched: dict[bytes, Float32Array]
+
+    def run(self, concurrency: int, advance: Callable[[float], object]) -> None:
+        count = len(self.waiting)
+        done: SimpleQueue[int | BaseException] = SimpleQueue()
+        # Not a pool, whose threads the interpreter waits for when it ends, a hung server or not.
+        threads = [
+            threading.Thread(target=self._work, args=(done,), name="mrl_rag-request", daemon=True)
+            for _ in range(min(count, concurrency) if count > 1 else 0)
+        ]
+        try:
+            for thread in threads:
+                thread.start()
+            if not threads:
+                self._work(done)
+            for _ in range(count):
+                found = done.get()
+                if isinstance(found, BaseException):
+                    raise found
+                advance(found)
+        except BaseException as error:
+            self.stop.set()
+            # What is under way is paid for; only an interruption by hand doesn't wait for it.
+            if isinstance(error, Exception):
+                for thread in threads:
+                    thread.join()
+            raise
+
+    def _work(self, done: SimpleQueue[int | BaseException]) -> None:
+        while True:
+            try:
+                key, place = self.waiting.popleft()
+            except IndexError:
+                return
+            try:
+                with self.slots:
+                    # Straight into `rows`: an answer that waits in a queue is memory held twice.
+                    self.rows[place] = self.send(place, self.stop)
+            except BaseException as error:
+                done.put(error)
+                return
+            self.fetched[key] = self.rows[place]
+            done.put(place.stop - place.start)
 
 
 def request_batches(costs: Sequence[int], max_inputs: int, max_cost: int) -> Iterator[slice]:
@@ -339,35 +438,6 @@ def request_batches(costs: Sequence[int], max_inputs: int, max_cost: int) -> Ite
         yield slice(start, len(costs))
 
 
-def read_key(api_key: str | None, variable: str) -> str | None:
-    """Return the key given, else the one in the environment, else None.
-
-    Raises:
-        InvalidInput: it can't be sent in a header. The message doesn't show it.
-    """
-    key = api_key or os.environ.get(variable) or None
-    if key is not None and not (key.isascii() and key.isprintable() and " " not in key):
-        raise InvalidInput(
-            f"the API key holds a space, a line break or a sign outside ASCII; a header can't carry that. "
-            f"Pass api_key or set {variable} without it."
-        )
-    return key
-
-
-def host_of(base_url: str) -> str:
-    """Return the host of a server's address.
-
-    Raises:
-        InvalidInput: it is no http address.
-    """
-    parts = urlsplit(base_url)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise InvalidInput(
-            f"base_url is {base_url!r}; it must be an address such as 'http://localhost:8000/v1'. Write it in full."
-        )
-    return parts.hostname
-
-
 def check_whole(name: str, value: object, least: int, most: int | None = None) -> int:
     """Return `value` when it is an integer in range.
 
@@ -380,49 +450,6 @@ def check_whole(name: str, value: object, least: int, most: int | None = None) -
     return value
 
 
-def failure(host: str, status: int | None, said: str, key: str | None, variable: str) -> RemoteEncoderError:
-    """Make the error for a request that failed for good.
-
-    Args:
-        host: the server.
-        status: its HTTP status; None when no answer came.
-        said: the body of its answer, or what went wrong on the way.
-        key: the API key, which is struck out wherever the server repeats it.
-        variable: the environment variable the key is read from.
-    """
-    said = _message_in(said)
-    if key:
-        said = said.replace(key, "[key]")
-    happened = f"{host} didn't answer" if status is None else f"{host} answered {status}"
-    return RemoteEncoderError(f"{happened}: {said[:_QUOTED].rstrip('. ')}. {_remedy(status, variable)}")
-
-
-def _remedy(status: int | None, variable: str) -> str:
-    if status is None:
-        return "Check base_url and the network, then call again: what was fetched is kept."
-    if status in (401, 403):
-        return f"A key that may use this model is needed: pass api_key or set {variable}."
-    if status == 404:
-        return "A model and an address the server knows are needed: check model and base_url."
-    if status == 429:
-        return "Wait, lower concurrency or raise the quota, then call again: what was fetched is kept."
-    if status >= 500 or status in (408, 409):
-        return "Call again later: what was fetched is kept."
-    return "The server takes no such request: check model, dimensions and the texts' length."
-
-
-def _message_in(body: str) -> str:
-    """Find the words in an error's body: `error.message`, `error`, `message` or `detail`, else all of it."""
-    try:
-        found = json.loads(body)
-    except ValueError:
-        return body
-    for name in ("error", "message", "detail"):
-        if isinstance(found, dict) and found.get(name):
-            found = found[name]
-    return found if isinstance(found, str) else json.dumps(found)
-
-
 def _check_prompts(prompts: Mapping[Task, str] | None) -> dict[Task, str]:
     checked: dict[Task, str] = dict.fromkeys(TASKS, "")
     for task, prompt in (prompts or {}).items():
@@ -432,9 +459,9 @@ def _check_prompts(prompts: Mapping[Task, str] | None) -> dict[Task, str]:
     return checked
 
 
+def _name(position: int, text: str) -> str:
+    return f"texts[{position}] ({text[:40]!r}{'...' if len(text) > 40 else ''}, {len(text)} characters)"
+
+
 def _key(label: str, inputs: list[str]) -> bytes:
     return hashlib.blake2b(json.dumps([label, inputs]).encode(), digest_size=16).digest()
-
-
-def _succeeded(future: Future[None]) -> bool:
-    return future.done() and not future.cancelled() and future.exception() is None

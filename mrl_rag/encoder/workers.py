@@ -6,7 +6,7 @@ import os
 import signal
 import threading
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import CancelledError, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context, parent_process
 from queue import SimpleQueue
@@ -47,6 +47,7 @@ class Workers:
             for position in range(len(devices))
         }
         self._devices = list(devices)
+        self._closed = False
         self._free: SimpleQueue[int] = SimpleQueue()
         try:
             opened = [self._pools[i].submit(_open, settings | {"device": device}) for i, device in enumerate(devices)]
@@ -64,13 +65,17 @@ class Workers:
         """Return the vectors of rows, float32 [n, full_dim]; any number of threads may call.
 
         Raises:
-            EncoderClosed: a worker died.
+            EncoderClosed: a worker died, or `close` was called.
             EncoderOutOfMemory: one row alone does not fit.
         """
         position = self._free.get()
         try:
             return self._pools[position].submit(_run, list(rows)).result()
-        except BrokenProcessPool as error:
+        except (CancelledError, RuntimeError) as error:
+            if self._closed:
+                raise EncoderClosed("this encoder was closed while it was encoding; make a new one.") from error
+            if not isinstance(error, BrokenProcessPool):
+                raise
             raise EncoderClosed(
                 f"the process of device {position}, {self._devices[position]}, died. Look for what ended it (often the "
                 "system, short of memory), and make a new encoder."
@@ -80,6 +85,7 @@ class Workers:
 
     def close(self) -> None:
         """End the processes; each finishes the batch it has."""
+        self._closed = True
         for pool in self._pools.values():
             pool.shutdown(wait=True, cancel_futures=True)
 

@@ -2,8 +2,12 @@
 
 import functools
 import json
+import os
+import signal
 import threading
 import time
+import traceback
+import warnings
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import NamedTuple
 
@@ -52,6 +56,7 @@ class Loopback:
 
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self._server.daemon_threads = True
+        self._server.handle_error = lambda *request: None  # a client that was interrupted has hung up
         self.url = f"http://127.0.0.1:{self._server.server_port}/v1"
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.01,))
         self._thread.start()
@@ -120,6 +125,31 @@ def serve():
 @pytest.fixture
 def answer():
     return Answer
+
+
+@pytest.fixture
+def in_child():
+    """Run a function in a fork of this process; it must come to its end in half a minute."""
+    if not hasattr(os, "fork"):
+        pytest.skip("this system doesn't fork")
+
+    def run(work):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # CPython 3.12 on, in a process that has threads
+            pid = os.fork()
+        if pid == 0:
+            code = 1
+            try:
+                signal.alarm(30)
+                work()
+                code = 0
+            except BaseException:
+                traceback.print_exc()
+            finally:
+                os._exit(code)
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+
+    return run
 
 
 @pytest.fixture(scope="session")

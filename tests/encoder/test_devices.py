@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from mrl_rag import MatryoshkaEncoder
+from mrl_rag.encoder.batching import Row
 from mrl_rag.errors import EncoderClosed, InvalidInput, MrlRagError
 
 
@@ -66,6 +67,16 @@ def test_what_a_worker_cannot_load_is_raised_here(tiny_bert):
     with pytest.raises((MrlRagError, AssertionError, RuntimeError)):
         MatryoshkaEncoder(tiny_bert, device=["cpu", "xpu:7"], dtype="float32")
     assert [child for child in multiprocessing.active_children() if child not in before] == []
+
+
+def test_a_child_that_was_forked_is_told_to_make_an_encoder_of_its_own(two, in_child):
+    def work():
+        with pytest.raises(EncoderClosed, match="Make it after the fork"):
+            two.encode(["a"])
+        two.close()
+
+    in_child(work)
+    assert two.encode(["a"]).shape == (1, 16)
 
 
 def test_a_pickled_encoder_carries_its_devices(two):
@@ -127,11 +138,14 @@ def test_a_worker_that_dies_is_reported_and_closing_ends_the_others(two):
     with pytest.raises(EncoderClosed, match="device 0, cpu, died"):
         for _ in range(2):
             two.encode(["a"])
+    workers = two._network
     two.close()
     two.close()
     assert not any(process.is_alive() for process in processes)
     with pytest.raises(EncoderClosed):
         two.encode(["a"])
+    with pytest.raises(EncoderClosed, match="closed while it was encoding"):
+        workers.run([Row([2, 3])])  # a call that had begun
 
 
 def alive(pid):

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from mrl_rag import TwoStageIndex, TwoStageRetriever, truncate
-from mrl_rag.encoder.nomic import NomicEncoder, _retry_delay
+from mrl_rag.encoder.connection import retry_delay
+from mrl_rag.encoder.nomic import NomicEncoder
 from mrl_rag.errors import EncoderClosed, InvalidDimension, InvalidInput, InvalidTexts, RemoteEncoderError
 from mrl_rag.truncation import layer_norm
 
@@ -171,7 +172,7 @@ def test_what_passes_is_tried_again(server, connect, answer, status):
 
 
 def test_a_dropped_connection_is_tried_again(server, connect, monkeypatch):
-    monkeypatch.setattr("mrl_rag.encoder.nomic._FIRST_WAIT", 0.01)
+    monkeypatch.setattr("mrl_rag.encoder.connection._FIRST_WAIT", 0.01)
     server.script = ["hang up"]
     np.testing.assert_allclose(connect().encode(["a"]), expected(["a"]), atol=1e-6)
 
@@ -183,7 +184,7 @@ def test_a_wait_is_really_waited(server, connect, answer):
 
 
 def delay(status=503, attempt=0, **headers):
-    return _retry_delay(
+    return retry_delay(
         status, httpx.Headers({name.replace("_", "-"): value for name, value in headers.items()}), attempt
     )
 
@@ -259,7 +260,7 @@ def test_an_unknown_model_tells_its_size_by_its_first_answer(server, connect, an
 def test_a_call_made_again_fetches_only_what_is_missing(server, connect, answer):
     texts = [f"text {i}" for i in range(200)]
     encoder = connect(concurrency=1)
-    server.script = [None, None] + [answer(400, {"detail": "no"})] * 2
+    server.script = [None, None] + [answer(401, {"detail": "no"})] * 2
     with pytest.raises(RemoteEncoderError):
         encoder.encode(texts)
     server.script.clear()
@@ -271,7 +272,7 @@ def test_a_call_made_again_fetches_only_what_is_missing(server, connect, answer)
 def test_what_is_kept_is_not_taken_for_another_task(server, connect, answer):
     texts = [f"text {i}" for i in range(100)]
     encoder = connect(concurrency=1)
-    server.script = [None, answer(400, {"detail": "no"})]
+    server.script = [None, answer(401, {"detail": "no"})]
     with pytest.raises(RemoteEncoderError):
         encoder.encode_documents(texts)
     np.testing.assert_allclose(encoder.encode_queries(texts), expected(texts, prefix="search_query: "), atol=1e-6)
@@ -309,12 +310,13 @@ def test_the_fingerprint_follows_what_changes_a_vector_and_nothing_else(connect)
     fingerprint = connect().fingerprint
     others = [
         connect("nomic-embed-text-v1"),
-        connect(base_url="https://api-atlas.nomic.ai/v1"),
+        connect(base_url="https://api-atlas.nomic.ai/v1/"),
+        connect(base_url="https://api-atlas.nomic.ai/proxy"),
         connect(prompts={"query": "q: "}),
         connect(max_length=512),
     ]
     assert connect(api_key="nk-other", concurrency=1, timeout=1.0).fingerprint == fingerprint
-    assert len({fingerprint, *(encoder.fingerprint for encoder in others)}) == 5
+    assert len({fingerprint, *(encoder.fingerprint for encoder in others)}) == 6
 
 
 def test_a_pickled_encoder_carries_its_settings_and_not_its_key(connect, monkeypatch):

@@ -1,11 +1,12 @@
+import asyncio
 import base64
 import hashlib
 import pickle
+import signal
 import threading
 import time
 import traceback
 from concurrent.futures import ThreadPoolExecutor
-from email.utils import formatdate
 from pathlib import Path
 
 import llama_index.core
@@ -285,28 +286,9 @@ def test_what_passes_is_tried_again(server, connect, answer, status):
 
 
 def test_a_dropped_connection_is_tried_again(server, connect, monkeypatch):
-    monkeypatch.setattr("openai._base_client.INITIAL_RETRY_DELAY", 0.01)
+    monkeypatch.setattr("mrl_rag.encoder.connection._FIRST_WAIT", 0.01)
     server.script = ["hang up"]
     np.testing.assert_allclose(connect().encode(["a"]), expected(["a"]), atol=1e-6)
-
-
-@pytest.mark.parametrize(
-    ("headers", "least"),
-    [
-        (lambda: {"Retry-After": "0.15"}, 0.15),
-        (lambda: {"retry-after-ms": "150"}, 0.15),
-        # A date has whole seconds: the wait is from none to one.
-        (lambda: {"Retry-After": formatdate(time.time() + 1, usegmt=True)}, 0.0),
-    ],
-    ids=["seconds", "milliseconds", "date"],
-)
-def test_the_wait_a_server_asks_for_is_kept(server, connect, answer, headers, least, monkeypatch):
-    slept = []
-    monkeypatch.setattr("openai._base_client.time.sleep", lambda seconds: slept.append(seconds))
-    server.script = [answer(429, {"error": {"message": "slow down"}}, headers())]
-    connect().encode(["a"])
-    (waited,) = filter(None, slept)  # the server sleeps too, for no time at all
-    assert least <= waited <= 1.0
 
 
 def test_a_wait_is_really_waited(server, connect, answer):
@@ -338,10 +320,10 @@ def test_a_wrong_key_raises_an_error_that_does_not_show_it(server, connect):
     ids=["openai", "text-embeddings-inference", "vllm", "fastapi", "html"],
 )
 def test_a_refusal_is_not_tried_again_and_says_what_the_server_said(server, connect, answer, body, said):
-    server.script = [answer(400, body)]
-    with pytest.raises(RemoteEncoderError, match=f"answered 400: .*{said}.*check model"):
+    server.script = [answer(404, body)]
+    with pytest.raises(RemoteEncoderError, match=f"answered 404: .*{said}.*check model"):
         connect().encode(["a"])
-    assert server.statuses == [400]
+    assert server.statuses == [404]
 
 
 def test_retries_end(server, connect, answer):
@@ -375,9 +357,12 @@ def unused_port():
         ({"data": [{"index": 0, "embedding": "§§§§"}]}, "can't be read"),
         ({"data": []}, "gave 0 vectors"),
         ({"data": [{"index": 0, "embedding": [0.1] * 7}]}, "vectors of 7 numbers .* 1536 were expected"),
-        ({"data": [{"index": 0, "embedding": [float("nan")] * 1536}]}, "NaN or infinity"),
+        ({"data": [{"index": 0, "embedding": [float("nan")] * 1536}]}, r"NaN or infinity for texts\[0\] \('a', 1 char"),
+        ({"data": [{"index": 0, "embedding": [0.0] * 1536}]}, r"nothing but zeros for texts\[0\] \('a', 1 char"),
+        ({"error": {"message": "still loading the model", "code": 503}}, "answered 200, .*: still loading the model"),
+        ({"message": "still loading the model"}, "answered 200, .*: still loading the model"),
     ],
-    ids=["html", "broken", "no data", "no base64", "too few", "another length", "nan"],
+    ids=["html", "broken", "no data", "no base64", "too few", "another length", "nan", "zeros", "error", "message"],
 )
 def test_an_answer_that_is_none_is_reported(server, connect, answer, body, complaint):
     headers = {"Content-Type": "text/html"} if isinstance(body, str) and body.startswith("<") else {}
@@ -386,10 +371,175 @@ def test_an_answer_that_is_none_is_reported(server, connect, answer, body, compl
         connect(max_retries=0).encode(["a"])
 
 
+def indexed(server, index_of):
+    """Have the server number its answers by `index_of(position)`; None leaves the number out."""
+    own = server.respond
+
+    def respond(path, headers, body):
+        found = own(path, headers, body)
+        for item in found.body["data"]:
+            index = index_of(item.pop("index"))
+            item |= {} if index is None else {"index": index}
+        return found
+
+    server.respond = respond
+
+
+def test_an_index_that_is_a_string_counts_as_its_number(server, connect):
+    indexed(server, str)
+    texts = [f"text {i}" for i in range(12)]
+    np.testing.assert_allclose(connect().encode(texts), expected(texts), atol=1e-6)
+
+
+@pytest.mark.parametrize("index", [None, 0], ids=["none", "all zero"])
+def test_where_no_index_tells_texts_apart_the_order_is_that_of_the_answer(server, connect, index):
+    indexed(server, lambda position: index)
+    texts = [f"text {i}" for i in range(12)]
+    # The server answers backwards.
+    np.testing.assert_allclose(connect().encode(texts), expected(texts[::-1]), atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "index_of",
+    [lambda i: None if i == 1 else i, lambda i: min(i, 1), lambda i: i + 1, lambda i: "one" if i == 1 else i],
+    ids=["one missing", "one twice", "from 1 on", "no number"],
+)
+def test_an_index_that_leaves_a_text_without_a_vector_is_an_error(server, connect, index_of):
+    indexed(server, index_of)
+    with pytest.raises(RemoteEncoderError, match=r"index .*each from 0 to 2 is needed once"):
+        connect().encode(["a", "b", "c"])
+
+
+@pytest.mark.parametrize("full_dim", [None, 24])
+@pytest.mark.parametrize("wide", ["<f2", "<f8"])
+def test_base64_of_other_numbers_than_float32_is_asked_for_again_as_numbers(server, connect, wide, full_dim):
+    own = server.respond
+
+    def respond(path, headers, body):
+        found = own(path, headers, body)
+        for item in found.body["data"] if body["encoding_format"] == "base64" else []:
+            row = np.frombuffer(base64.b64decode(item["embedding"]), dtype="<f4")
+            item["embedding"] = base64.b64encode(row.astype(wide).tobytes()).decode()
+        return found
+
+    server.respond = respond
+    encoder = connect("org/tiny", full_dim=full_dim)
+    texts = [f"text {i}" for i in range(40)]
+    np.testing.assert_allclose(encoder.encode(texts), expected(texts, 24), atol=1e-6)
+    server.bodies.clear()
+    encoder.encode(["again"])
+    assert [body["encoding_format"] for body in server.bodies] == ["float"]
+
+
+@pytest.mark.parametrize("status", [400, 422])
+def test_a_server_that_refuses_base64_is_asked_for_numbers(server, connect, answer, status):
+    own = server.respond
+
+    def respond(path, headers, body):
+        if body["encoding_format"] == "base64":
+            return answer(status, {"error": {"message": "unknown encoding_format"}})
+        return own(path, headers, body)
+
+    server.respond = respond
+    encoder = connect()
+    np.testing.assert_allclose(encoder.encode(["a", "b"]), expected(["a", "b"]), atol=1e-6)
+    encoder.encode(["c"])
+    assert [body["encoding_format"] for body in server.bodies] == ["base64", "float", "float"]
+
+
+def longest(server, answer, status, characters, inputs):
+    """Have the server refuse longer texts, and more of them."""
+    own = server.respond
+
+    def respond(path, headers, body):
+        if max(map(len, body["input"])) > characters or len(body["input"]) > inputs:
+            return answer(status, {"error": {"message": f"{characters} characters, {inputs} inputs at most"}})
+        return own(path, headers, body)
+
+    server.respond = respond
+
+
+@pytest.mark.parametrize("status", [400, 413, 422])
+def test_a_text_that_a_server_finds_too_long_is_named(server, connect, answer, status):
+    longest(server, answer, status, 20, 32)
+    texts = [f"text {i}" for i in range(100)]
+    texts[70] = "far too long for " * 9
+    with pytest.raises(RemoteEncoderError, match=rf"answered {status} to texts\[70\] \('far too .*153 char"):
+        connect("org/tiny", full_dim=24).encode(texts)
+
+
+def test_a_batch_that_a_server_finds_too_large_goes_in_smaller_ones(server, connect, answer):
+    longest(server, answer, 413, 20, 10)
+    texts = [f"text {i}" for i in range(100)]
+    np.testing.assert_allclose(connect("org/tiny", full_dim=24).encode(texts), expected(texts, 24), atol=1e-6)
+
+
+def requesting():
+    return [thread for thread in threading.enumerate() if thread.name == "mrl_rag-request"]
+
+
+@pytest.mark.parametrize("texts", [1, 320], ids=["one request", "many"])
+def test_ctrl_c_ends_the_retries(server, connect, answer, texts):
+    both = threading.Barrier(min(texts, 2), lambda: signal.pthread_kill(threading.main_thread().ident, signal.SIGINT))
+
+    def interrupt(path, headers, body):
+        both.wait()
+        return answer(503, {"error": {"message": "overloaded"}}, {"Retry-After": "100"})
+
+    server.respond = interrupt
+    with pytest.raises(KeyboardInterrupt):
+        connect("org/tiny", full_dim=24, concurrency=2).encode([f"text {i}" for i in range(texts)])
+    for thread in requesting():
+        thread.join(20)
+    assert not requesting()
+
+
+async def test_a_coroutine_that_is_cancelled_ends_the_retries(server, connect, answer):
+    waiting = asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    def refuse(path, headers, body):
+        loop.call_soon_threadsafe(waiting.set)
+        return answer(503, {"error": {"message": "overloaded"}}, {"Retry-After": "100"})
+
+    server.respond = refuse
+    call = asyncio.create_task(connect("org/tiny", full_dim=24).aencode([f"text {i}" for i in range(320)]))
+    await waiting.wait()
+    call.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await call
+    await loop.shutdown_default_executor()
+    assert not requesting()
+
+
+def test_close_ends_the_retries_and_says_so(server, connect, answer):
+    server.script = [answer(503, {"error": {"message": "overloaded"}}, {"Retry-After": "100"})] * 2
+    encoder = connect()
+    with ThreadPoolExecutor(1) as pool:
+        call = pool.submit(encoder.encode, ["a"])
+        while not server.statuses:
+            time.sleep(0.005)
+        encoder.close()
+        with pytest.raises(EncoderClosed):
+            call.result(20)
+
+
+def test_one_request_needs_no_thread(server, connect):
+    started = []
+
+    def look(path, headers, body):
+        started.extend(requesting())
+        return own(path, headers, body)
+
+    own, server.respond = server.respond, look
+    connect("org/tiny", full_dim=24).encode(["a"])
+    assert started == []
+
+
 def test_a_call_made_again_fetches_only_what_is_missing(server, connect, answer):
     texts = [f"text {i}" for i in range(32 * 6)]
     encoder = connect("org/tiny", full_dim=24, concurrency=1)
-    server.script = [None, None, None] + [answer(400, {"error": {"message": "no"}})] * 3
+    server.script = [None, None, None] + [answer(401, {"error": {"message": "no"}})] * 3
     with pytest.raises(RemoteEncoderError):
         encoder.encode(texts)
     server.script.clear()
@@ -411,7 +561,7 @@ def test_what_was_under_way_when_another_request_failed_is_kept_too(server, conn
     def respond(path, headers, body):
         all_under_way.wait(5)
         if body["input"][0] == "text 0":
-            return answer(400, {"error": {"message": "no"}})
+            return answer(401, {"error": {"message": "no"}})
         time.sleep(0.05)
         return own(path, headers, body)
 
@@ -427,7 +577,7 @@ def test_what_was_under_way_when_another_request_failed_is_kept_too(server, conn
 def test_what_is_kept_is_not_taken_for_another_dimension(server, connect, answer):
     texts = [f"text {i}" for i in range(64)]
     encoder = connect("org/tiny", full_dim=24, concurrency=1, send_dimensions=True)
-    server.script = [None, answer(400, {"error": {"message": "no"}})]
+    server.script = [None, answer(401, {"error": {"message": "no"}})]
     with pytest.raises(RemoteEncoderError):
         encoder.encode(texts, dim=8)
     np.testing.assert_allclose(encoder.encode(texts, dim=12), truncate(expected(texts, 24), 12), atol=1e-5)
@@ -486,11 +636,14 @@ def test_the_fingerprint_follows_what_changes_a_vector_and_nothing_else(connect,
     same = [
         connect(api_key="sk-other"),
         connect(concurrency=1, timeout=1.0, encoding_format="float"),
-        connect(base_url=server.url.replace("/v1", "/proxy/v1")),
+        connect(base_url=server.url + "/"),
     ]
     others = [
         connect("text-embedding-ada-002"),
         connect(base_url=None),
+        connect(base_url="https://api.openai.com/proxy/v1"),
+        connect(base_url=server.url.replace("/v1", "/proxy/v1")),
+        connect(base_url="http://127.0.0.1:8000/v1"),
         connect(base_url="http://localhost:8000/v1"),
         connect(prompts={"query": "q: "}),
         connect(max_length=512),
@@ -499,7 +652,7 @@ def test_the_fingerprint_follows_what_changes_a_vector_and_nothing_else(connect,
     assert len(fingerprint) == 16
     assert int(fingerprint, 16) >= 0
     assert {encoder.fingerprint for encoder in same} == {fingerprint}
-    assert len({fingerprint, *(encoder.fingerprint for encoder in others)}) == 7
+    assert len({fingerprint, *(encoder.fingerprint for encoder in others)}) == 10
 
 
 def test_a_pickled_encoder_carries_its_settings_and_not_its_key(connect, server, monkeypatch):
@@ -582,3 +735,15 @@ def test_a_cache_keeps_its_vectors(connect, tmp_path):
     expected = cached.encode(["a", "b"], dim=16)
     encoder.close()
     np.testing.assert_array_equal(cached.encode(["b", "a"], dim=16)[::-1], expected)
+
+
+def test_a_cache_keeps_two_servers_apart_on_one_host(serve, answer, tmp_path):
+    def serving(row):
+        return lambda path, headers, body: answer(200, {"data": [{"embedding": row} for _ in body["input"]]})
+
+    found = []
+    for server in (serve(serving([3.0, 4.0])), serve(serving([4.0, 3.0]))):
+        encoder = OpenAIEncoder("org/tiny", base_url=server.url)
+        found.append(CachedEncoder(encoder, tmp_path / "vectors.sqlite3").encode(["a"]))
+        encoder.close()
+    np.testing.assert_allclose(np.concatenate(found), [[0.6, 0.8], [0.8, 0.6]], atol=1e-6)

@@ -3,6 +3,8 @@
 import asyncio
 import copy
 import pickle
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -189,3 +191,24 @@ async def test_each_call_sends_its_events_once(events):
 def test_openvino_may_run_the_network(minilm):
     found = MatryoshkaEmbedding(backend="openvino", device="cpu", dtype="float32").get_query_embedding("a question")
     assert found == pytest.approx(minilm.encode_queries(["a question"])[0].tolist(), abs=1e-4)
+
+
+WORKERS = """
+import asyncio, sys
+from llama_index.core.ingestion import IngestionPipeline
+from llama_index.core.schema import TextNode
+from llama_index_mrl import MatryoshkaEmbedding
+
+if __name__ == "__main__":
+    model = MatryoshkaEmbedding(device="cpu", dtype="float32")
+    nodes = [TextNode(text=f"passage {number}") for number in range(4)]
+    pipeline = IngestionPipeline(transformations=[model])
+    found = asyncio.run(pipeline.arun(nodes=nodes, num_workers=2, in_place=False))
+    alone = model.get_text_embedding_batch([node.text for node in nodes])
+    print(max(abs(a - b) for node, row in zip(found, alone) for a, b in zip(node.embedding, row)) < 1e-5)
+"""
+
+
+def test_a_pipeline_embeds_in_worker_processes():
+    ran = subprocess.run([sys.executable, "-c", WORKERS], capture_output=True, text=True, timeout=120)
+    assert ran.stdout == "True\n", ran.stderr

@@ -1,0 +1,79 @@
+"""What becomes of encoders when their process forks, and when it ends."""
+
+from __future__ import annotations
+
+import atexit
+import os
+import sys
+import threading
+from typing import Protocol
+from weakref import WeakSet
+
+
+class Forkable(Protocol):
+    """Holds what a child that was forked can't use: locks, threads, connections."""
+
+    def after_fork(self) -> None:
+        """Make them anew; called in the child, before anything else runs there."""
+
+
+class NativeCode:
+    """Counts the threads that run code of torch's or of a tokenizer's.
+
+        with NATIVE_CODE:
+            network.run(rows)
+
+    A daemon thread that comes back from there while the interpreter is torn down aborts the process. So its end waits
+    for those who are in, and lets no other daemon thread in.
+    """
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._inside = 0
+        self._shut = False
+
+    def __enter__(self) -> None:
+        with self._changed:
+            while self._shut and threading.current_thread() is not threading.main_thread():
+                self._changed.wait()
+            self._inside += 1
+
+    def __exit__(self, *error: object) -> None:
+        with self._changed:
+            self._inside -= 1
+            self._changed.notify_all()
+
+    def shut(self) -> None:
+        """Wait until nobody is inside, and keep it so."""
+        with self._changed:
+            self._shut = True
+            self._changed.wait_for(lambda: self._inside <= 0)
+
+
+NATIVE_CODE = NativeCode()
+_FORKABLE: WeakSet[Forkable] = WeakSet()
+_LEFT: list[object] = []
+
+
+def renew_after_fork(held: Forkable) -> None:
+    """Have `held.after_fork` called in every child that this process forks, as long as it is in use."""
+    _FORKABLE.add(held)
+
+
+def leave_to_parent(held: object) -> None:
+    """Keep what belongs to the parent process from being closed here, with the last reference to it."""
+    _LEFT.append(held)
+
+
+def _in_child() -> None:
+    NATIVE_CODE.__init__()  # type: ignore[misc]
+    if torch := sys.modules.get("torch"):
+        # GNU OpenMP would wait for ever for the parent's threads. torch's own DataLoader does the same in its workers.
+        torch.set_num_threads(1)
+    for held in list(_FORKABLE):
+        held.after_fork()
+
+
+atexit.register(NATIVE_CODE.shut)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_in_child)
