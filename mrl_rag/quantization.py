@@ -9,6 +9,7 @@ import numpy.typing as npt
 
 from mrl_rag.truncation import Float32Array
 
+Codes: TypeAlias = npt.NDArray[np.int8]
 Bytes: TypeAlias = npt.NDArray[np.uint8]
 Precision: TypeAlias = Literal["float16", "int8"]
 
@@ -29,9 +30,25 @@ def pack_rows(vectors: Float32Array, precision: Precision) -> Bytes:
     """
     if precision == "float16":
         return np.ascontiguousarray(vectors, dtype="<f2").view(np.uint8)
-    scales = np.abs(vectors).max(axis=1, keepdims=True, initial=0.0).astype("<f4") / np.float32(127)
-    codes = np.rint(vectors / np.where(scales > 0, scales, 1)).astype(np.int8)
-    return np.concatenate([scales.view(np.uint8), codes.view(np.uint8)], axis=1)
+    codes, scales = quantize(vectors)
+    return np.concatenate([scales.astype("<f4")[:, None].view(np.uint8), codes.view(np.uint8)], axis=1)
+
+
+def quantize(vectors: Float32Array) -> tuple[Codes, Float32Array]:
+    """Return int8 codes [n, dim] and float32 scales [n], whose products are about the float32 [n, dim] given.
+
+    The largest value of a row becomes 127 or -127; a row of zeros has scale 0.
+    """
+    scales: Float32Array = np.abs(vectors).max(axis=1, initial=0.0).astype(np.float32) / np.float32(127)
+    codes = np.rint(vectors / np.where(scales > 0, scales, 1)[:, None]).astype(np.int8)
+    return codes, scales
+
+
+def rounding_errors(vectors: Float32Array) -> Float32Array:
+    """Return the distance of each of float32 [n, dim] from what `quantize` makes of it: float32 [n]."""
+    codes, scales = quantize(vectors)
+    errors: Float32Array = np.linalg.norm(vectors - codes * scales[:, None], axis=1)
+    return errors
 
 
 def unpack_rows(rows: Bytes, precision: Precision) -> Float32Array:

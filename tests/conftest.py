@@ -199,9 +199,15 @@ def archive_of():
 
 @pytest.fixture
 def score_all_up_to(monkeypatch):
-    """Let an index score every record only up to so many, so that small ones are searched in two stages."""
+    """Let an index score every record only up to so many, so that small ones are searched in two stages.
 
-    def limit(records):
+    Stage one then asks Chroma's graph, or with `scan` looks at the shortlist's vectors in memory.
+    """
+
+    def limit(records, scan=False):
         monkeypatch.setattr("mrl_rag.index.search._EXACT_RECORDS", records)
+        if not scan:
+            monkeypatch.setattr("mrl_rag.index.search.is_scanned", lambda records, dim: False)
+            monkeypatch.setattr("mrl_rag.index.index.is_scanned", lambda records, dim: False)
 
     return limit

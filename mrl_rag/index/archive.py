@@ -11,6 +11,7 @@ whole, with its own vector.
 
 from __future__ import annotations
 
+import json
 import shutil
 import tempfile
 import threading
@@ -18,7 +19,6 @@ import weakref
 import zlib
 from collections.abc import Callable, Container, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias
@@ -31,11 +31,12 @@ from mrl_rag.errors import ArchiveError, IndexNotWritable
 from mrl_rag.index.config import ArchivePrecision
 from mrl_rag.index.lock import SharedGate
 from mrl_rag.quantization import Bytes, Precision, pack_rows, row_bytes, sign_bits, unpack_rows
-from mrl_rag.truncation import Float32Array, unit_rows
+from mrl_rag.truncation import Float32Array
 
 # `lmdb.Transaction` without its `buffers=True`, which returns memoryviews.
 Transaction: TypeAlias = Any
 Keys: TypeAlias = Sequence[bytes]
+Slots: TypeAlias = npt.NDArray[np.int64]
 
 # Bytes of the file that are mapped at first; more than that and twice the file are when it is full.
 _MAP_BYTES = 64 << 20
@@ -44,7 +45,8 @@ _CHECKSUM = 8
 # Odd, so that a change of any one word of a row changes its checksum: 2**64 divided by the golden ratio.
 _ODD = np.uint64(0x9E3779B97F4A7C15)
 _SLOT = 8
-_PLACE = _SLOT + _CHECKSUM
+# Transactions of which it is kept what they changed: so many a reader may miss and still not read everything again.
+_CHANGES_KEPT = 256
 
 
 def document_hash(document: str | None) -> bytes | None:
@@ -52,23 +54,6 @@ def document_hash(document: str | None) -> bytes | None:
     if document is None:
         return None
     return blake2b(document.encode(), digest_size=16).digest()
-
-
-@dataclass(frozen=True)
-class LoadedVectors:
-    """Every vector of an archive, in memory.
-
-    Attributes:
-        version: of the archive when they were read.
-        ids: n ids.
-        vectors: float32 unit rows [n, full_dim].
-        places: an id's key in the archive -> what changes with its vector, in the order of `ids`.
-    """
-
-    version: int
-    ids: list[str]
-    vectors: Float32Array
-    places: dict[bytes, bytes]
 
 
 class Archive(Protocol):
@@ -99,11 +84,19 @@ class Archive(Protocol):
     def commit_staged(self, ids: Sequence[str], accepted: Container[str]) -> None:
         """Replace the rows of `accepted` by the staged ones, and forget what is staged of `ids`."""
 
-    def read(self, ids: Sequence[str]) -> tuple[list[str], Float32Array]:
-        """Return the ids found, in the order asked, and their vectors, float32 [found, full_dim]."""
+    def read(self, ids: Sequence[str], slots: Slots | None = None) -> tuple[list[str], Float32Array]:
+        """Return the ids found, in the order asked, and their vectors, float32 [found, full_dim].
 
-    def load(self, before: LoadedVectors | None) -> LoadedVectors | None:
-        """Return every vector, reading those that differ from `before`; None where `version` is."""
+        Args:
+            ids: n ids.
+            slots: int64 [n], what `slots` said of them, however long ago; None asks again.
+        """
+
+    def slots(self, ids: Sequence[str]) -> Slots:
+        """Return where the rows of n ids are, int64 [n]; -1 of an id without one."""
+
+    def changes(self, since: int) -> tuple[list[str], bool]:
+        """Return the ids that were written or deleted after a `version`, and whether that is known of all of them."""
 
     def read_bits(self, ids: Sequence[str]) -> tuple[list[str], Bytes] | None:
         """Return the ids found and their sign bits, uint8 [found, ceil(full_dim / 8)]; None where none are kept."""
@@ -145,10 +138,10 @@ class Archive(Protocol):
 class LmdbArchive:
     """An archive in a folder, or in memory.
 
-    Databases of the file: `places` has an id's slot, its row's checksum and its document hash, `vectors` and `bits` a
-    slot's row, `staged` the row that is to replace an id's, `rotations` a rotation's axes, `long_ids` the ids that are
-    too long for a key. Slots grow, so that vectors fill the file's pages one after another; ids as they come would
-    leave half of each empty.
+    Databases of the file: `places` has an id's slot and its document hash, `vectors` and `bits` a slot's row, `staged`
+    the row that is to replace an id's, `rotations` a rotation's axes, `changes` the ids that each of the last
+    transactions changed, `long_ids` the ids that are too long for a key. Slots grow, so that vectors fill the file's
+    pages one after another; ids as they come would leave half of each empty.
     A row carries a checksum of its id and its bytes.
 
     Args:
@@ -173,18 +166,19 @@ class LmdbArchive:
         self._precision: Precision = "float16" if precision == "float16" else "int8"
         self._row_bytes = row_bytes(self._precision, full_dim)
         self._has_bits = precision == "binary"
-        names = ("places", "vectors", "bits", "staged", "rotations", "long_ids")
+        names = ("places", "vectors", "bits", "staged", "rotations", "long_ids", "changes")
         with self._named_errors():
             self._file = _LmdbFile.open(path)
             # Also for those who never call it.
             self.close = weakref.finalize(self, self._file.close)
             try:
-                self._places, self._vectors, self._bits, self._staged, self._rotations, self._long_ids = (
-                    self._file.database(name, create) for name in names
-                )
+                databases = [self._file.database(name, create) for name in names]
             except BaseException:
                 self.close()
                 raise
+        self._places, self._vectors, self._bits, self._staged, self._rotations, self._long_ids, self._changes = (
+            databases
+        )
 
     def __len__(self) -> int:
         """See `Archive.__len__`."""
@@ -222,7 +216,7 @@ class LmdbArchive:
                 else:
                     slot += self._put(txn, key, hashes[position], rows[position].tobytes(), bit_row, slot)
 
-        self._write(work)
+        self._write(work, ids)
 
     def staged(self) -> tuple[list[str], Float32Array]:
         """See `Archive.staged`."""
@@ -246,35 +240,44 @@ class LmdbArchive:
                     hash_, row, bit_row = self._split(value)
                     slot += self._put(txn, key, hash_, row, bit_row, slot)
 
-        self._write(work)
+        self._write(work, ids)
 
-    def read(self, ids: Sequence[str]) -> tuple[list[str], Float32Array]:
+    def read(self, ids: Sequence[str], slots: Slots | None = None) -> tuple[list[str], Float32Array]:
         """See `Archive.read`.
 
         Raises:
             ArchiveError: a row is not what was written.
         """
+        if slots is not None:
+            numbers = slots.astype(">i8").tobytes()
+            with self._reading() as txn:
+                stored = txn.cursor(self._vectors).getmulti(
+                    [numbers[at : at + _SLOT] for at in range(0, len(numbers), _SLOT)]
+                )
+            if len(stored) == len(ids):
+                rows, wrong = self._checked([row for _, row in stored], _keys(ids), self._row_bytes)
+                if not wrong:
+                    return list(ids), unpack_rows(rows, self._precision)
+        # None known, or rows were moved, deleted or damaged since.
         found, rows = self._read(self._vectors, ids, self._row_bytes)
         return found, unpack_rows(rows, self._precision)
 
-    def load(self, before: LoadedVectors | None) -> LoadedVectors:
-        """See `Archive.load`.
-
-        Raises:
-            ArchiveError: a row is not what was written.
-        """
+    def slots(self, ids: Sequence[str]) -> Slots:
+        """See `Archive.slots`."""
+        keys = _keys(ids)
         with self._reading() as txn:
-            version = int(txn.id())
-            if before is not None and before.version == version:
-                return before
-            places = dict(txn.cursor(self._places))
-            old = {} if before is None else before.places
-            kept = [row for row, (key, place) in enumerate(old.items()) if places.get(key) == place]
-            new = [self._id(txn, key) for key, place in places.items() if old.get(key) != place]
-        found, rows = self.read(new)
-        parts = [unit_rows(rows)] if before is None else [before.vectors[kept], unit_rows(rows)]
-        ids = [*(before.ids[row] for row in kept), *found] if before is not None else found
-        return LoadedVectors(version, ids, np.concatenate(parts), {key: places[key] for key in _keys(ids)})
+            places = dict(txn.cursor(self._places).getmulti(keys))
+        joined = b"".join(places.get(key, b"\xff" * _SLOT)[:_SLOT] for key in keys)
+        return np.frombuffer(joined, dtype=">i8").astype(np.int64)
+
+    def changes(self, since: int) -> tuple[list[str], bool]:
+        """See `Archive.changes`."""
+        with self._reading() as txn:
+            last = int(txn.id())
+            first = max(since, last - _CHANGES_KEPT, 0) + 1
+            stored = [txn.get(_number(at), db=self._changes) for at in range(first, last + 1)]
+        known = [json.loads(value) for value in stored if value is not None]
+        return list(dict.fromkeys(id_ for ids in known for id_ in ids)), len(known) == last - since
 
     def read_bits(self, ids: Sequence[str]) -> tuple[list[str], Bytes] | None:
         """See `Archive.read_bits`.
@@ -299,7 +302,7 @@ class LmdbArchive:
         """See `Archive.document_hashes`."""
         with self._reading() as txn:
             places = dict(txn.cursor(self._places).getmulti(_keys(ids)))
-        return {id_: places[key][_PLACE:] or None for id_ in ids if (key := _key(id_)) in places}
+        return {id_: places[key][_SLOT:] or None for id_ in ids if (key := _key(id_)) in places}
 
     def unchanged(self, ids: Sequence[str], vectors: Float32Array) -> set[str]:
         """See `Archive.unchanged`."""
@@ -343,7 +346,7 @@ class LmdbArchive:
                 if key.startswith(_LONG):
                     txn.delete(key, db=self._long_ids)
 
-        self._write(work)
+        self._write(work, ids)
 
     def save_rotation(self, name: str, rotation: Float32Array) -> None:
         """See `Archive.save_rotation`."""
@@ -390,8 +393,7 @@ class LmdbArchive:
         """Store a row at its id's slot, or at a new one; return whether that was taken."""
         place = txn.get(key, db=self._places)
         at = slot.to_bytes(_SLOT, "big") if place is None else place[:_SLOT]
-        # With the row's checksum: whoever keeps rows in memory sees by it which have changed.
-        txn.put(key, at + row[:_CHECKSUM] + hash_, db=self._places)
+        txn.put(key, at + hash_, db=self._places)
         # Appending fills pages; LMDB would otherwise split them in halves.
         txn.put(at, row, db=self._vectors, append=place is None)
         if bits:
@@ -445,9 +447,14 @@ class LmdbArchive:
         # In a damaged file a key may be anything; it is then nobody's.
         return (stored or key).decode(errors="backslashreplace")
 
-    def _write(self, work: Callable[[Transaction], None]) -> None:
+    def _write(self, work: Callable[[Transaction], None], changed: Sequence[str] = ()) -> None:
+        def noted(txn: Transaction) -> None:
+            work(txn)
+            txn.put(_number(txn.id()), json.dumps(list(changed)).encode(), db=self._changes)
+            txn.delete(_number(txn.id() - _CHANGES_KEPT), db=self._changes)
+
         with self._named_errors():
-            self._file.write(work)
+            self._file.write(noted)
 
     @contextmanager
     def _reading(self) -> Iterator[Transaction]:
@@ -584,6 +591,10 @@ def _key(id_: str) -> bytes:
 def _keys(ids: Sequence[str]) -> list[bytes]:
     keys = [id_.encode() for id_ in ids]
     return keys if not keys or max(map(len, keys)) <= _MAX_KEY else list(map(_key, ids))
+
+
+def _number(transaction: int) -> bytes:
+    return max(transaction, 0).to_bytes(8, "big")
 
 
 def _padded(length: int) -> int:

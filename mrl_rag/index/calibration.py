@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -18,10 +18,11 @@ import numpy.typing as npt
 from mrl_rag.index.config import IndexConfig
 from mrl_rag.index.plan import MAX_ROUNDS, first_size
 from mrl_rag.index.rotation import SAMPLE, explained_energy, fit
-from mrl_rag.index.search import Searcher
+from mrl_rag.index.search import Searcher, is_scanned
 from mrl_rag.truncation import Float32Array, unit_rows
 
 Rows = npt.NDArray[np.intp]
+Ranks = npt.NDArray[np.int64]
 ReadRows = Callable[[Rows], Float32Array]
 
 # Of the top K that a full scan finds.
@@ -30,15 +31,19 @@ _K = 10
 _HELD_OUT, _LARGEST_SHARE = 200, 0.1
 # Dimensions that are considered: multiples of it.
 _STEP = 32
-# By how much an exact scan at the dimension must exceed the target: what Chroma's graph usually loses.
-_GRAPH_LOSS = 0.004
-# A call to Chroma takes as long as it takes to compare so many numbers more: 0.8 ms and 0.0005 per dimension at 100,000
-# records (`benchmarks/README.md`).
-_DIMS_PER_CALL = 1600
+# By how much an exact scan at the dimension must exceed the target: what Chroma's graph usually loses, and what the
+# questions may hide.
+_MARGIN = 0.004
+# Milliseconds, measured at 100,000 records (`benchmarks/README.md`): per row and number of a scan in memory, per call
+# to Chroma and dimension of it, and to read and rank a candidate.
+_MS_PER_ROW, _MS_PER_NUMBER = 2.8e-6, 1.8e-8
+_MS_PER_CALL, _MS_PER_DIM, _MS_PER_CANDIDATE = 0.8, 0.0005, 0.005
+# A smaller index is expected to grow to so many records.
+_EXPECTED = 100_000
 # Vectors read at a time.
 _BLOCK = 20_000
 # Shortlist sizes that are tried, and what a search of the graph keeps in view: Chroma's default first.
-SIZES = (50, 100)
+SIZES = (30, 50, 100)
 EF_SEARCH = (100, 200, 400)
 
 
@@ -101,7 +106,8 @@ def fit_shortlist(read: ReadRows, count: int, shortlist_dim: int, dim_fixed: boo
     sample = read(np.sort(rest[:SAMPLE]))
     rotation = fit(sample)
     if questions is not None and not dim_fixed:
-        shortlist_dim = _cheapest_dim(read, count, rotation, questions, target_recall)
+        ranks = _ranks(read, count, rotation, questions, _dims_to_try(len(rotation)))
+        shortlist_dim = _cheapest_dim(ranks, count, target_recall)
     return Fit(rotation, shortlist_dim, explained_energy(sample, rotation, shortlist_dim), questions)
 
 
@@ -146,19 +152,31 @@ def measure(
     return float(np.mean(shares)), float(np.median(seconds))
 
 
-def _cheapest_dim(
-    read: ReadRows, count: int, rotation: Float32Array, questions: Questions, target_recall: float
-) -> int:
-    """Return the cheapest dimension at which an exact scan's shortlist holds enough of the true nearest records."""
-    full_dim = len(rotation)
-    dims = _dims_to_try(full_dim)
-    wanted = min(target_recall + _GRAPH_LOSS, 1.0)
-    costs = {}
-    for dim, ranks in zip(dims, _ranks(read, count, rotation, questions, dims), strict=True):
-        recall, rounds = _shortlist_recall(ranks)
-        if recall >= wanted:
-            costs[dim] = rounds * (_DIMS_PER_CALL + dim)
-    return min(costs, key=lambda dim: costs[dim]) if costs else dims[-1]
+def _cheapest_dim(ranks: Mapping[int, Ranks], count: int, target_recall: float) -> int:
+    """Return the cheapest dimension at which an exact scan's shortlist holds enough of the true neighbours.
+
+    Args:
+        ranks: dimension -> int [q, K], how many records an exact scan puts before each true neighbour.
+        count: how many records there are.
+        target_recall: share of the true neighbours that is to be found.
+    """
+    costs: dict[int, float] = {}
+    for dim, rank in ranks.items():
+        for size in SIZES:
+            recall, rounds, candidates = _shortlist_recall(rank, size)
+            if recall >= min(target_recall + _MARGIN, 1.0):
+                cost = _milliseconds(max(count, _EXPECTED), dim, rounds, candidates)
+                costs[dim] = min(costs.get(dim, cost), cost)
+    return min(costs, key=lambda dim: costs[dim]) if costs else max(ranks)
+
+
+def _milliseconds(count: int, dim: int, rounds: float, candidates: float) -> float:
+    """Return about how long a search takes of so many records at a dimension, with so many rounds and candidates."""
+    if is_scanned(count, dim):
+        stage_one = count * (_MS_PER_ROW + dim * _MS_PER_NUMBER)
+    else:
+        stage_one = rounds * (_MS_PER_CALL + dim * _MS_PER_DIM)
+    return stage_one + candidates * _MS_PER_CANDIDATE
 
 
 def _dims_to_try(full_dim: int) -> list[int]:
@@ -172,8 +190,8 @@ def _dims_to_try(full_dim: int) -> list[int]:
 
 def _ranks(
     read: ReadRows, count: int, rotation: Float32Array, questions: Questions, dims: Sequence[int]
-) -> npt.NDArray[np.int64]:
-    """Return how many records an exact scan at each dimension puts before each true neighbour: int [dims, q, K]."""
+) -> dict[int, Ranks]:
+    """Return how many records an exact scan at each dimension puts before each true neighbour: int [q, K]."""
     axes = np.ascontiguousarray(rotation[:, : dims[-1]])
     asked = questions.vectors @ axes
     true = (_read_any(read, questions.nearest.ravel()) @ axes).reshape(*questions.nearest.shape, -1)
@@ -198,7 +216,7 @@ def _ranks(
                 # A neighbour must not be put behind itself by the last digit.
                 above = np.searchsorted(least, row[row > least[0] + 1e-6] - 1e-6)
                 ranks[place, query] += np.bincount(above, minlength=_K + 1)[::-1].cumsum()[::-1][1:]
-    return ranks
+    return dict(zip(dims, ranks, strict=True))
 
 
 def _read_any(read: ReadRows, rows: Rows) -> Float32Array:
@@ -207,16 +225,21 @@ def _read_any(read: ReadRows, rows: Rows) -> Float32Array:
     return unit_rows(read(ascending))[places]
 
 
-def _shortlist_recall(ranks: npt.NDArray[np.int64]) -> tuple[float, float]:
-    """Return the share of true neighbours in a shortlist that grows as a search's does, and the mean number of rounds.
+def _shortlist_recall(ranks: Ranks, chosen: int) -> tuple[float, float, float]:
+    """Let a shortlist grow as a search's does.
 
     Args:
         ranks: int [q, K], how many records are before each true neighbour.
+        chosen: its size at first.
+
+    Returns:
+        The share of true neighbours in it, the mean number of rounds, and of candidates in all rounds together.
     """
-    size = np.full((len(ranks), 1), first_size(0, _K))
-    rounds = 1.0
+    size = np.full((len(ranks), 1), first_size(chosen, _K))
+    rounds, candidates = 1.0, float(size.mean())
     for _ in range(MAX_ROUNDS - 1):
         late = ((ranks < size) & (2 * ranks >= size)).any(axis=1, keepdims=True)
-        rounds += float(late.mean())
         size = np.where(late, 2 * size, size)
-    return float((ranks < size).mean()), rounds
+        rounds += float(late.mean())
+        candidates += float((late * size).mean())
+    return float((ranks < size).mean()), rounds, candidates

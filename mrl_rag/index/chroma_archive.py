@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mrl_rag.errors import ArchiveError
-from mrl_rag.index.archive import LoadedVectors, document_hash
+from mrl_rag.index.archive import Slots, document_hash
 from mrl_rag.index.shortlist import Limits
 from mrl_rag.truncation import Float32Array
 
@@ -80,7 +80,11 @@ class ChromaArchive:
         self._upsert("vector", [waiting[row] for row in chosen], vectors[chosen], [hashes[row] for row in chosen])
         self._delete("staged", ids)
 
-    def read(self, ids: Sequence[str]) -> tuple[list[str], Float32Array]:
+    def slots(self, ids: Sequence[str]) -> Slots:
+        """See `Archive.slots`: a collection has none."""
+        return np.full(len(ids), -1, dtype=np.int64)
+
+    def read(self, ids: Sequence[str], slots: Slots | None = None) -> tuple[list[str], Float32Array]:
         """See `Archive.read`.
 
         Raises:
@@ -103,8 +107,9 @@ class ChromaArchive:
             )
         return found, vectors
 
-    def load(self, before: LoadedVectors | None) -> None:
-        """See `Archive.load`: others may be writing."""
+    def changes(self, since: int) -> tuple[list[str], bool]:
+        """See `Archive.changes`: nothing is known of them."""
+        return [], False
 
     def read_bits(self, ids: Sequence[str]) -> None:
         """See `Archive.read_bits`: none are kept."""

@@ -45,7 +45,7 @@ from mrl_rag.index.lock import SharedGate, WriterLock, folder_lock
 from mrl_rag.index.plan import Plan, check_k, check_plan
 from mrl_rag.index.rebuild import rebuild
 from mrl_rag.index.rotation import explained_energy
-from mrl_rag.index.search import Hit, Request, Searcher, max_exact, mmr
+from mrl_rag.index.search import Hit, Request, Searcher, is_scanned, max_exact, mmr
 from mrl_rag.index.shortlist import ShortlistCollection, empty_collection, is_ours, leftovers, pages
 from mrl_rag.index.storage import Storage, Stores
 from mrl_rag.index.verify import Report, verify
@@ -111,14 +111,15 @@ class TwoStageIndex:
         path: a folder; None for memory, or where `client` is given.
         collection: the collection's name.
         full_dim: length of the vectors. None takes that of the stored index, or of the first vectors.
-        shortlist_dim: length that Chroma searches, 1 <= shortlist_dim <= full_dim. None takes that of the stored
+        shortlist_dim: length that stage one searches, 1 <= shortlist_dim <= full_dim. None takes that of the stored
             index; a new one chooses it when it fits its rotation, and has a quarter of `full_dim`, at least 64, before.
         fingerprint: of the encoder, so that vectors of another one are refused; None checks nothing.
         client: a chromadb client to use instead of `path`.
         plan: of searches that name none. None ranks every record where there are up to 20,000 and their vectors have
-            up to 8 million numbers together (not with a server). Otherwise Chroma is asked for 50 candidates, or what
-            the index chose, or 5 * k if that is more, and for twice as many, up to three times, as long as a hit stood
-            in their later half.
+            up to 8 million numbers together (not with a server). Otherwise stage one takes 50 candidates, or what the
+            index chose, or 3 * k if that is more, and twice as many, up to three times, as long as a hit stood in their
+            later half. Stage one scans up to 25 million numbers in memory; where there are more, on a server, and under
+            a condition it is a search in Chroma.
         rotation: "auto": once a new index has more records than it ranks one by one, it fits an orthogonal map on them
             (uncentred PCA), and the shortlist keeps the first coordinates after it. That changes no full-dimension
             score, and makes the shortlist hold more of the true answers. With a server as `client` it does so only if
@@ -499,7 +500,7 @@ class TwoStageIndex:
                 records = dict(islice(found.items(), offset, None if limit is None else offset + limit))
             if not vectors:
                 return [Record(id_, *stored, None) for id_, stored in records.items()]
-            there, rows = searcher.full_vectors(list(records))
+            there, rows = stores.full_vectors(list(records))
             return [Record(id_, *records[id_], row) for id_, row in zip(there, unit_rows(rows), strict=True)]
 
         return self._current(work, [])
@@ -831,7 +832,8 @@ class TwoStageIndex:
         """Choose the shortlist's size and the graph's `ef_search` by what Chroma really answers."""
         assert self._opened is not None
         best, target = (0.0, 0.0, SIZES[0]), self._opened.stores.config.target_recall
-        for ef_search in EF_SEARCH if may_change_graph and self._storage.reopens else EF_SEARCH[:1]:
+        may_change_graph = may_change_graph and self._storage.reopens and not self._opened.scans
+        for ef_search in EF_SEARCH if may_change_graph else EF_SEARCH[:1]:
             if ef_search != EF_SEARCH[0]:
                 self._opened.stores.shortlist.set_ef_search(ef_search)
                 self._reopen(self._opened.stores)
@@ -884,10 +886,16 @@ class TwoStageIndex:
                 _LOG.info("index %r fits its rotation on the vectors it has", self._name)
                 self._check_file()
                 self._rebuild(stores, rotation="fit")
-        elif config.measured_records and len(stores.archive) >= _GROWTH * config.measured_records:
+        elif config.measured_records and self._is_to_be_measured(config, len(stores.archive)):
             self._measure_again(stores)
         elif config.fitted and len(rows) >= _DRIFT_SAMPLE:
             self._check_drift(stores, rows)
+
+    def _is_to_be_measured(self, config: IndexConfig, count: int) -> bool:
+        # Chroma's graph loses candidates that a scan finds.
+        was_scanned = is_scanned(config.measured_records, config.shortlist_dim)
+        outgrown = was_scanned and not is_scanned(count, config.shortlist_dim)
+        return outgrown or count >= _GROWTH * config.measured_records
 
     def _measure_again(self, stores: Stores) -> None:
         ids = [id_ for page in stores.archive.ids() for id_ in page]

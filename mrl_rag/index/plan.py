@@ -11,7 +11,7 @@ from mrl_rag.errors import InvalidPlan
 # Candidates that a search without a plan asks for at first when none were chosen for the index, how many times k they
 # are at least, and how often it asks, each time for twice as many. benchmarks/README.md has the recall at these.
 _SHORTLIST_SIZE = 50
-_SHORTLIST_PER_HIT = 5
+_SHORTLIST_PER_HIT = 3
 MAX_ROUNDS = 4
 
 

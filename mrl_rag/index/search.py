@@ -2,26 +2,32 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from mrl_rag.errors import ArchiveError, InvalidVectors, TwoStageIndexError
-from mrl_rag.index.archive import LoadedVectors
+from mrl_rag.errors import InvalidVectors, TwoStageIndexError
 from mrl_rag.index.checks import Where
 from mrl_rag.index.filters import fits
+from mrl_rag.index.loaded import Candidates, LoadedVectors, Loader
 from mrl_rag.index.plan import MAX_ROUNDS, Plan, check_k, first_size
 from mrl_rag.index.storage import Stores
 from mrl_rag.quantization import score_bits
 from mrl_rag.truncation import Float32Array, normalize, truncate, unit_rows
 
-# Numbers of all vectors together, and records, up to which every record is scored: that takes no longer than a call to
-# Chroma does. benchmarks/README.md has the times.
+# Numbers of all vectors together, and records, up to which every record is scored; and numbers of all the shortlist's
+# vectors together up to which stage one scans them in memory. Neither takes longer than a call to Chroma, and neither
+# loses a candidate. benchmarks/README.md has the times.
 _EXACT_NUMBERS, _EXACT_RECORDS = 8_000_000, 20_000
+_SCANNED_NUMBERS = 25_000_000
+# Queries scanned together, and how many at least take threads.
+_SCAN_BATCH, _WORTH_THREADS = 50, 8
 # Records that meet a condition and are all scored, where there are no more: that takes about as long as a search in
 # Chroma under a condition.
 _EXACT_MATCHES = 1000
@@ -31,8 +37,6 @@ _BITS_KEEP = 2
 # Records that are all scored where Chroma's search doesn't find as many as it should; more than one batch of a writer,
 # so that what is written meanwhile isn't taken for a fault.
 _MAX_SCANNED = 10_000
-# By how much a product of matrices and a sum row by row may differ.
-_ROUNDING = 1e-5
 # Queries whose full vectors are read and scored together: these fit a processor's cache.
 _RERANK_BATCH = 8
 
@@ -117,6 +121,11 @@ class Ranked(NamedTuple):
 def max_exact(full_dim: int) -> int:
     """Return up to how many records a search scores every one."""
     return min(_EXACT_RECORDS, _EXACT_NUMBERS // full_dim)
+
+
+def is_scanned(records: int, dim: int) -> bool:
+    """Say whether stage one scans so many records at a dimension in memory instead of asking Chroma's graph."""
+    return records * dim <= _SCANNED_NUMBERS
 
 
 def rank(query: npt.ArrayLike, vectors: npt.ArrayLike, k: int | None = None) -> list[tuple[int, float]]:
@@ -227,6 +236,21 @@ def _best(scores: Float32Array, rows: Sequence[int], ids: Sequence[str], size: i
     return sorted((-float(scores[place]), ids[rows[place]], rows[place]) for place in near)[:size]
 
 
+def _scan(loaded: LoadedVectors, asked: Float32Array, size: int) -> tuple[list[Float32Array], list[Candidates]]:
+    """Return each query's scores, float32 [n], and its candidates."""
+
+    def work(query: Float32Array) -> tuple[Float32Array, Candidates]:
+        scores = loaded.scores(query)
+        return scores, loaded.best(scores, size)
+
+    if len(asked) < _WORTH_THREADS:
+        done = [work(query) for query in asked]
+    else:
+        with ThreadPoolExecutor(os.cpu_count()) as threads:
+            done = list(threads.map(work, asked))
+    return [scores for scores, _ in done], [candidates for _, candidates in done]
+
+
 class Searcher:
     """Searches the stores of an index.
 
@@ -236,30 +260,24 @@ class Searcher:
 
     def __init__(self, stores: Stores) -> None:
         self.stores = stores
-        self._loaded: LoadedVectors | None = None
-        self._complete = True
-        self._counted: tuple[int | None, int] | None = None
+        self._loader = Loader(stores)
 
     def search(self, queries: Float32Array, request: Request) -> list[list[Hit]]:
         """Return up to k hits per query, best first; queries are float32 [n, full_dim]."""
         queries = unit_rows(queries)
-        exact = request.among is None and self._all_are_scored(request)
-        loaded = self._load() if exact else None
-        if exact and loaded is None:
-            # Whoever reads the vector that is lost will say so.
-            return self.search(queries, replace(request, among=self.stores.shortlist.ids(None, None)))
-        candidates = None if loaded is not None else self._fixed_candidates(request)
-        if loaded is not None:
-            ranked = self._rank_all(queries, loaded, request)
-        elif candidates is not None:
-            ranked = self._rank_fixed(queries, candidates, request)
-        else:
-            ranked = self._shortlist_and_rank(queries, request, self.stores.config.shortlist_size)
-        winners = list(dict.fromkeys(hit.id for answer in ranked for hit in answer))
-        records = self.stores.records(winners)
-        if loaded is not None and len(records) < len(winners):
+        candidates = self._fixed_candidates(request)
+        loaded = None if candidates is not None else self._in_memory(request)
+        while True:
+            if candidates is not None:
+                ranked = self._rank_fixed(queries, candidates, request)
+            else:
+                ranked = self._rank_unfixed(queries, request, loaded)
+            winners = list(dict.fromkeys(hit.id for answer in ranked for hit in answer))
+            records = self.stores.records(winners)
+            if loaded is None or len(records) == len(winners):
+                break
             # The archive has rows of records that are being written or deleted.
-            return self.search(queries, replace(request, among=self.stores.shortlist.ids(None, None)))
+            loaded = loaded.without(set(winners) - set(records))
         # A record deleted since stage one is no answer any more. Its metadata is the caller's to change, so a copy.
         return [
             [Hit(r.id, r.score, records[r.id][0], dict(records[r.id][1]), r.stages) for r in answer if r.id in records]
@@ -267,52 +285,55 @@ class Searcher:
         ]
 
     def nearest(self, queries: Float32Array, k: int, size: int | None = None) -> list[list[str]]:
-        """Return the ids that a search through Chroma finds, best first.
+        """Return the ids that two stages find, best first, also where a search would score every record.
 
         Args:
             queries: float32 unit rows [n, full_dim].
             k: how many.
-            size: candidates that Chroma is asked for at first; None for what was chosen for the index.
+            size: candidates of stage one at first; None for what was chosen for the index.
         """
+        request = Request(k)
+        loaded = self._loader.load(full=False) if self.scans else None
         chosen = self.stores.config.shortlist_size if size is None else size
-        return [[hit.id for hit in ranked] for ranked in self._shortlist_and_rank(queries, Request(k), chosen)]
+        return [[hit.id for hit in ranked] for ranked in self._shortlist_and_rank(queries, request, loaded, chosen)]
 
-    def _all_are_scored(self, request: Request) -> bool:
-        unconditional = request.plan is None and request.where is None and request.where_document is None
+    @property
+    def scans(self) -> bool:
+        """Whether stage one scans the shortlist's vectors in memory; otherwise it asks Chroma's graph."""
         archive = self.stores.archive
-        return unconditional and archive.version is not None and self._count() <= max_exact(self.stores.config.full_dim)
+        return archive.version is not None and is_scanned(len(archive), self.stores.config.shortlist_dim)
 
-    def _count(self) -> int:
-        """Return how many vectors the archive has, counted once per version of it."""
-        version = self.stores.archive.version
-        if self._counted is None or self._counted[0] != version:
-            self._counted = (version, len(self.stores.archive))
-        return self._counted[1]
+    def _in_memory(self, request: Request) -> LoadedVectors | None:
+        """Return the vectors that are searched in memory, None where Chroma is asked."""
+        archive, full_dim = self.stores.archive, self.stores.config.full_dim
+        if archive.version is None or request.where is not None or request.where_document is not None:
+            return None
+        if request.plan is None and len(archive) <= max_exact(full_dim):
+            return self._loader.load(full=True)
+        return self._loader.load(full=False) if self.scans else None
 
-    def _rank_all(self, queries: Float32Array, loaded: LoadedVectors, request: Request) -> list[list[Ranked]]:
-        """Rank every record."""
-        if not loaded.ids:
-            return [[] for _ in queries]
-        k = min(request.k, len(loaded.ids))
-        answers = []
-        for query, scores in zip(queries, queries @ loaded.vectors.T, strict=True):
-            # The product finds those that may be among the k best; only these are scored row by row.
-            near = np.flatnonzero(scores >= np.partition(scores, -k)[-k] - _ROUNDING)
-            ids = [loaded.ids[row] for row in near]
-            answers.append(rank_candidates(query, loaded.vectors[near], ids, k, explain=request.explain))
+    def _rank_unfixed(
+        self, queries: Float32Array, request: Request, loaded: LoadedVectors | None
+    ) -> list[list[Ranked]]:
+        size = self.stores.config.shortlist_size
+        if loaded is None:
+            return self._shortlist_and_rank(queries, request, None, size)
+        if loaded.full is not None:
+            return [self._rank_all(query, loaded, loaded.full, request) for query in queries]
+        answers: list[list[Ranked]] = []
+        for start in range(0, len(queries), _SCAN_BATCH):
+            answers += self._shortlist_and_rank(queries[start : start + _SCAN_BATCH], request, loaded, size)
         return answers
 
-    def _load(self) -> LoadedVectors | None:
-        """Return every vector; None where Chroma has records without one."""
-        if self._loaded is None:
-            # Looking ids up raises where the file is damaged; LMDB ends the process when it walks over such a page.
-            self.stores.archive.document_hashes(self.stores.shortlist.ids(None, None))
-        loaded = self.stores.archive.load(self._loaded)
-        if loaded is not self._loaded and loaded is not None:
-            # Writes go to the archive first, and deletions to Chroma: it never has more, but for what was lost.
-            self._complete = self.stores.shortlist.count() <= len(loaded.ids)
-            self._loaded = loaded
-        return loaded if self._complete else None
+    def _rank_all(
+        self, query: Float32Array, loaded: LoadedVectors, vectors: Float32Array, request: Request
+    ) -> list[Ranked]:
+        """Rank every record."""
+        k = min(request.k, len(loaded))
+        if not k:
+            return []
+        near = loaded.among_best(query, k)
+        return rank_candidates(query, vectors[near], [loaded.ids[row] for row in near], k, explain=request.explain)
 
     def _fixed_candidates(self, request: Request) -> list[str] | None:
         """Return the candidates of every query, where they don't depend on the query; None where Chroma chooses."""
@@ -329,7 +350,7 @@ class Searcher:
         return matching if len(matching) <= _EXACT_MATCHES else None
 
     def _rank_fixed(self, queries: Float32Array, candidates: Sequence[str], request: Request) -> list[list[Ranked]]:
-        ids, vectors = self.full_vectors(candidates)
+        ids, vectors = self.stores.full_vectors(candidates)
         return [self._rank(query, vectors, ids, request) for query in queries]
 
     def _rank(self, query: Float32Array, vectors: Float32Array, ids: Sequence[str], request: Request) -> list[Ranked]:
@@ -338,19 +359,27 @@ class Searcher:
         rotation = self.stores.rotation if funnel else None
         return rank_candidates(query, vectors, ids, request.k, funnel, rotation, request.explain)
 
-    def _shortlist_and_rank(self, queries: Float32Array, request: Request, chosen_size: int) -> list[list[Ranked]]:
-        """Ask Chroma for candidates and rank them; again for more where a winner stood in the later half of them."""
+    def _shortlist_and_rank(
+        self, queries: Float32Array, request: Request, loaded: LoadedVectors | None, chosen_size: int
+    ) -> list[list[Ranked]]:
+        """Rank candidates; more of them where a winner stood in their later half."""
         size = first_size(chosen_size, request.k) if request.plan is None else request.plan.sizes[0]
+        start = time.perf_counter()
         asked = self.stores.project(queries)
+        scores: list[Float32Array] = []
         answers: dict[int, list[Ranked]] = {}
         pending = list(range(len(queries)))
         for rounds in range(1, MAX_ROUNDS + 1):
-            start = time.perf_counter()
-            found = self._ask(asked[pending], size, request)
+            if loaded is None:
+                found = [Candidates(ids) for ids in self._ask(asked[pending], size, request)]
+            elif not scores:
+                scores, found = _scan(loaded, asked, size)
+            else:
+                found = [loaded.best(scores[query], size) for query in pending]
             spent = (time.perf_counter() - start) * 1e3
             again = []
             all_ranked = self._rank_shortlists(queries[pending], found, request)
-            for query, ids, ranked in zip(pending, found, all_ranked, strict=True):
+            for query, candidates, ranked in zip(pending, found, all_ranked, strict=True):
                 if request.explain:
                     dim = self.stores.config.shortlist_dim
                     ranked = [
@@ -359,47 +388,51 @@ class Searcher:
                     ]
                 answers[query] = ranked
                 # Fewer than asked for are all there are.
-                if len(ids) == size and any(2 * r.position >= size for r in ranked):
+                if len(candidates.ids) == size and any(2 * r.position >= size for r in ranked):
                     again.append(query)
             if not again or request.plan is not None:
                 break
             pending, size = again, 2 * size
+            start = time.perf_counter()
         return [answers[query] for query in range(len(queries))]
 
     def _rank_shortlists(
-        self, queries: Float32Array, shortlists: Sequence[Sequence[str]], request: Request
+        self, queries: Float32Array, shortlists: Sequence[Candidates], request: Request
     ) -> Iterator[list[Ranked]]:
         """Rank each query's candidates; positions are those among all its candidates."""
         for start in range(0, len(queries), _RERANK_BATCH):
             part = slice(start, start + _RERANK_BATCH)
             kept = [self._cut_by_bits(*pair, request.k) for pair in zip(queries[part], shortlists[part], strict=True)]
-            asked = [id_ for ids in kept for id_ in ids]
-            found, vectors = self.full_vectors(asked)
+            asked = [id_ for candidates in kept for id_ in candidates.ids]
+            slots = [candidates.slots for candidates in kept if candidates.slots is not None]
+            known = np.concatenate(slots) if len(slots) == len(kept) else None
+            found, vectors = self.stores.full_vectors(asked, known)
             row_of = {} if len(found) == len(asked) else {id_: row for row, id_ in enumerate(found)}
             end = 0
-            for query, shortlist, ids in zip(queries[part], shortlists[part], kept, strict=True):
+            for query, shortlist, (ids, _) in zip(queries[part], shortlists[part], kept, strict=True):
                 end += len(ids)
                 there, rows = ids, vectors[end - len(ids) : end]
                 if row_of:
                     there = [id_ for id_ in ids if id_ in row_of]
                     rows = vectors[[row_of[id_] for id_ in there]]
                 ranked = self._rank(query, rows, there, request)
-                if there is not shortlist:
-                    place = {id_: position for position, id_ in enumerate(shortlist)}
+                if there is not shortlist.ids:
+                    place = {id_: position for position, id_ in enumerate(shortlist.ids)}
                     ranked = [r._replace(position=place[r.id]) for r in ranked]
                 yield ranked
 
-    def _cut_by_bits(self, query: Float32Array, ids: Sequence[str], k: int) -> Sequence[str]:
+    def _cut_by_bits(self, query: Float32Array, candidates: Candidates, k: int) -> Candidates:
         """Where the archive keeps sign bits, leave the best candidates by these."""
+        ids = candidates.ids
         read = self.stores.archive.read_bits(ids)
         if read is None:
-            return ids
+            return candidates
         found, bits = read
         keep = max(len(ids) // _BITS_KEEP, 4 * k)
         scores = score_bits(query, bits)
         best = _best(scores, range(len(found)), found, keep)
         # What has no bits has no full vector either, and whoever reads that will say so.
-        return [*(set(ids) - set(found)), *(id_ for _, id_, _ in best)]
+        return Candidates([*(set(ids) - set(found)), *(id_ for _, id_, _ in best)])
 
     def _ask(self, asked: Float32Array, size: int, request: Request) -> list[list[str]]:
         """Return candidate ids per query, nearest first."""
@@ -424,20 +457,3 @@ class Searcher:
             everything = shortlist.ids(where, where_document)
             found = [ids if len(ids) >= request.k else everything for ids in found]
         return found
-
-    def full_vectors(self, ids: Sequence[str]) -> tuple[list[str], Float32Array]:
-        """Return the ids that still exist and their vectors, float32 [found, full_dim].
-
-        Raises:
-            ArchiveError: a record has no row, or a damaged one.
-        """
-        found, vectors = self.stores.archive.read(ids)
-        if len(found) < len(ids):
-            # Either another thread deleted them since, or the archive has lost them.
-            lost = list(self.stores.shortlist.get(sorted(set(ids) - set(found))))
-            if lost:
-                raise ArchiveError(
-                    f"the archive has no full vector of {len(lost)} records, {lost[0]!r} among them. Upsert them "
-                    "again, or bring the archive back from a backup."
-                )
-        return found, vectors
