@@ -19,7 +19,8 @@ MrlRagError
     │   ├── DimensionMismatch
     │   └── PlainCollection
     ├── ArchiveError
-    └── IndexNotWritable
+    ├── IndexNotWritable
+    └── IndexClosed (RuntimeError)
 """
 
 
@@ -101,3 +102,7 @@ class ArchiveError(TwoStageIndexError):
 
 class IndexNotWritable(TwoStageIndexError):
     """The index's folder can't be written."""
+
+
+class IndexClosed(TwoStageIndexError, RuntimeError):
+    """The index was closed, or is of use to a parent process alone; open it again."""

@@ -14,8 +14,8 @@ from typing import Protocol
 import numpy as np
 
 from mrl_rag.encoder.base import Encoder, progress_bar
-from mrl_rag.encoder.lifetime import leave_to_parent, renew_after_fork
 from mrl_rag.errors import EncoderCacheError, EncoderClosed
+from mrl_rag.lifetime import leave_to_parent, renew_after_fork
 from mrl_rag.tasks import Task, check_task, check_texts
 from mrl_rag.truncation import Float32Array, check_dim, truncate
 

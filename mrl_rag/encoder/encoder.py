@@ -20,7 +20,6 @@ import numpy.typing as npt
 
 from mrl_rag.encoder.base import BLOCK, Encoder, blocks_of, progress_bar
 from mrl_rag.encoder.batching import Row
-from mrl_rag.encoder.lifetime import NATIVE_CODE, leave_to_parent, renew_after_fork
 from mrl_rag.encoder.loading import (
     Recipe,
     check_weights,
@@ -39,6 +38,7 @@ from mrl_rag.errors import (
     InvalidTexts,
     InvalidVectors,
 )
+from mrl_rag.lifetime import NATIVE_CODE, leave_to_parent, renew_after_fork
 from mrl_rag.models import ModelSpec, find_row
 from mrl_rag.tasks import Task, check_task, check_texts, with_prompt
 from mrl_rag.truncation import Float32Array, as_rows, check_dim, layer_norm, normalize, truncate

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from mrl_rag.encoder.batching import Row, token_batches
-from mrl_rag.encoder.lifetime import NATIVE_CODE
+from mrl_rag.lifetime import NATIVE_CODE
 from mrl_rag.truncation import Float32Array
 
 Forward = Callable[[list[Row]], Float32Array]

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from mrl_rag.encoder.connection import REFUSED, Connection, Reply, host_of, read_key, server_of
-from mrl_rag.encoder.lifetime import NATIVE_CODE
 from mrl_rag.encoder.remote import MAX_CHARACTERS, RemoteEncoder, Requests, check_whole, request_batches
 from mrl_rag.errors import InvalidInput, RemoteEncoderError
+from mrl_rag.lifetime import NATIVE_CODE
 from mrl_rag.tasks import Task
 from mrl_rag.tokens import load_encoding, tokenize
 

@@ -17,8 +17,8 @@ import numpy as np
 
 from mrl_rag.encoder.base import Encoder, progress_bar
 from mrl_rag.encoder.connection import REFUSED, Connection, Reply
-from mrl_rag.encoder.lifetime import renew_after_fork
 from mrl_rag.errors import EncoderClosed, InvalidInput, RemoteEncoderError
+from mrl_rag.lifetime import renew_after_fork
 from mrl_rag.tasks import TASKS, Task, check_task, check_texts, with_prompt
 from mrl_rag.truncation import Float32Array, check_dim, truncate
 

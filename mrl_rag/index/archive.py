@@ -12,8 +12,6 @@ whole, with its own vector.
 from __future__ import annotations
 
 import json
-import shutil
-import tempfile
 import threading
 import weakref
 import zlib
@@ -21,13 +19,13 @@ from collections.abc import Callable, Container, Iterator, Sequence
 from contextlib import contextmanager
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any, Protocol, TypeAlias
+from typing import Any, ClassVar, Protocol, TypeAlias
 
 import lmdb
 import numpy as np
 import numpy.typing as npt
 
-from mrl_rag.errors import ArchiveError, IndexNotWritable
+from mrl_rag.errors import ArchiveError, IndexClosed, IndexNotWritable
 from mrl_rag.index.config import ArchivePrecision
 from mrl_rag.index.lock import SharedGate
 from mrl_rag.quantization import Bytes, Precision, pack_rows, row_bytes, sign_bits, unpack_rows
@@ -47,6 +45,7 @@ _ODD = np.uint64(0x9E3779B97F4A7C15)
 _SLOT = 8
 # Transactions of which it is kept what they changed: so many a reader may miss and still not read everything again.
 _CHANGES_KEPT = 256
+_CRC = 4
 
 
 def document_hash(document: str | None) -> bytes | None:
@@ -145,30 +144,33 @@ class LmdbArchive:
     A row carries a checksum of its id and its bytes.
 
     Args:
-        path: the file; None for one that is removed when the archive is closed.
+        path: the file.
         full_dim: length of a vector.
         precision: "float16"; "int8", with a scale per row; or "binary": as int8, and sign bits beside it.
         create: make the file, which must not exist yet; otherwise it must.
+        durable: whether a write that has returned is on the disk.
 
     Raises:
         ArchiveError: the file is missing or damaged.
         IndexNotWritable: the file can't be written.
     """
 
-    def __init__(self, path: Path | None, full_dim: int, precision: ArchivePrecision, create: bool) -> None:
-        if path is not None and path.is_file() == create:
+    def __init__(
+        self, path: Path, full_dim: int, precision: ArchivePrecision, create: bool, durable: bool = True
+    ) -> None:
+        if path.is_file() == create:
             raise ArchiveError(
                 f"the archive of full vectors {path} {'exists already' if create else 'is missing'}. Bring it back "
                 "from a backup, or fill a new collection."
             )
-        self._name = f"the archive {path}" if path else "the archive in memory"
+        self._name = f"the archive {path}"
         self._full_dim = full_dim
         self._precision: Precision = "float16" if precision == "float16" else "int8"
         self._row_bytes = row_bytes(self._precision, full_dim)
         self._has_bits = precision == "binary"
         names = ("places", "vectors", "bits", "staged", "rotations", "long_ids", "changes")
         with self._named_errors():
-            self._file = _LmdbFile.open(path)
+            self._file = _LmdbFile.open(path, durable)
             # Also for those who never call it.
             self.close = weakref.finalize(self, self._file.close)
             try:
@@ -276,7 +278,7 @@ class LmdbArchive:
             last = int(txn.id())
             first = max(since, last - _CHANGES_KEPT, 0) + 1
             stored = [txn.get(_number(at), db=self._changes) for at in range(first, last + 1)]
-        known = [json.loads(value) for value in stored if value is not None]
+        known = [_ids_in(value) for value in stored if value is not None and _is_sound(value)]
         return list(dict.fromkeys(id_ for ids in known for id_ in ids)), len(known) == last - since
 
     def read_bits(self, ids: Sequence[str]) -> tuple[list[str], Bytes] | None:
@@ -450,7 +452,8 @@ class LmdbArchive:
     def _write(self, work: Callable[[Transaction], None], changed: Sequence[str] = ()) -> None:
         def noted(txn: Transaction) -> None:
             work(txn)
-            txn.put(_number(txn.id()), json.dumps(list(changed)).encode(), db=self._changes)
+            ids = json.dumps(list(changed)).encode()
+            txn.put(_number(txn.id()), zlib.crc32(ids).to_bytes(_CRC, "big") + ids, db=self._changes)
             txn.delete(_number(txn.id() - _CHANGES_KEPT), db=self._changes)
 
         with self._named_errors():
@@ -481,22 +484,23 @@ class LmdbArchive:
 class _LmdbFile:
     """One LMDB environment per file and process, which LMDB asks for, shared by all archives on it."""
 
-    _open: dict[Path, _LmdbFile] = {}  # noqa: RUF012
+    _open: ClassVar[dict[Path, _LmdbFile]] = {}
+    # What the process had open that this one was forked from.
+    _left: ClassVar[dict[Path, _LmdbFile]] = {}
     _mutex = threading.Lock()
 
-    def __init__(self, path: Path | None) -> None:
-        self._folder = None if path else tempfile.mkdtemp(prefix="mrl_rag-")
-        self.path = path or Path(str(self._folder), "archive.lmdb")
-        size = self.path.stat().st_size if self.path.is_file() else 0
+    def __init__(self, path: Path, durable: bool) -> None:
+        self._path = path
+        size = path.stat().st_size if path.is_file() else 0
         self._env = lmdb.open(
-            str(self.path),
+            str(path),
             subdir=False,
             map_size=max(_MAP_BYTES, 2 * size),
             max_dbs=8,
             max_readers=_MAX_READERS,
             max_spare_txns=8,
             readahead=False,
-            sync=path is not None,
+            sync=durable,
         )
         self._env.reader_check()
         self._gate = SharedGate()
@@ -508,14 +512,19 @@ class _LmdbFile:
             raise lmdb.CorruptedError("the file is shorter than it was")
 
     @classmethod
-    def open(cls, path: Path | None) -> _LmdbFile:
+    def open(cls, path: Path, durable: bool) -> _LmdbFile:
         """Return the environment of a file, opened once."""
-        key = None if path is None else path.resolve()
+        path = path.resolve()
         with cls._mutex:
-            file = cls._open.get(key) if key else None
+            if path in cls._left:
+                raise IndexClosed(
+                    f"the archive {path} was open in the process that this one was forked from, and can't be opened in "
+                    "both. Open the index only after the fork, or start processes by multiprocessing's 'spawn' or "
+                    "'forkserver'."
+                )
+            file = cls._open.get(path)
             if file is None:
-                file = cls(key)
-                cls._open[file.path] = file
+                file = cls._open[path] = cls(path, durable)
             file._users += 1
         return file
 
@@ -523,13 +532,12 @@ class _LmdbFile:
         """Close the environment when nobody of this process uses it any more."""
         with self._mutex:
             self._users -= 1
-            if self._users:
+            if self._users or self._open.get(self._path) is not self:
+                # Still in use, or of the process that this one was forked from.
                 return
-            self._open.pop(self.path, None)
+            del self._open[self._path]
         with self._gate.exclusive():
             self._env.close()
-        if self._folder is not None:
-            shutil.rmtree(self._folder, ignore_errors=True)
 
     @property
     def version(self) -> int:
@@ -576,6 +584,12 @@ class _LmdbFile:
             self._env.set_mapsize(size)
 
 
+def leave_files() -> None:
+    """Forget every open file, in a process that was forked."""
+    _LmdbFile._left.update(_LmdbFile._open)
+    _LmdbFile._open, _LmdbFile._mutex = {}, threading.Lock()
+
+
 # No UTF-8 begins with this byte.
 _LONG = b"\xff"
 # LMDB's limit as it is built for Python, less the prefix.
@@ -591,6 +605,15 @@ def _key(id_: str) -> bytes:
 def _keys(ids: Sequence[str]) -> list[bytes]:
     keys = [id_.encode() for id_ in ids]
     return keys if not keys or max(map(len, keys)) <= _MAX_KEY else list(map(_key, ids))
+
+
+def _is_sound(changes: bytes) -> bool:
+    return zlib.crc32(changes[_CRC:]).to_bytes(_CRC, "big") == changes[:_CRC]
+
+
+def _ids_in(changes: bytes) -> list[str]:
+    ids: list[str] = json.loads(changes[_CRC:])
+    return ids
 
 
 def _number(transaction: int) -> bytes:

@@ -6,8 +6,9 @@ Chroma still has to apply is in its log, every record is there, and every value 
 returns None, and the caller asks Chroma.
 
 Chroma brings its own copy of SQLite. Two copies in one process undo each other's POSIX locks on a file, and so does
-closing it (sqlite.org/howtocorrupt.html, sections 2.2 and 2.2.1). So this reader takes no locks and never closes the
-file. What it read counts only if nobody wrote meanwhile: no journal was there, and the file's version stayed as it was.
+closing it (sqlite.org/howtocorrupt.html, sections 2.2 and 2.2.1). So this reader takes no locks, and is closed after
+Chroma's last client of this package. What it read counts only if nobody wrote meanwhile: no journal was there, and the
+file's version stayed as it was.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from typing import Any, TypeAlias, TypeVar
 
 from mrl_rag.index.config import PREFIX
 from mrl_rag.index.key_order import key_orders
+from mrl_rag.lifetime import leave_to_parent
 
 T = TypeVar("T")
 Document: TypeAlias = tuple[str | None, dict[str, Any]]
@@ -92,10 +94,25 @@ def vector_segment(folder: Path, collection: str) -> str | None:
     return None if file is None else file.consistent(work)
 
 
+def close_reader(folder: Path) -> None:
+    """Close the connection to a folder's file; a Chroma client of this process that has it open would lose locks."""
+    with _ChromaFile._mutex:
+        for key in [key for key in _ChromaFile._opened if key[0] == folder / "chroma.sqlite3"]:
+            file = _ChromaFile._opened.pop(key)
+            if file is not None:
+                file.close()
+
+
 def migrations_digest(connection: sqlite3.Connection) -> str:
     """Return a digest of the migrations that a file of Chroma's has gone through."""
     rows = connection.execute("SELECT dir, version, hash FROM migrations ORDER BY dir, version").fetchall()
     return blake2b(repr(rows).encode(), digest_size=16).hexdigest()
+
+
+def leave_readers() -> None:
+    """Forget every connection, in a process that was forked."""
+    leave_to_parent(_ChromaFile._opened)
+    _ChromaFile._opened, _ChromaFile._mutex = {}, threading.Lock()
 
 
 class _ChromaFile:
@@ -110,6 +127,7 @@ class _ChromaFile:
         self._descriptor = os.open(path, os.O_RDONLY)
         self._journal = f"{path}-journal"
         self._lock = threading.Lock()
+        self._closed = False
 
     @classmethod
     def open(cls, path: Path) -> _ChromaFile | None:
@@ -137,12 +155,21 @@ class _ChromaFile:
                 cls._opened[key] = file if known else None
             return cls._opened[key]
 
+    def close(self) -> None:
+        """Close both descriptors; whoever still holds this reads nothing any more."""
+        with self._lock:
+            self._closed = True
+            self._connection.close()
+            os.close(self._descriptor)
+
     def consistent(self, work: Callable[[sqlite3.Connection], T | None]) -> T | None:
         """Return what `work` reads, None where it read nothing or somebody was writing."""
         for _ in range(_TRIES):
             if os.path.exists(self._journal):
                 return None
             with self._lock, suppress(sqlite3.Error):
+                if self._closed:
+                    return None
                 before = self._version()
                 found = work(self._connection)
                 if self._version() == before and not os.path.exists(self._journal):

@@ -12,13 +12,15 @@ from dataclasses import dataclass, replace
 from itertools import islice
 from numbers import Real
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar, get_args
+from typing import TYPE_CHECKING, Any, Literal, Self, TypeAlias, TypeVar, get_args
 
 import numpy as np
 import numpy.typing as npt
 
 from mrl_rag.errors import (
+    IndexClosed,
     IndexMismatch,
+    IndexNotWritable,
     InvalidIds,
     InvalidInput,
     InvalidVectors,
@@ -41,14 +43,14 @@ from mrl_rag.index.checks import (
 from mrl_rag.index.chroma_errors import chroma_errors
 from mrl_rag.index.config import ArchivePrecision, IndexConfig
 from mrl_rag.index.filters import check_where
-from mrl_rag.index.lock import SharedGate, WriterLock, folder_lock
 from mrl_rag.index.plan import Plan, check_k, check_plan
 from mrl_rag.index.rebuild import rebuild
 from mrl_rag.index.rotation import explained_energy
-from mrl_rag.index.search import Hit, Request, Searcher, is_scanned, max_exact, mmr
+from mrl_rag.index.search import GraphOutdated, Hit, Request, Searcher, is_scanned, max_exact, mmr
 from mrl_rag.index.shortlist import ShortlistCollection, empty_collection, is_ours, leftovers, pages
 from mrl_rag.index.storage import Storage, Stores
 from mrl_rag.index.verify import Report, verify
+from mrl_rag.lifetime import leave_to_parent, renew_after_fork
 from mrl_rag.tasks import check_texts
 from mrl_rag.truncation import Float32Array, as_rows, check_dim, unit_rows
 
@@ -141,6 +143,7 @@ class TwoStageIndex:
         IndexMismatch: the stored index has another fingerprint, precision or format.
         ArchiveError: the archive is missing or damaged.
         IndexNotWritable: the folder can't be made or written.
+        IndexClosed: this process was forked from one that had used Chroma.
     """
 
     def __init__(
@@ -175,10 +178,9 @@ class TwoStageIndex:
         if self._storage.shared and precision is not None:
             raise InvalidInput(f"precision is {precision!r}; with this client the archive is float32 in Chroma.")
         self._precision = precision
-        self._lock = folder_lock(self._storage.folder)
-        self._writer_lock = WriterLock(self._storage.folder)
-        self._gate = SharedGate()
         self._opened: Searcher | None = None
+        self._refusal = ""
+        renew_after_fork(self)
         # What the recall of a newly filled collection is to be measured with.
         self._questions: tuple[Questions, list[str]] | None = None
         self._warned = ""
@@ -299,6 +301,7 @@ class TwoStageIndex:
     @property
     def client(self) -> ClientAPI:
         """The chromadb client this index is on."""
+        self._check_usable()
         return self._storage.client
 
     def collection(self, create: bool = False) -> Collection:
@@ -747,23 +750,46 @@ class TwoStageIndex:
             return verify(stores)
 
     def close(self) -> None:
-        """Let go of the files. A client that was passed in stays open."""
-        with self._lock:
+        """Let go of the files. A client that was passed in stays open; an index in memory is gone."""
+        with self._storage.lock:
             if self._opened is not None:
                 self._opened.stores.archive.close()
-            self._writer_lock.release()
+            self._opened = None
+            self._refusal = f"index {self._name!r} was closed; open it again."
             self._storage.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def after_fork(self) -> None:
+        """Leave what is open to the parent process; called in the child."""
+        if self._opened is not None or not self._storage.reopens:
+            self._refusal = (
+                f"index {self._name!r} was open when this process was forked. Open it only after the fork, or start "
+                "processes by multiprocessing's 'spawn' or 'forkserver'."
+            )
+        leave_to_parent(self._opened)
+        self._opened = self._questions = None
+
+    def _check_usable(self) -> None:
+        if self._refusal:
+            raise IndexClosed(self._refusal)
 
     def _open(self) -> Searcher | None:
         """Return what searches the stores, None as long as nothing was ever written."""
+        self._check_usable()
         # Without the lock once it is open: a search doesn't wait for an upsert to end.
         opened = self._opened
-        if opened is not None:
+        if opened is not None and opened.stores.generation == self._storage.generation:
             return opened
-        with self._lock:
-            if self._opened is None:
-                with chroma_errors():
-                    shortlist = ShortlistCollection.open(self.client, self._name)
+        with self._storage.lock, chroma_errors():
+            client = self.client
+            if self._opened is None or self._opened.stores.generation != self._storage.generation:
+                self._opened = None
+                shortlist = ShortlistCollection.open(client, self._name)
                 if shortlist is None:
                     return None
                 shortlist.config.check(
@@ -836,8 +862,10 @@ class TwoStageIndex:
         for ef_search in EF_SEARCH if may_change_graph else EF_SEARCH[:1]:
             if ef_search != EF_SEARCH[0]:
                 self._opened.stores.shortlist.set_ef_search(ef_search)
-                self._reopen(self._opened.stores)
+                self._reopen()
             searcher = self._opened
+            assert searcher is not None
+            searcher.stores.note_written()
             tried = [(*measure(searcher, questions, ids, size), size) for size in SIZES]
             good = [one for one in tried if one[0] >= target]
             best = min(good, key=lambda one: one[1]) if good else max([best, *tried])
@@ -853,14 +881,12 @@ class TwoStageIndex:
             *(100 * recall, len(questions.rows), 1e3 * seconds),
         )
 
-    def _reopen(self, stores: Stores) -> Stores:
+    def _reopen(self) -> Stores | None:
         """Have Chroma read the folder anew."""
-        with self._gate.exclusive():
+        with self._storage.lock:
             self._storage.reopen()
-            shortlist = ShortlistCollection.open(self.client, self._name)
-            if shortlist is not None:
-                self._opened = Searcher(self._storage.stores(shortlist, stores.archive))
-        return stores if self._opened is None else self._opened.stores
+            opened = self._open()
+            return None if opened is None else opened.stores
 
     def _readable(self, stores: Stores) -> Stores:
         """Return the stores; where Chroma can't read its graph, it is first taken out of Chroma's way."""
@@ -869,7 +895,7 @@ class TwoStageIndex:
                 stores.shortlist.ids(None, None, limit=1)
         except TwoStageIndexError:
             if self._storage.set_graph_aside(stores.shortlist.id):
-                return self._reopen(stores)
+                return self._reopen() or stores
         return stores
 
     def _adapt(self, stores: Stores, rows: Float32Array) -> None:
@@ -932,17 +958,38 @@ class TwoStageIndex:
         Args:
             recover: whether to finish what a writer before this one may have left undone.
         """
-        with self._lock, chroma_errors(missing=True):
-            fresh = self._writer_lock.acquire()
+        with self._storage.lock, chroma_errors(missing=True):
+            # Notices a folder that was removed and a process that was forked.
+            _ = self.client
+            fresh = self._storage.acquire()
             # Another index on this folder or server may have filled Chroma anew.
             self._forget_if_replaced()
-            opened = self._open()
+            opened = self._with_whole_graph(self._open())
             if fresh and recover and opened is not None:
                 writer.recover(opened.stores)
-            yield
+            try:
+                yield
+            finally:
+                if self._opened is not None:
+                    self._opened.stores.note_written()
+
+    def _with_whole_graph(self, opened: Searcher | None) -> Searcher | None:
+        """Have Chroma read its graph anew where others wrote since it did: it would save its own over theirs."""
+        stores = None if opened is None else opened.stores
+        if stores is None or stores.graph is None or stores.graph.version == stores.archive.version:
+            return opened
+        if not self._storage.reopens:
+            raise IndexNotWritable(
+                f"another process or client has written to index {self._name!r} since this client was opened, and "
+                "Chroma would save its old graph over the new one. Close this client, and open the index on a new one, "
+                "or by its path."
+            )
+        self._reopen()
+        return self._opened
 
     def _forget_if_replaced(self) -> None:
-        if self._opened is not None and not self._opened.stores.shortlist.exists():
+        stores = None if self._opened is None else self._opened.stores
+        if stores is not None and (stores.generation != self._storage.generation or not stores.shortlist.exists()):
             # Not closed: another thread may be reading.
             self._opened = None
 
@@ -952,18 +999,23 @@ class TwoStageIndex:
 
         with chroma_errors(missing=True):
             while self._open() is not None:
-                with self._gate.shared():
+                outdated = False
+                with self._storage.gate.shared():
                     opened = self._opened
-                    if opened is None:
+                    if opened is None or opened.stores.generation != self._storage.generation:
                         continue
                     try:
                         return work(opened)
+                    except GraphOutdated:
+                        outdated = True
                     except (ChromaError, MrlRagError):
                         # Of a collection that goes Chroma says more than that it isn't there; and its vectors may have
                         # had another length than those of the one in its place.
                         if opened.stores.shortlist.exists():
                             raise
-                with self._lock:
+                with self._storage.lock:
+                    if outdated and self._opened is opened:
+                        self._reopen()
                     self._forget_if_replaced()
             return empty
 

@@ -154,6 +154,15 @@ class Loader:
                 self._save(self._loaded)
             return self._loaded
 
+    def load_some(self, ids: Sequence[str]) -> LoadedVectors:
+        """Return the full vectors of those of `ids` that are there."""
+        found, vectors = self._stores.archive.read(ids)
+        rows = unit_rows(vectors)
+        codes, scales = quantize(rows)
+        error = float(rounding_errors(rows).max(initial=0.0))
+        _, slots, removed = _nothing()
+        return LoadedVectors(0, found, codes, scales, slots, removed, rows, error)
+
     def _caught_up(self, before: LoadedVectors) -> LoadedVectors | None:
         """Put in what was written since; None where that isn't known, or little of `before` is left."""
         changed, complete = self._stores.archive.changes(before.version)

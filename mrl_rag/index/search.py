@@ -37,6 +37,9 @@ _BITS_KEEP = 2
 # Records that are all scored where Chroma's search doesn't find as many as it should; more than one batch of a writer,
 # so that what is written meanwhile isn't taken for a fault.
 _MAX_SCANNED = 10_000
+# Records that other processes have written since Chroma read its graph, and that are compared one by one; where there
+# are more, Chroma reads it anew. More than one batch of a writer.
+_MOST_RECENT = 10_000
 # Queries whose full vectors are read and scored together: these fit a processor's cache.
 _RERANK_BATCH = 8
 
@@ -236,6 +239,10 @@ def _best(scores: Float32Array, rows: Sequence[int], ids: Sequence[str], size: i
     return sorted((-float(scores[place]), ids[rows[place]], rows[place]) for place in near)[:size]
 
 
+class GraphOutdated(Exception):
+    """Other processes have written more since Chroma read its graph than is kept beside it."""
+
+
 def _scan(loaded: LoadedVectors, asked: Float32Array, size: int) -> tuple[list[Float32Array], list[Candidates]]:
     """Return each query's scores, float32 [n], and its candidates."""
 
@@ -261,23 +268,30 @@ class Searcher:
     def __init__(self, stores: Stores) -> None:
         self.stores = stores
         self._loader = Loader(stores)
+        # What was written between two versions of the archive.
+        self._recent: tuple[tuple[int, int], LoadedVectors] | None = None
 
     def search(self, queries: Float32Array, request: Request) -> list[list[Hit]]:
         """Return up to k hits per query, best first; queries are float32 [n, full_dim]."""
         queries = unit_rows(queries)
         candidates = self._fixed_candidates(request)
         loaded = None if candidates is not None else self._in_memory(request)
+        recent = None if candidates is not None or loaded is not None else self._written_since(request)
         while True:
             if candidates is not None:
                 ranked = self._rank_fixed(queries, candidates, request)
             else:
-                ranked = self._rank_unfixed(queries, request, loaded)
+                ranked = self._rank_unfixed(queries, request, loaded, recent)
             winners = list(dict.fromkeys(hit.id for answer in ranked for hit in answer))
             records = self.stores.records(winners)
-            if loaded is None or len(records) == len(winners):
-                break
+            lost = set(winners) - set(records)
             # The archive has rows of records that are being written or deleted.
-            loaded = loaded.without(set(winners) - set(records))
+            if loaded is not None and lost:
+                loaded = loaded.without(lost)
+            elif recent is not None and lost.intersection(recent.ids):
+                recent = recent.without(lost)
+            else:
+                break
         # A record deleted since stage one is no answer any more. Its metadata is the caller's to change, so a copy.
         return [
             [Hit(r.id, r.score, records[r.id][0], dict(records[r.id][1]), r.stages) for r in answer if r.id in records]
@@ -313,11 +327,12 @@ class Searcher:
         return self._loader.load(full=False) if self.scans else None
 
     def _rank_unfixed(
-        self, queries: Float32Array, request: Request, loaded: LoadedVectors | None
+        self, queries: Float32Array, request: Request, loaded: LoadedVectors | None, recent: LoadedVectors | None
     ) -> list[list[Ranked]]:
         size = self.stores.config.shortlist_size
         if loaded is None:
-            return self._shortlist_and_rank(queries, request, None, size)
+            ranked = self._shortlist_and_rank(queries, request, None, size)
+            return ranked if recent is None else self._with_recent(queries, ranked, recent, request)
         if loaded.full is not None:
             return [self._rank_all(query, loaded, loaded.full, request) for query in queries]
         answers: list[list[Ranked]] = []
@@ -334,6 +349,44 @@ class Searcher:
             return []
         near = loaded.among_best(query, k)
         return rank_candidates(query, vectors[near], [loaded.ids[row] for row in near], k, explain=request.explain)
+
+    def _missed_transactions(self) -> int:
+        """Return how many transactions of other processes Chroma's graph may not have."""
+        graph, version = self.stores.graph, self.stores.archive.version
+        return 0 if graph is None or version is None else version - graph.version
+
+    def _written_since(self, request: Request) -> LoadedVectors | None:
+        """Return what other processes have written since Chroma read its graph and meets the conditions.
+
+        Raises:
+            GraphOutdated: it is too much, or no longer known.
+        """
+        graph, archive = self.stores.graph, self.stores.archive
+        version = archive.version
+        if graph is None or version is None or graph.version == version:
+            return None
+        if self._recent is None or self._recent[0] != (graph.version, version):
+            ids, complete = archive.changes(graph.version)
+            # The last transaction may have been on its way to Chroma even when that has just read its graph.
+            if version - graph.version > 1 and (not complete or len(ids) > _MOST_RECENT):
+                raise GraphOutdated
+            self._recent = (graph.version, version), self._loader.load_some(ids)
+        recent = self._recent[1]
+        if request.where is None and request.where_document is None:
+            return recent
+        met = self.stores.shortlist.matching(recent.ids, request.where, request.where_document)
+        return recent.without(set(recent.ids) - met)
+
+    def _with_recent(
+        self, queries: Float32Array, ranked: list[list[Ranked]], recent: LoadedVectors, request: Request
+    ) -> list[list[Ranked]]:
+        """Put what was written since Chroma read its graph among the answers."""
+        assert recent.full is not None
+        answers = []
+        for query, found in zip(queries, ranked, strict=True):
+            one_each = {r.id: r for r in (*found, *self._rank_all(query, recent, recent.full, request))}
+            answers.append(sorted(one_each.values(), key=lambda r: (-r.score, r.id))[: request.k])
+        return answers
 
     def _fixed_candidates(self, request: Request) -> list[str] | None:
         """Return the candidates of every query, where they don't depend on the query; None where Chroma chooses."""
@@ -387,8 +440,9 @@ class Searcher:
                         for r in ranked
                     ]
                 answers[query] = ranked
-                # Fewer than asked for are all there are.
-                if len(candidates.ids) == size and any(2 * r.position >= size for r in ranked):
+                # Fewer than asked for are all there are. Some may have been deleted since Chroma read its graph.
+                late = len(ranked) < request.k or any(2 * r.position >= size for r in ranked)
+                if len(candidates.ids) == size and late:
                     again.append(query)
             if not again or request.plan is not None:
                 break
@@ -436,8 +490,19 @@ class Searcher:
 
     def _ask(self, asked: Float32Array, size: int, request: Request) -> list[list[str]]:
         """Return candidate ids per query, nearest first."""
+        from chromadb.errors import InternalError
+
         shortlist, where, where_document = self.stores.shortlist, request.where, request.where_document
-        found = shortlist.search(asked, size, where, where_document)
+        try:
+            found = shortlist.search(asked, size, where, where_document)
+        except InternalError:
+            # Of a record that meets the condition and that its graph doesn't have.
+            missed = self._missed_transactions()
+            if missed > 1:
+                raise GraphOutdated from None
+            if not missed:
+                raise
+            return [shortlist.ids(where, where_document)] * len(asked)
         fewest = min(map(len, found))
         if where is None and where_document is None:
             total = self.stores.count() if fewest < size else fewest

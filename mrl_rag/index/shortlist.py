@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, TypeVar
+from functools import wraps
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 import numpy as np
 
@@ -14,7 +15,9 @@ from mrl_rag.index.checks import Metadata, Where
 from mrl_rag.index.chroma_errors import chroma_condition, chroma_errors, chroma_input
 from mrl_rag.index.config import PREFIX, IndexConfig
 from mrl_rag.index.filters import fits, halves
+from mrl_rag.index.folder import CHROMA_THREADS
 from mrl_rag.index.key_order import key_orders
+from mrl_rag.lifetime import NATIVE_CODE
 from mrl_rag.truncation import Float32Array
 
 if TYPE_CHECKING:
@@ -23,6 +26,8 @@ if TYPE_CHECKING:
     from chromadb.api.models.Collection import Collection
 
 T = TypeVar("T")
+P = ParamSpec("P")
+Answer = TypeVar("Answer")
 Stored = tuple[str | None, dict[str, Any]]
 
 _REPLACES = f"{PREFIX}replaces"
@@ -102,6 +107,21 @@ class Limits:
             if len(answer["ids"]) < size:
                 break
         return found
+
+
+def _in_chroma(starts_threads: bool) -> Callable[[Callable[P, Answer]], Callable[P, Answer]]:
+    """Let the process end no earlier than a call to Chroma, and remember whether that started threads."""
+
+    def wrap(method: Callable[P, Answer]) -> Callable[P, Answer]:
+        @wraps(method)
+        def call(*args: P.args, **kwargs: P.kwargs) -> Answer:
+            CHROMA_THREADS.started |= starts_threads
+            with NATIVE_CODE:
+                return method(*args, **kwargs)
+
+        return call
+
+    return wrap
 
 
 class ShortlistCollection:
@@ -207,6 +227,7 @@ class ShortlistCollection:
         self._collection.modify(metadata=config.as_metadata())
         self.config = config
 
+    @_in_chroma(starts_threads=False)
     def exists(self) -> bool:
         """Say whether the collection is still there: another process may have filled a new one in its place."""
         from chromadb.errors import NotFoundError
@@ -226,6 +247,7 @@ class ShortlistCollection:
         """Change how many records a search of the graph keeps in view; it counts when Chroma opens the folder anew."""
         self._collection.modify(configuration={"hnsw": {"ef_search": ef_search}})
 
+    @_in_chroma(starts_threads=False)
     def count(self) -> int:
         """Return how many records there are."""
         return self._collection.count()
@@ -234,6 +256,7 @@ class ShortlistCollection:
         """Cut a sequence into parts that the client takes in one call."""
         yield from self._limits.batches(items)
 
+    @_in_chroma(starts_threads=True)
     def upsert(
         self,
         ids: Sequence[str],
@@ -270,11 +293,13 @@ class ShortlistCollection:
             metadatas=[m or None for m in merged] if any(merged) else None,  # type: ignore[misc]
         )
 
+    @_in_chroma(starts_threads=True)
     def delete(self, ids: Sequence[str]) -> None:
         """Remove one batch of records; unknown ids are passed over."""
         if ids:
             self._collection.delete(ids=_unique(ids))
 
+    @_in_chroma(starts_threads=False)
     def get(self, ids: Sequence[str]) -> dict[str, Stored]:
         """Return document and metadata of those ids that are there, in the order asked."""
         records: dict[str, Stored] = {}
@@ -303,6 +328,7 @@ class ShortlistCollection:
             self._key_orders = orders
             self.remember(self.config)
 
+    @_in_chroma(starts_threads=False)
     def shortlist_vectors(self, ids: Sequence[str]) -> dict[str, Float32Array]:
         """Return what Chroma searches, float32 [shortlist_dim] an id; ids that are not there are left out."""
         found: dict[str, Float32Array] = {}
@@ -313,12 +339,14 @@ class ShortlistCollection:
             found |= {id_: np.asarray(e, dtype=np.float32) for id_, e in zip(answer["ids"], embeddings, strict=True)}
         return found
 
+    @_in_chroma(starts_threads=False)
     def ids(
         self, where: Where | None, where_document: Where | None, limit: int | None = None, offset: int = 0
     ) -> list[str]:
         """Return the ids of up to `limit` records that match, in Chroma's order, after the first `offset`."""
         return self._limits.matching(self._collection, where, where_document, limit, offset)
 
+    @_in_chroma(starts_threads=True)
     def search(
         self, queries: Float32Array, size: int, where: Where | None = None, where_document: Where | None = None
     ) -> list[list[str]]:
@@ -343,6 +371,21 @@ class ShortlistCollection:
             found += answer["ids"]
         return found
 
+    @_in_chroma(starts_threads=False)
+    def matching(self, ids: Sequence[str], where: Where | None, where_document: Where | None) -> set[str]:
+        """Return those of `ids` that meet the conditions."""
+        met: set[str] = set()
+        for part in self.batches(ids):
+            answer = self._collection.get(
+                ids=_unique(part),
+                where=where,  # type: ignore[arg-type]
+                where_document=where_document,  # type: ignore[arg-type]
+                include=[],
+            )
+            met.update(answer["ids"])
+        return met
+
+    @_in_chroma(starts_threads=True)
     def unreached(self, ids: Sequence[str], vectors: Float32Array) -> list[str]:
         """Return the ids that a search doesn't find by their own vectors, float32 [n, shortlist_dim].
 

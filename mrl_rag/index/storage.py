@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
+import threading
 import uuid
+import weakref
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mrl_rag.errors import ArchiveError, IndexNotWritable, TwoStageIndexError
+from mrl_rag.errors import ArchiveError
 from mrl_rag.index.archive import Archive, LmdbArchive, Slots
 from mrl_rag.index.chroma_archive import ChromaArchive
-from mrl_rag.index.chroma_errors import is_panic
 from mrl_rag.index.config import IndexConfig
 from mrl_rag.index.documents import DocumentReader, vector_segment
+from mrl_rag.index.folder import Folder, Graph
+from mrl_rag.index.lock import SharedGate
 from mrl_rag.index.shortlist import ShortlistCollection, Stored
 from mrl_rag.truncation import Float32Array, truncate, unit_rows
 
@@ -54,6 +59,8 @@ class Stores:
         archive: the full vectors.
         reader: reads documents without a call to Chroma; None where the collection isn't in a folder.
         saved: where the shortlist's vectors may be saved, to be read at once when the index is opened; None for not.
+        graph: what Chroma's graph is known to hold; None where that can't be told.
+        generation: of the client that all this is on.
     """
 
     def __init__(
@@ -62,11 +69,20 @@ class Stores:
         archive: Archive,
         reader: DocumentReader | None = None,
         saved: Path | None = None,
+        graph: Graph | None = None,
+        generation: int = 0,
     ) -> None:
         self.shortlist = shortlist
         self.archive = archive
         self.reader = reader
         self.saved = saved
+        self.graph = graph
+        self.generation = generation
+
+    def note_written(self) -> None:
+        """Remember that Chroma's graph holds all that there is: this process has written the last of it."""
+        if self.graph is not None and self.archive.version is not None:
+            self.graph.version = self.archive.version
 
     @property
     def config(self) -> IndexConfig:
@@ -129,13 +145,15 @@ class Storage:
     """A chromadb client, and the folder that its files and the archives are in.
 
     Args:
-        path: a folder, made when it isn't there; None for memory, or where `client` is given.
+        path: a folder, made when it isn't there; None for one in the system's temporary folder that is removed in the
+            end, or where `client` is given.
         client: a chromadb client to use instead.
 
     Attributes:
-        client: the one given, or one of its own.
-        folder: None in memory and on a server.
+        folder: absolute; None on a server and where the client given is in memory.
         shared: whether others may write, too: a client was given that has no folder.
+        lock: is held by whoever writes.
+        gate: is held by whoever uses the client.
 
     Raises:
         IndexNotWritable: the folder can't be made or written.
@@ -143,27 +161,66 @@ class Storage:
     """
 
     def __init__(self, path: str | os.PathLike[str] | None, client: ClientAPI | None) -> None:
-        self._path = path
-        self._owns_client = client is None
-        self.client = client or _open_client(path)
-        settings = self.client.get_settings()
-        self.folder = Path(settings.persist_directory).absolute() if settings.is_persistent else None
-        self.shared = self.folder is None and not self._owns_client
+        self._client = client
+        self._token = object()
+        self._temporary = client is None and path is None
+        self._place: Folder | None = None
+        self._spelling = ""
+        if client is None:
+            self._place = Folder.at(Path(tempfile.mkdtemp(prefix="mrl_rag-") if path is None else path))
+        elif client.get_settings().is_persistent:
+            self._spelling = client.get_settings().persist_directory
+            self._place = Folder.at(Path(self._spelling))
+        self.folder = None if self._place is None else self._place.path
+        self.shared = self._place is None
+        # With an index that nobody closed, too.
+        self.close = weakref.finalize(self, _leave, self._place, self._token, self._temporary, os.getpid())
+        self.close.atexit = self._temporary
+        if self._place is not None:
+            self._place.join(self._token)
+            self._spelling = self._spelling or str(self._place.path)
+        self._alone = threading.RLock(), SharedGate()
+
+    @property
+    def client(self) -> ClientAPI:
+        """The client given, or the one that all indexes of this process on the folder share."""
+        if self._client is not None or self._place is None:
+            assert self._client is not None
+            return self._client
+        return self._place.client
+
+    @property
+    def lock(self) -> threading.RLock:
+        """See the class."""
+        return self._alone[0] if self._place is None else self._place.lock
+
+    @property
+    def gate(self) -> SharedGate:
+        """See the class."""
+        return self._alone[1] if self._place is None else self._place.gate
+
+    @property
+    def generation(self) -> int:
+        """How many clients there were before this one."""
+        return 0 if self._place is None or self._client is not None else self._place.generation
 
     @property
     def reopens(self) -> bool:
         """Whether `reopen` does anything."""
-        return self._owns_client and self.folder is not None
+        return self._client is None
 
     def reopen(self) -> None:
-        """Have Chroma read the folder anew. Nobody may be using the client."""
-        self.client.close()  # type: ignore[attr-defined]
-        self.client = _open_client(self._path)
+        """Have Chroma read the folder anew, once nobody uses the client."""
+        if self.reopens and self._place is not None:
+            self._place.reopen()
 
-    def close(self) -> None:
-        """Close the client, unless it was passed in."""
-        if self._owns_client:
-            self.client.close()  # type: ignore[attr-defined]
+    def acquire(self) -> bool:
+        """Be the one process that writes to the folder; return whether it wasn't before.
+
+        Raises:
+            IndexNotWritable: another process is, or the folder can't be written.
+        """
+        return self._place is not None and self._place.acquire(self._token)
 
     def has_archives(self) -> bool:
         """Say whether there is an archive in the folder, whichever collection's."""
@@ -171,10 +228,17 @@ class Storage:
 
     def stores(self, shortlist: ShortlistCollection, archive: Archive) -> Stores:
         """Put a collection and its archive together."""
-        if self.folder is None:
+        if self.folder is None or self._place is None:
             return Stores(shortlist, archive)
-        saved = self.folder / f"archive-{shortlist.config.archive}.shortlist.npz"
-        return Stores(shortlist, archive, DocumentReader(self.folder, shortlist.id), saved)
+        version = archive.version
+        name = shortlist.config.archive
+        if version is None:
+            return Stores(shortlist, archive)
+        # The last transaction's record may have been on its way to Chroma when that read its graph.
+        known = Graph(version - 1 if self.reopens else version)
+        graph = self._place.graphs.setdefault((self._spelling, name), known)
+        saved = self.folder / f"archive-{name}.shortlist.npz"
+        return Stores(shortlist, archive, DocumentReader(self.folder, shortlist.id), saved, graph, self.generation)
 
     def open_archive(self, config: IndexConfig, create: bool) -> Archive:
         """Open the archive that `config` names, or make it.
@@ -185,8 +249,9 @@ class Storage:
         """
         if config.precision == "float32":
             return ChromaArchive(self.client, _collection_name(config), config.full_dim, create)
-        path = None if self.folder is None else self.folder / f"archive-{config.archive}.lmdb"
-        return LmdbArchive(path, config.full_dim, config.precision, create)
+        assert self.folder is not None
+        path = self.folder / f"archive-{config.archive}.lmdb"
+        return LmdbArchive(path, config.full_dim, config.precision, create, durable=not self._temporary)
 
     def remove_archive(self, stores: Stores) -> None:
         """Remove the archive's files or its collection; others may be reading it."""
@@ -196,7 +261,7 @@ class Storage:
         if self.folder is not None:
             for file in self.folder.glob(f"archive-{stores.config.archive}.*"):
                 file.unlink(missing_ok=True)
-        elif self.shared:
+        else:
             self.client.delete_collection(_collection_name(stores.config))
 
     def set_graph_aside(self, collection: str) -> bool:
@@ -204,7 +269,7 @@ class Storage:
 
         Nothing is removed: `repair` makes another graph from the archive, and the user may remove this one.
         """
-        segment = None if self.folder is None or not self._owns_client else vector_segment(self.folder, collection)
+        segment = None if self.folder is None or not self.reopens else vector_segment(self.folder, collection)
         if segment is None or self.folder is None or not (self.folder / segment).is_dir():
             return False
         (self.folder / segment).rename(self.folder / f"{segment}.damaged-{uuid.uuid4().hex[:8]}")
@@ -216,7 +281,7 @@ class Storage:
         Args:
             seconds: how long it may look; meanwhile Chroma can't write.
         """
-        if self.folder is None or not sys.executable:
+        if self.folder is None or self._temporary or not sys.executable:
             return ""
         file = f"{(self.folder / 'chroma.sqlite3').as_uri()}?mode=ro"
         try:
@@ -239,41 +304,9 @@ def _collection_name(config: IndexConfig) -> str:
     return f"mrl_rag-archive-{config.archive}"
 
 
-def _open_client(path: str | os.PathLike[str] | None) -> ClientAPI:
-    import chromadb
-    from chromadb.config import Settings
-
-    if path is None:
-        # Every in-memory client of a process shares one store; a database of its own keeps an index apart.
-        database = f"mrl_rag-{uuid.uuid4().hex}"
-        settings = Settings()
-        chromadb.AdminClient(settings).create_database(database)
-        return chromadb.EphemeralClient(settings, database=database)
-    folder = Path(path).expanduser()
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise IndexNotWritable(
-            f"{folder} can't be made: {error}. Pass a folder, new or one that an index is in."
-        ) from error
-    if not os.access(folder, os.W_OK | os.X_OK):
-        raise IndexNotWritable(f"{folder} can't be written. Check its permissions, or pass another folder.")
-    try:
-        return chromadb.PersistentClient(folder)
-    except BaseException as error:
-        if not isinstance(error, Exception) and not is_panic(error):
-            raise
-        _forget_unstarted(folder)
-        raise TwoStageIndexError(
-            f"Chroma can't open {folder}: {error}. Check that it is a folder of Chroma's, that its files can be "
-            "written, and that nobody else opened it with other settings; where chroma.sqlite3 is damaged, bring the "
-            "folder back from a backup."
-        ) from error
-
-
-def _forget_unstarted(folder: Path) -> None:
-    """Let a folder be opened again: Chroma keeps what failed to start, and would hand it out."""
-    from chromadb.api.shared_system_client import SharedSystemClient
-
-    if str(folder) not in SharedSystemClient._identifier_to_refcount:
-        SharedSystemClient._identifier_to_system.pop(str(folder), None)
+def _leave(place: Folder | None, token: object, temporary: bool, process: int) -> None:
+    if place is None or os.getpid() != process:
+        return
+    place.leave(token)
+    if temporary:
+        shutil.rmtree(place.path, ignore_errors=True)

@@ -53,6 +53,7 @@ def upsert(
     stores.shortlist.upsert(ids, stores.project(stores.archive.as_stored(vectors)), documents, metadatas, old)
     if staged:
         stores.archive.commit_staged(sorted(staged), staged)
+    stores.note_written()
 
 
 def _changed_rows(
@@ -81,6 +82,7 @@ def delete(stores: Stores, ids: Sequence[str]) -> None:
     for batch in stores.shortlist.batches(list(dict.fromkeys(ids))):
         stores.shortlist.delete(batch)
         stores.archive.delete(batch)
+        stores.note_written()
 
 
 def recover(stores: Stores) -> None:

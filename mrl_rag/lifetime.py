@@ -1,4 +1,4 @@
-"""What becomes of encoders when their process forks, and when it ends."""
+"""What becomes of encoders and indexes when their process forks, and when it ends."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Forkable(Protocol):
 
 
 class NativeCode:
-    """Counts the threads that run code of torch's or of a tokenizer's.
+    """Counts the threads that run code of torch's, of a tokenizer's or of Chroma's.
 
         with NATIVE_CODE:
             network.run(rows)
@@ -31,14 +31,21 @@ class NativeCode:
         self._changed = threading.Condition()
         self._inside = 0
         self._shut = False
+        self._own = threading.local()
 
     def __enter__(self) -> None:
+        self._own.depth = getattr(self._own, "depth", 0) + 1
+        if self._own.depth > 1:
+            return
         with self._changed:
             while self._shut and threading.current_thread() is not threading.main_thread():
                 self._changed.wait()
             self._inside += 1
 
     def __exit__(self, *error: object) -> None:
+        self._own.depth -= 1
+        if self._own.depth:
+            return
         with self._changed:
             self._inside -= 1
             self._changed.notify_all()

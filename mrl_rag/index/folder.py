@@ -1,0 +1,244 @@
+"""What a process has of a folder: one Chroma client, one writer at a time, and what its graphs are known to hold."""
+
+from __future__ import annotations
+
+import os
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
+
+from mrl_rag.errors import IndexClosed, IndexNotWritable, TwoStageIndexError
+from mrl_rag.index.archive import leave_files
+from mrl_rag.index.chroma_errors import is_panic
+from mrl_rag.index.documents import close_reader, leave_readers
+from mrl_rag.index.lock import SharedGate
+from mrl_rag.lifetime import leave_to_parent, renew_after_fork
+
+if TYPE_CHECKING:
+    from chromadb.api import ClientAPI
+    from chromadb.api.shared_system_client import SharedSystemClient
+    from filelock import FileLock
+
+
+class Graph:
+    """What Chroma's graph of a collection is known to hold, in this process's memory.
+
+    Chroma reads a graph once. What another process writes afterwards is not in it.
+
+    Attributes:
+        version: of the archive; the graph holds all that was written up to then.
+    """
+
+    def __init__(self, version: int) -> None:
+        self.version = version
+
+
+class Folder:
+    """A folder that indexes of this process have open, each by a token of its own.
+
+    Attributes:
+        path: absolute, without symbolic links.
+        lock: lets one thread at a time write, or put another client in place.
+        gate: is held by whoever uses the client.
+        generation: how many clients there were before this one.
+        graphs: by Chroma's own name of the folder, which has other graphs in memory for another spelling, and archive.
+    """
+
+    _all: ClassVar[dict[Path, Folder]] = {}
+    _mutex: ClassVar[threading.Lock] = threading.Lock()
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.generation = 0
+        self._start()
+        renew_after_fork(self)
+
+    def _start(self) -> None:
+        self.lock = threading.RLock()
+        self.gate = SharedGate()
+        self.graphs: dict[tuple[str, str], Graph] = {}
+        self._client: ClientAPI | None = None
+        self._file: tuple[int, int] | None = None
+        self._users: set[object] = set()
+        self._writers: set[object] = set()
+        self._file_lock: FileLock | None = None
+
+    @classmethod
+    def at(cls, path: Path) -> Folder:
+        """Return what this process has of a folder."""
+        path = path.expanduser().resolve()
+        with cls._mutex:
+            if path not in cls._all:
+                cls._all[path] = cls(path)
+            return cls._all[path]
+
+    @property
+    def client(self) -> ClientAPI:
+        """The client that the indexes on this folder share, opened when it is first asked for."""
+        with self.lock:
+            if self._client is not None and self._file != _identity(self.path):
+                # The folder was removed and perhaps made again.
+                self._forget_client()
+            if self._client is None:
+                _check_threads()
+                self._client = open_client(self.path)
+                self._file = _identity(self.path)
+            return self._client
+
+    def join(self, user: object) -> None:
+        """Keep the client open for an index."""
+        with self.lock:
+            self._users.add(user)
+
+    def leave(self, user: object) -> None:
+        """Forget an index; the last one closes the client."""
+        with self.lock:
+            self._users.discard(user)
+            self.release(user)
+            if not self._users:
+                self._forget_client()
+                with self._mutex:
+                    self._all.pop(self.path, None)
+
+    def reopen(self) -> None:
+        """Have Chroma read the folder anew, once nobody uses the client."""
+        with self.lock, self.gate.exclusive():
+            self._forget_client()
+            _ = self.client
+
+    def _forget_client(self) -> None:
+        if self._client is not None:
+            self._client.close()  # type: ignore[attr-defined]
+            self._client = None
+            self.generation += 1
+            self.graphs.clear()
+            close_reader(self.path)
+        if self._file_lock is not None and self._file not in (None, _identity(self.path)):
+            # It was held on a file that is gone.
+            self._file_lock.release()
+            self._file_lock = None
+            self._writers.clear()
+
+    def acquire(self, writer: object) -> bool:
+        """Take the lock that lets one process write, or share it with another index of this process.
+
+        Returns:
+            Whether this process took it now.
+
+        Raises:
+            IndexNotWritable: another process has it, or the folder can't be written.
+        """
+        from filelock import FileLock, Timeout
+
+        if self._file_lock is None:
+            lock = FileLock(self.path / "mrl_rag.lock", timeout=0, thread_local=False)
+            try:
+                lock.acquire()
+            except Timeout as error:
+                raise IndexNotWritable(
+                    f"another process writes to the index in {self.path}. Wait until it closes the index or ends; for "
+                    "several writers, run a server (`chroma run`) and pass client=chromadb.HttpClient()."
+                ) from error
+            except OSError as error:
+                raise IndexNotWritable(f"{self.path} can't be written: {error}. Check its permissions.") from error
+            self._file_lock = lock
+            self._writers = {writer}
+            return True
+        self._writers.add(writer)
+        return False
+
+    def release(self, writer: object) -> None:
+        """Let another process write, unless another index of this one does."""
+        self._writers.discard(writer)
+        if self._file_lock is not None and not self._writers:
+            self._file_lock.release()
+            self._file_lock = None
+
+    def after_fork(self) -> None:
+        """Leave the client and the lock to the parent process."""
+        leave_to_parent((self._client, self._file_lock, self.graphs))
+        if self._client is not None:
+            leave_to_parent(_forget_system(self.path))
+        Folder._mutex = threading.Lock()
+        self.generation += 1
+        users = self._users
+        self._start()
+        self._users = users
+
+
+class _ChromaThreads:
+    """Whether Chroma has started threads of its own, here or in the process that this one was forked from."""
+
+    started = False
+    lost = False
+
+    def after_fork(self) -> None:
+        self.lost = self.started
+        leave_readers()
+        leave_files()
+
+
+CHROMA_THREADS = _ChromaThreads()
+renew_after_fork(CHROMA_THREADS)
+
+
+def _check_threads() -> None:
+    if CHROMA_THREADS.lost:
+        raise IndexClosed(
+            "this process was forked from one that had searched or written in Chroma, whose threads it hasn't, so it "
+            "would wait for ever. Open the index only after the fork, or start processes by multiprocessing's 'spawn' "
+            "or 'forkserver'."
+        )
+
+
+def open_client(folder: Path) -> ClientAPI:
+    """Open Chroma in a folder, which is made when it isn't there.
+
+    Raises:
+        IndexNotWritable: the folder can't be made or written.
+        TwoStageIndexError: Chroma can't open it.
+    """
+    import chromadb
+
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise IndexNotWritable(
+            f"{folder} can't be made: {error}. Pass a folder, new or one that an index is in."
+        ) from error
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise IndexNotWritable(f"{folder} can't be written. Check its permissions, or pass another folder.")
+    try:
+        return chromadb.PersistentClient(folder)
+    except BaseException as error:
+        if not isinstance(error, Exception) and not is_panic(error):
+            raise
+        if str(folder) not in _shared_systems()._identifier_to_refcount:
+            _forget_system(folder)
+        raise TwoStageIndexError(
+            f"Chroma can't open {folder}: {error}. Check that it is a folder of Chroma's, that its files can be "
+            "written, and that nobody else opened it with other settings; where chroma.sqlite3 is damaged, bring the "
+            "folder back from a backup."
+        ) from error
+
+
+def _shared_systems() -> type[SharedSystemClient]:
+    from chromadb.api.shared_system_client import SharedSystemClient
+
+    return SharedSystemClient
+
+
+def _forget_system(folder: Path) -> object:
+    """Let a folder be opened again: Chroma keeps what failed to start, or is of the parent, and would hand it out."""
+    systems = _shared_systems()
+    systems._identifier_to_refcount.pop(str(folder), None)
+    return systems._identifier_to_system.pop(str(folder), None)
+
+
+def _identity(folder: Path) -> tuple[int, int] | None:
+    """Return what tells Chroma's file from another one that takes its place, None where there is none."""
+    try:
+        found = (folder / "chroma.sqlite3").stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
