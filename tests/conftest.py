@@ -1,10 +1,16 @@
 import json
+import os
 import socket
 import subprocess
 import sys
 import time
 import warnings
 from pathlib import Path
+
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # One thread per test process and what it starts: together they take all cores, and threads that share one wait for
+    # each other. Before NumPy and torch read it.
+    os.environ |= {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 
 import lmdb
 import numpy as np

@@ -5,7 +5,7 @@ from __future__ import annotations
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from langchain_core.documents import Document
 from langchain_core.embeddings import Embeddings
@@ -171,6 +171,12 @@ class MatryoshkaVectorStore(VectorStore):
         self.index.close()
         if self._client is not None:
             self._client.close()  # type: ignore[attr-defined]
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
 
     def __copy__(self) -> MatryoshkaVectorStore:
         copied = type(self).__new__(type(self))

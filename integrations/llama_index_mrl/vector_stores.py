@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from llama_index.core.bridge.pydantic import ConfigDict, Field, PrivateAttr
 from llama_index.core.schema import BaseNode, ImageNode, IndexNode, MetadataMode, TextNode
@@ -136,6 +136,16 @@ class MatryoshkaVectorStore(BasePydanticVectorStore):
         fields |= {"collection_name": index.name, "headers": headers, **_place(index)}
         super().__init__(**fields)
         self._index = index
+
+    def close(self) -> None:
+        """Let go of files and connections. A client that was passed in stays open."""
+        self._index.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
 
     @classmethod
     def from_collection(cls, collection: Collection) -> MatryoshkaVectorStore:
@@ -421,8 +431,8 @@ def _place(index: TwoStageIndex) -> dict[str, Any]:
     settings = index.client.get_settings()
     if (index.client.tenant, index.client.database) != (DEFAULT_TENANT, DEFAULT_DATABASE):
         return {}
-    if settings.is_persistent:
-        return {"persist_dir": settings.persist_directory}
+    if index.path is not None:
+        return {"persist_dir": str(index.path)}
     if settings.chroma_server_host is None:
         return {}
     return {

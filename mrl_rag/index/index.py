@@ -299,6 +299,11 @@ class TwoStageIndex:
         return self._name
 
     @property
+    def path(self) -> Path | None:
+        """The folder it is kept in, absolute; None in memory and on a server."""
+        return None if self._storage.temporary else self._storage.folder
+
+    @property
     def client(self) -> ClientAPI:
         """The chromadb client this index is on."""
         self._check_usable()

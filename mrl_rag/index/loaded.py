@@ -79,6 +79,8 @@ class LoadedVectors:
         """Return about the cosine of a unit query, float32 [d], with each row, float32 [n]; -inf where removed."""
         # Not a product by NumPy: OpenBLAS shares it out to all cores and waits for the last one. That is quick where
         # they are idle, and took 9 ms instead of 0.4 where other programs kept them busy.
+        if not len(self.codes):
+            return np.empty(0, dtype=np.float32)
         codes, scales = quantize(query[None])
         found: Float32Array = np.asarray(simsimd.cdist(codes, self.codes, metric="dot", out_dtype="float32"))[0]
         found *= self.scales

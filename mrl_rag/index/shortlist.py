@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import wraps
@@ -245,7 +246,10 @@ class ShortlistCollection:
 
     def set_ef_search(self, ef_search: int) -> None:
         """Change how many records a search of the graph keeps in view; it counts when Chroma opens the folder anew."""
-        self._collection.modify(configuration={"hnsw": {"ef_search": ef_search}})
+        with warnings.catch_warnings():
+            # Chroma's own, of a collection without an embedding function.
+            warnings.simplefilter("ignore", DeprecationWarning)
+            self._collection.modify(configuration={"hnsw": {"ef_search": ef_search}})
 
     @_in_chroma(starts_threads=False)
     def count(self) -> int:

@@ -151,6 +151,7 @@ class Storage:
 
     Attributes:
         folder: absolute; None on a server and where the client given is in memory.
+        temporary: whether the folder is removed in the end.
         shared: whether others may write, too: a client was given that has no folder.
         lock: is held by whoever writes.
         gate: is held by whoever uses the client.
@@ -163,7 +164,7 @@ class Storage:
     def __init__(self, path: str | os.PathLike[str] | None, client: ClientAPI | None) -> None:
         self._client = client
         self._token = object()
-        self._temporary = client is None and path is None
+        self.temporary = client is None and path is None
         self._place: Folder | None = None
         self._spelling = ""
         if client is None:
@@ -174,8 +175,8 @@ class Storage:
         self.folder = None if self._place is None else self._place.path
         self.shared = self._place is None
         # With an index that nobody closed, too.
-        self.close = weakref.finalize(self, _leave, self._place, self._token, self._temporary, os.getpid())
-        self.close.atexit = self._temporary
+        self.close = weakref.finalize(self, _leave, self._place, self._token, self.temporary, os.getpid())
+        self.close.atexit = self.temporary
         if self._place is not None:
             self._place.join(self._token)
             self._spelling = self._spelling or str(self._place.path)
@@ -251,7 +252,7 @@ class Storage:
             return ChromaArchive(self.client, _collection_name(config), config.full_dim, create)
         assert self.folder is not None
         path = self.folder / f"archive-{config.archive}.lmdb"
-        return LmdbArchive(path, config.full_dim, config.precision, create, durable=not self._temporary)
+        return LmdbArchive(path, config.full_dim, config.precision, create, durable=not self.temporary)
 
     def remove_archive(self, stores: Stores) -> None:
         """Remove the archive's files or its collection; others may be reading it."""
@@ -281,7 +282,7 @@ class Storage:
         Args:
             seconds: how long it may look; meanwhile Chroma can't write.
         """
-        if self.folder is None or self._temporary or not sys.executable:
+        if self.folder is None or self.temporary or not sys.executable:
             return ""
         file = f"{(self.folder / 'chroma.sqlite3').as_uri()}?mode=ro"
         try:

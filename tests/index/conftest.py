@@ -5,18 +5,10 @@ import pytest
 from mrl_rag import TwoStageIndex
 
 
-@pytest.fixture(params=["memory", "folder", "client_in_memory", "server"])
+@pytest.fixture(params=["folder", "client_in_memory", "server"])
 def open_index(request, tmp_path):
-    """Open the same index, again and again, in each of the places one can live."""
+    """Open the same index, again and again, in each of the places one can live. One in memory is in a folder, too."""
     name = f"docs-{np.random.default_rng().integers(2**60)}"
-    if request.param == "memory":
-        kept = []
-
-        def open_one(**settings):
-            kept.append(TwoStageIndex(collection=name, **settings) if not kept else kept[0])
-            return kept[-1]
-
-        return open_one
     if request.param == "folder":
         place = {"path": tmp_path / "db"}
     elif request.param == "client_in_memory":

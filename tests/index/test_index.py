@@ -281,9 +281,16 @@ def test_a_bad_upsert_is_refused_and_writes_nothing(vectors, error, change):
 
 
 @pytest.mark.parametrize("k", [0, -1, 2.5, "3", True, None])
-def test_k_below_one_or_not_an_integer_is_refused(filled, vectors, k):
-    with pytest.raises(InvalidPlan, match="k is"):
-        filled.search(vectors[:1], k=k)
+def test_k_below_one_or_not_an_integer_is_refused(k):
+    with TwoStageIndex() as index, pytest.raises(InvalidPlan, match="k is"):
+        index.search(np.ones((1, 32)), k=k)
+
+
+@pytest.fixture(scope="module")
+def one_record():
+    with TwoStageIndex(full_dim=32, shortlist_dim=8) as index:
+        index.upsert(["a"], np.ones((1, 32)))
+        yield index
 
 
 @pytest.mark.parametrize(
@@ -300,11 +307,9 @@ def test_k_below_one_or_not_an_integer_is_refused(filled, vectors, k):
         (InvalidInput, {"where_document": {"contains": "x"}}),
     ],
 )
-def test_a_bad_search_is_refused(open_index, error, arguments):
-    index = open_index(full_dim=32, shortlist_dim=8)
-    index.upsert(["a"], np.ones((1, 32)))
+def test_a_bad_search_is_refused(one_record, error, arguments):
     with pytest.raises(error):
-        index.search(**({"query_vectors": np.ones((1, 32))} | arguments))
+        one_record.search(**({"query_vectors": np.ones((1, 32))} | arguments))
 
 
 @pytest.mark.parametrize(

@@ -16,16 +16,13 @@ def decaying():
 
 
 @pytest.mark.parametrize(("precision", "error"), [("float16", 5e-4), ("int8", 4e-3), ("binary", 4e-3)])
-@pytest.mark.parametrize("place", ["memory", "folder"])
-@pytest.mark.parametrize("limit", [0, 10_000])
-def test_each_precision_finds_the_same_records(tmp_path, decaying, precision, error, place, limit, score_all_up_to):
-    score_all_up_to(limit)
-    path = tmp_path if place == "folder" else None
-    index = TwoStageIndex(path, shortlist_dim=32, precision=precision)
+@pytest.mark.parametrize("stage_one", ["every record", "scan", "graph"])
+def test_each_precision_finds_the_same_records(tmp_path, decaying, precision, error, stage_one, score_all_up_to):
+    score_all_up_to(10_000 if stage_one == "every record" else 0, scan=stage_one == "scan")
+    index = TwoStageIndex(tmp_path, shortlist_dim=32, precision=precision)
     index.upsert([f"id-{row:04}" for row in range(3000)], decaying)
-    if path:
-        index.close()
-        index = TwoStageIndex(path)
+    index.close()
+    index = TwoStageIndex(tmp_path)
     exact = decaying[:50] @ decaying.T
     hits = index.search(decaying[:50], k=10)
     for row, (found, scores) in enumerate(zip(hits, exact, strict=True)):
