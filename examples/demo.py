@@ -28,6 +28,7 @@ from llama_index_mrl import MatryoshkaEmbedding
 from llama_index_mrl import MatryoshkaVectorStore as LlamaIndexStore
 
 from mrl_rag import MatryoshkaEncoder, TwoStageIndex, TwoStageRetriever
+from mrl_rag.errors import IndexMismatch
 from mrl_rag.evaluation import exact_scan, recall_at_k, timed
 from mrl_rag.truncation import Float32Array
 
@@ -61,7 +62,12 @@ def main() -> None:
     passages = read_passages(encoder)
     sources = len({passage.source for passage in passages})
     print(f"{len(passages)} passages of {sources} docstrings; {encoder.model} on {encoder.device}.")
-    index = TwoStageIndex(FOLDER / "two-stage", fingerprint=encoder.fingerprint)
+    try:
+        index = TwoStageIndex(FOLDER / "two-stage", fingerprint=encoder.fingerprint)
+    except IndexMismatch as error:
+        print(f"The index of an earlier run doesn't fit: {error} It is filled anew.")
+        shutil.rmtree(FOLDER)
+        index = TwoStageIndex(FOLDER / "two-stage", fingerprint=encoder.fingerprint)
     before = len(index)
     TwoStageRetriever(encoder, index).index_texts(
         [p.text for p in passages],
