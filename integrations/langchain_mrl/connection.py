@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mrl_rag.errors import InvalidInput
@@ -56,7 +57,8 @@ def connect(
     if client_settings is None and tenant is None and database is None:
         return None
     if persist_directory is not None:
-        return chromadb.PersistentClient(persist_directory, settings, **place)
+        # Absolute: Chroma would follow a change of the working directory.
+        return chromadb.PersistentClient(Path(persist_directory).expanduser().resolve(), settings, **place)
     return chromadb.Client(settings, **place)
 
 

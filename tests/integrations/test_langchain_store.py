@@ -18,6 +18,7 @@ from pydantic import Field
 from mrl_rag import TwoStageIndex
 from mrl_rag.errors import (
     DimensionMismatch,
+    IndexClosed,
     IndexMismatch,
     InvalidDimension,
     InvalidIds,
@@ -47,6 +48,21 @@ def store(words):
 
 def ids(documents):
     return [document.id for document in documents]
+
+
+@pytest.mark.parametrize("place", [{}, {"client_settings": chromadb.Settings(anonymized_telemetry=False)}])
+def test_a_store_stays_where_it_was_opened(words, tmp_path, monkeypatch, place):
+    (tmp_path / "other").mkdir()
+    monkeypatch.chdir(tmp_path)
+    with MatryoshkaVectorStore(words, persist_directory="db", **place) as store:
+        monkeypatch.chdir(tmp_path / "other")
+        store.add_texts(TEXTS)
+        assert len(store.similarity_search("a cat sleeps", k=2)) == 2
+    assert not (tmp_path / "other" / "db").exists()
+    with pytest.raises(IndexClosed):
+        store.add_texts(TEXTS)
+    with MatryoshkaVectorStore(words, persist_directory=str(tmp_path / "db")) as store:
+        assert len(store.index) == len(TEXTS)
 
 
 def test_k_larger_than_the_collection(store):
