@@ -12,11 +12,12 @@ whole, with its own vector.
 from __future__ import annotations
 
 import json
+import os
 import threading
 import weakref
 import zlib
 from collections.abc import Callable, Container, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, TypeAlias
@@ -39,12 +40,14 @@ Slots: TypeAlias = npt.NDArray[np.int64]
 # Bytes of the file that are mapped at first; more than that and twice the file are when it is full.
 _MAP_BYTES = 64 << 20
 _MAX_READERS = 1024
+_SLACK = 2 << 16
 _CHECKSUM = 8
 # Odd, so that a change of any one word of a row changes its checksum: 2**64 divided by the golden ratio.
 _ODD = np.uint64(0x9E3779B97F4A7C15)
 _SLOT = 8
 # Transactions of which it is kept what they changed: so many a reader may miss and still not read everything again.
 _CHANGES_KEPT = 256
+_HASH = 16
 _CRC = 4
 
 
@@ -52,7 +55,7 @@ def document_hash(document: str | None) -> bytes | None:
     """Return 16 bytes that change with the document, None where there is none."""
     if document is None:
         return None
-    return blake2b(document.encode(), digest_size=16).digest()
+    return blake2b(document.encode(), digest_size=_HASH).digest()
 
 
 class Archive(Protocol):
@@ -225,7 +228,8 @@ class LmdbArchive:
         with self._reading() as txn:
             entries = [(key, *self._split(value)) for key, value in txn.cursor(self._staged)]
             ids = [self._id(txn, key) for key, *_ in entries]
-        rows, wrong = self._checked([row for _, _, row, _ in entries], [key for key, *_ in entries], self._row_bytes)
+        joined = _joined([row for _, _, row, _ in entries], self._row_bytes)
+        rows, wrong = _checked(joined, [key for key, *_ in entries], self._row_bytes)
         # A damaged row was never acknowledged: it is as good as not written.
         sound = sorted(set(range(len(ids))) - set(wrong))
         return [ids[position] for position in sound], unpack_rows(rows[sound], self._precision)
@@ -252,12 +256,13 @@ class LmdbArchive:
         """
         if slots is not None:
             numbers = slots.astype(">i8").tobytes()
-            with self._reading() as txn:
+            with self._reading(buffers=True) as txn:
                 stored = txn.cursor(self._vectors).getmulti(
                     [numbers[at : at + _SLOT] for at in range(0, len(numbers), _SLOT)]
                 )
+                joined = _joined([row for _, row in stored], self._row_bytes)
             if len(stored) == len(ids):
-                rows, wrong = self._checked([row for _, row in stored], _keys(ids), self._row_bytes)
+                rows, wrong = _checked(joined, _keys(ids), self._row_bytes)
                 if not wrong:
                     return list(ids), unpack_rows(rows, self._precision)
         # None known, or rows were moved, deleted or damaged since.
@@ -267,9 +272,9 @@ class LmdbArchive:
     def slots(self, ids: Sequence[str]) -> Slots:
         """See `Archive.slots`."""
         keys = _keys(ids)
-        with self._reading() as txn:
-            places = dict(txn.cursor(self._places).getmulti(keys))
-        joined = b"".join(places.get(key, b"\xff" * _SLOT)[:_SLOT] for key in keys)
+        with self._reading(buffers=True) as txn:
+            places = {bytes(key): bytes(place[:_SLOT]) for key, place in txn.cursor(self._places).getmulti(keys)}
+        joined = b"".join(places.get(key, b"\xff" * _SLOT) for key in keys)
         return np.frombuffer(joined, dtype=">i8").astype(np.int64)
 
     def changes(self, since: int) -> tuple[list[str], bool]:
@@ -302,9 +307,10 @@ class LmdbArchive:
 
     def document_hashes(self, ids: Sequence[str]) -> dict[str, bytes | None]:
         """See `Archive.document_hashes`."""
-        with self._reading() as txn:
-            places = dict(txn.cursor(self._places).getmulti(_keys(ids)))
-        return {id_: places[key][_SLOT:] or None for id_ in ids if (key := _key(id_)) in places}
+        with self._reading(buffers=True) as txn:
+            found = txn.cursor(self._places).getmulti(_keys(ids))
+            hashes = {bytes(key): bytes(place[_SLOT : _SLOT + _HASH]) for key, place in found}
+        return {id_: hashes[key] or None for id_ in ids if (key := _key(id_)) in hashes}
 
     def unchanged(self, ids: Sequence[str], vectors: Float32Array) -> set[str]:
         """See `Archive.unchanged`."""
@@ -370,7 +376,8 @@ class LmdbArchive:
         keys = [f"{name}:{axis:06}".encode() for axis in range(count)]
         with self._reading() as txn:
             found = txn.cursor(self._rotations).getmulti(keys)
-        rows, wrong = self._checked([row for _, row in found], [key for key, _ in found], 4 * self._full_dim)
+        length = 4 * self._full_dim
+        rows, wrong = _checked(_joined([row for _, row in found], length), [key for key, _ in found], length)
         if wrong or len(found) < count:
             raise ArchiveError(
                 f"the rotation in {self._name} is {'damaged' if wrong else 'missing'}. Call repair(), which fits "
@@ -420,29 +427,20 @@ class LmdbArchive:
     def _rows(self, database: Any, ids: Sequence[str], length: int) -> tuple[list[str], Bytes, list[int]]:
         """Return the ids found, their rows (uint8 [found, length]), and the positions of damaged ones."""
         keys = _keys(ids)
-        with self._reading() as txn:
-            places = txn.cursor(self._places).getmulti(keys)
-            slots = [place[:_SLOT] for _, place in places]
+        with self._reading(buffers=True) as txn:
+            places = [(bytes(key), bytes(place[:_SLOT])) for key, place in txn.cursor(self._places).getmulti(keys)]
+            slots = [slot for _, slot in places]
             stored = txn.cursor(database).getmulti(slots)
-        if len(stored) < len(slots):
-            # Damage: an id without a row.
-            row_of = dict(stored)
-            stored = [(slot, row_of.get(slot, b"")) for slot in slots]
+            if len(stored) < len(slots):
+                # Damage: an id without a row.
+                row_of = {bytes(slot): row for slot, row in stored}
+                stored = [(slot, row_of.get(slot, b"")) for slot in slots]
+            joined = _joined([row for _, row in stored], length)
         if len(places) < len(ids):
             known = {key for key, _ in places}
             ids = [id_ for id_, key in zip(ids, keys, strict=True) if key in known]
-        rows, wrong = self._checked([row for _, row in stored], [key for key, _ in places], length)
+        rows, wrong = _checked(joined, [key for key, _ in places], length)
         return list(ids), rows, wrong
-
-    def _checked(self, stored: Sequence[bytes], keys: Keys, length: int) -> tuple[Bytes, list[int]]:
-        """Return rows without their checksums, uint8 [n, length], and the positions of those that don't fit them."""
-        width = _CHECKSUM + _padded(length)
-        joined = b"".join(stored)
-        if len(joined) != len(stored) * width:
-            joined = b"".join(row if len(row) == width else bytes(width) for row in stored)
-        words = np.frombuffer(joined, dtype="<u8").reshape(len(stored), width // 8)
-        wrong = np.flatnonzero(words[:, 0] != _checksums(words[:, 1:], keys)).tolist()
-        return np.ascontiguousarray(words.view(np.uint8)[:, _CHECKSUM : _CHECKSUM + length]), wrong
 
     def _id(self, txn: Transaction, key: bytes) -> str:
         stored = txn.get(key, db=self._long_ids) if key.startswith(_LONG) else key
@@ -460,8 +458,8 @@ class LmdbArchive:
             self._file.write(noted)
 
     @contextmanager
-    def _reading(self) -> Iterator[Transaction]:
-        with self._named_errors(), self._file.reading() as txn:
+    def _reading(self, buffers: bool = False) -> Iterator[Transaction]:
+        with self._named_errors(), self._file.reading(buffers) as txn:
             yield txn
 
     @contextmanager
@@ -510,6 +508,11 @@ class _LmdbFile:
             # LMDB would read past the file's end, and that ends the process.
             self._env.close()
             raise lmdb.CorruptedError("the file is shorter than it was")
+        if size and hasattr(os, "posix_fallocate"):
+            # A damaged page can point so far past itself, and past the file's end that would end the process. Not
+            # `truncate`, which could cut off what another process is just writing.
+            with suppress(OSError), path.open("r+b") as file:
+                os.posix_fallocate(file.fileno(), (info["last_pgno"] + 1) * page, _SLACK)
 
     @classmethod
     def open(cls, path: Path, durable: bool) -> _LmdbFile:
@@ -551,11 +554,16 @@ class _LmdbFile:
         return self._env.open_db(name.encode(), create=create)
 
     @contextmanager
-    def reading(self) -> Iterator[Transaction]:
-        """Read what was committed."""
+    def reading(self, buffers: bool = False) -> Iterator[Transaction]:
+        """Read what was committed.
+
+        Args:
+            buffers: whether values are memoryviews, of use within the transaction, of which nothing is copied: in a
+                damaged file they may be longer than it.
+        """
         with self._gate.shared():
             try:
-                txn = self._env.begin()
+                txn = self._begin(buffers)
             except lmdb.MapResizedError:
                 txn = None
             if txn is not None:
@@ -564,8 +572,11 @@ class _LmdbFile:
                 return
         # Another process has made the file larger than what is mapped here.
         self._map(0)
-        with self._gate.shared(), self._env.begin() as again:
+        with self._gate.shared(), self._begin(buffers) as again:
             yield again
+
+    def _begin(self, buffers: bool) -> Transaction:
+        return self._env.begin(buffers=True) if buffers else self._env.begin()
 
     def write(self, work: Callable[[Transaction], None]) -> None:
         """Do something in one transaction; a map that is full grows, and it is done again."""
@@ -618,6 +629,19 @@ def _ids_in(changes: bytes) -> list[str]:
 
 def _number(transaction: int) -> bytes:
     return max(transaction, 0).to_bytes(8, "big")
+
+
+def _joined(stored: Sequence[bytes | memoryview], length: int) -> bytes:
+    """Return stored rows one after another, zeros for one of another length than rows of `length` bytes have."""
+    width = _CHECKSUM + _padded(length)
+    return b"".join([row if len(row) == width else bytes(width) for row in stored])
+
+
+def _checked(joined: bytes, keys: Keys, length: int) -> tuple[Bytes, list[int]]:
+    """Return rows without their checksums, uint8 [n, length], and the positions of those that don't fit them."""
+    words = np.frombuffer(joined, dtype="<u8").reshape(-1, (_CHECKSUM + _padded(length)) // 8)
+    wrong = np.flatnonzero(words[:, 0] != _checksums(words[:, 1:], keys)).tolist()
+    return np.ascontiguousarray(words.view(np.uint8)[:, _CHECKSUM : _CHECKSUM + length]), wrong
 
 
 def _padded(length: int) -> int:
