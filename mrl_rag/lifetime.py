@@ -6,6 +6,9 @@ import atexit
 import os
 import sys
 import threading
+import weakref
+from collections import deque
+from collections.abc import Callable
 from typing import Protocol
 from weakref import WeakSet
 
@@ -55,6 +58,42 @@ class NativeCode:
         with self._changed:
             self._shut = True
             self._changed.wait_for(lambda: self._inside <= 0)
+
+
+class Dropped:
+    """Releases what an object held once nobody refers to it any more.
+
+    The garbage collector runs in the middle of anything, also of code that holds the locks that a release needs. So it
+    only notes what there is to release, and `release_dropped` does it where no lock is held.
+
+    Args:
+        owner: the object.
+        release: called with no argument, once, in the process that made this.
+    """
+
+    def __init__(self, owner: object, release: Callable[[], None]) -> None:
+        self._release = release
+        self._note = weakref.finalize(owner, _DROPPED.append, (os.getpid(), release))
+        self._note.atexit = False
+
+    def release_now(self) -> None:
+        """Release it, unless that was done."""
+        if self._note.detach():
+            self._release()
+
+
+_DROPPED: deque[tuple[int, Callable[[], None]]] = deque()
+
+
+def release_dropped() -> None:
+    """Release what objects held that are gone; the calling thread must hold no lock of theirs."""
+    while _DROPPED:
+        try:
+            process, release = _DROPPED.popleft()
+        except IndexError:  # another thread was quicker
+            return
+        if process == os.getpid():
+            release()
 
 
 NATIVE_CODE = NativeCode()

@@ -14,7 +14,6 @@ from __future__ import annotations
 import json
 import os
 import threading
-import weakref
 import zlib
 from collections.abc import Callable, Container, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -29,6 +28,7 @@ import numpy.typing as npt
 from mrl_rag.errors import ArchiveError, IndexClosed, IndexNotWritable
 from mrl_rag.index.config import ArchivePrecision
 from mrl_rag.index.lock import SharedGate
+from mrl_rag.lifetime import Dropped
 from mrl_rag.quantization import Bytes, Precision, pack_rows, row_bytes, sign_bits, unpack_rows
 from mrl_rag.truncation import Float32Array
 
@@ -174,8 +174,7 @@ class LmdbArchive:
         names = ("places", "vectors", "bits", "staged", "rotations", "long_ids", "changes")
         with self._named_errors():
             self._file = _LmdbFile.open(path, durable)
-            # Also for those who never call it.
-            self.close = weakref.finalize(self, self._file.close)
+            self._dropped = Dropped(self, self._file.close)
             try:
                 databases = [self._file.database(name, create) for name in names]
             except BaseException:
@@ -184,6 +183,10 @@ class LmdbArchive:
         self._places, self._vectors, self._bits, self._staged, self._rotations, self._long_ids, self._changes = (
             databases
         )
+
+    def close(self) -> None:
+        """See `Archive.close`."""
+        self._dropped.release_now()
 
     def __len__(self) -> int:
         """See `Archive.__len__`."""

@@ -50,7 +50,7 @@ from mrl_rag.index.search import GraphOutdated, Hit, Request, Searcher, is_scann
 from mrl_rag.index.shortlist import ShortlistCollection, empty_collection, is_ours, leftovers, pages
 from mrl_rag.index.storage import Storage, Stores
 from mrl_rag.index.verify import Report, verify
-from mrl_rag.lifetime import leave_to_parent, renew_after_fork
+from mrl_rag.lifetime import leave_to_parent, release_dropped, renew_after_fork
 from mrl_rag.tasks import check_texts
 from mrl_rag.truncation import Float32Array, as_rows, check_dim, unit_rows
 
@@ -159,6 +159,7 @@ class TwoStageIndex:
         precision: ArchivePrecision | None = None,
         recall: float = 0.99,
     ) -> None:
+        release_dropped()
         if path is not None and client is not None:
             raise InvalidInput(f"path={os.fspath(path)!r} and client are both given; pass one of them.")
         self._full_dim = None if full_dim is None else check_dim(full_dim, _LONGEST_VECTOR)
@@ -762,6 +763,7 @@ class TwoStageIndex:
             self._opened = None
             self._refusal = f"index {self._name!r} was closed; open it again."
             self._storage.close()
+        release_dropped()
 
     def __enter__(self) -> Self:
         return self

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import shutil
 import subprocess
@@ -9,8 +10,7 @@ import sys
 import tempfile
 import threading
 import uuid
-import weakref
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,6 +24,7 @@ from mrl_rag.index.documents import DocumentReader, vector_segment
 from mrl_rag.index.folder import Folder, Graph
 from mrl_rag.index.lock import SharedGate
 from mrl_rag.index.shortlist import ShortlistCollection, Stored
+from mrl_rag.lifetime import Dropped
 from mrl_rag.truncation import Float32Array, truncate, unit_rows
 
 if TYPE_CHECKING:
@@ -174,13 +175,17 @@ class Storage:
             self._place = Folder.at(Path(self._spelling))
         self.folder = None if self._place is None else self._place.path
         self.shared = self._place is None
-        # With an index that nobody closed, too.
-        self.close = weakref.finalize(self, _leave, self._place, self._token, self.temporary, os.getpid())
-        self.close.atexit = self.temporary
+        self._dropped = Dropped(self, partial(_leave, self._place, self._token, self.temporary))
+        if self.temporary and self._place is not None:
+            _TEMPORARY[self._place.path] = os.getpid()
         if self._place is not None:
             self._place.join(self._token)
             self._spelling = self._spelling or str(self._place.path)
         self._alone = threading.RLock(), SharedGate()
+
+    def close(self) -> None:
+        """Let go of the folder; the last index on it closes its client."""
+        self._dropped.release_now()
 
     @property
     def client(self) -> ClientAPI:
@@ -305,9 +310,23 @@ def _collection_name(config: IndexConfig) -> str:
     return f"mrl_rag-archive-{config.archive}"
 
 
-def _leave(place: Folder | None, token: object, temporary: bool, process: int) -> None:
-    if place is None or os.getpid() != process:
+# Folders to be removed, and the process that made each.
+_TEMPORARY: dict[Path, int] = {}
+
+
+def _leave(place: Folder | None, token: object, temporary: bool) -> None:
+    if place is None:
         return
     place.leave(token)
     if temporary:
         shutil.rmtree(place.path, ignore_errors=True)
+        _TEMPORARY.pop(place.path, None)
+
+
+def _remove_temporary() -> None:
+    for folder, process in _TEMPORARY.items():
+        if process == os.getpid():
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+atexit.register(_remove_temporary)

@@ -79,7 +79,11 @@ def test_threads_that_read_while_it_is_dropped_get_the_records_or_nothing(open_i
 def test_the_files_of_a_dropped_index_are_let_go_of(tmp_path):
     def held():
         links = [f"/proc/self/fd/{number}" for number in os.listdir("/proc/self/fd")]
-        return [file for file in (os.readlink(link) for link in links if os.path.lexists(link)) if "archive-" in file]
+        return [
+            file
+            for file in (os.readlink(link) for link in links if os.path.lexists(link))
+            if f"{tmp_path}/archive-" in file
+        ]
 
     one, other = fill(TwoStageIndex(tmp_path, precision="binary")), TwoStageIndex(tmp_path)
     assert len(other) == 100
@@ -89,5 +93,7 @@ def test_the_files_of_a_dropped_index_are_let_go_of(tmp_path):
         one.drop()
     assert all(len(done.result()) == 50 for done in reading)
     assert len(other) == 0
+    # What nobody refers to any more is released with the next index.
+    TwoStageIndex().close()
     assert not held()
     assert not list(tmp_path.glob("archive-*"))
