@@ -288,8 +288,8 @@ class Searcher:
             # The archive has rows of records that are being written or deleted.
             if loaded is not None and lost:
                 loaded = loaded.without(lost)
-            elif recent is not None and lost.intersection(recent.ids):
-                recent = recent.without(lost)
+            elif recent is not None and len(fewer := recent.without(lost)) < len(recent):
+                recent = fewer
             else:
                 break
         # A record deleted since stage one is no answer any more. Its metadata is the caller's to change, so a copy.

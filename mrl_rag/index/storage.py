@@ -318,13 +318,14 @@ def _leave(place: Folder | None, token: object, temporary: bool) -> None:
     if place is None:
         return
     place.leave(token)
-    if temporary:
+    # A child that was forked has its parent's index, and must leave it the folder.
+    if temporary and _TEMPORARY.get(place.path) == os.getpid():
+        del _TEMPORARY[place.path]
         shutil.rmtree(place.path, ignore_errors=True)
-        _TEMPORARY.pop(place.path, None)
 
 
 def _remove_temporary() -> None:
-    for folder, process in _TEMPORARY.items():
+    for folder, process in list(_TEMPORARY.items()):
         if process == os.getpid():
             shutil.rmtree(folder, ignore_errors=True)
 

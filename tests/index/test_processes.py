@@ -104,6 +104,22 @@ def test_an_open_reader_finds_what_another_process_writes(
     index.close()
 
 
+def test_a_record_that_another_process_is_deleting_is_left_out(tmp_path, vectors, score_all_up_to, monkeypatch):
+    score_all_up_to(0)
+    index = TwoStageIndex(tmp_path, shortlist_dim=8, rotation="none")
+    index.upsert([str(row) for row in range(100)], vectors[:100])
+    index.upsert(["5"], vectors[5:6] + 0.01)
+    stores = index._opened.stores
+    # As if the replacement were another process's: in the graph and beside it. Chroma has the record no more.
+    stores.graph.version -= 2
+    records = stores.records
+    monkeypatch.setattr(stores, "records", lambda ids: {k: v for k, v in records(ids).items() if k != "5"})
+    found = [hit.id for hit in index.search(vectors[5:6], k=4)[0]]
+    assert found
+    assert "5" not in found
+    index.close()
+
+
 def test_a_condition_that_many_meet_finds_what_another_process_writes(tmp_path, elsewhere, vectors, score_all_up_to):
     score_all_up_to(0)
     elsewhere(write(0, 1050))
@@ -210,6 +226,16 @@ def test_a_child_of_a_process_that_used_chroma_refuses_at_once(tmp_path, vectors
         assert "only after the fork" in str(error)
     index.upsert(["b"], vectors[1:2])
     assert nearest(index, vectors[:2]) == ["a", "b"]
+
+
+@forks
+@pytest.mark.filterwarnings("ignore:This process")
+def test_a_child_that_closes_an_index_in_memory_leaves_it_to_its_parent(vectors):
+    with TwoStageIndex() as index:
+        index.upsert(["a"], vectors[:1])
+        assert in_child(index.close) is None
+        index.upsert(["b"], vectors[1:2])
+        assert nearest(index, vectors[:2]) == ["a", "b"]
 
 
 IN_CHILD = """
