@@ -44,9 +44,8 @@ def quantize(vectors: Float32Array) -> tuple[Codes, Float32Array]:
     return codes, scales
 
 
-def rounding_errors(vectors: Float32Array) -> Float32Array:
-    """Return the distance of each of float32 [n, dim] from what `quantize` makes of it: float32 [n]."""
-    codes, scales = quantize(vectors)
+def rounding_errors(vectors: Float32Array, codes: Codes, scales: Float32Array) -> Float32Array:
+    """Return the distance of each of float32 [n, dim] from what `quantize` made of it: float32 [n]."""
     errors: Float32Array = np.linalg.norm(vectors - codes * scales[:, None], axis=1)
     return errors
 

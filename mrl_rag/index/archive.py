@@ -27,7 +27,7 @@ import numpy.typing as npt
 
 from mrl_rag.errors import ArchiveError, IndexClosed, IndexNotWritable
 from mrl_rag.index.config import ArchivePrecision
-from mrl_rag.index.lock import SharedGate
+from mrl_rag.index.gate import SharedGate
 from mrl_rag.lifetime import Dropped
 from mrl_rag.quantization import Bytes, Precision, pack_rows, row_bytes, sign_bits, unpack_rows
 from mrl_rag.truncation import Float32Array

@@ -2,7 +2,7 @@
 
 The questions are records of the index itself that the rotation isn't fitted on. The dimension is chosen by exact scans,
 before anything is written to Chroma: what an exact scan at a dimension loses, no graph can find. Then Chroma is filled,
-and the shortlist's size and the graph's `ef_search` are chosen by what Chroma really answers.
+and the shortlist's size, and where the graph is searched its `ef_search`, are chosen by what searches really find.
 """
 
 from __future__ import annotations
@@ -137,7 +137,7 @@ def measure(
         searcher: what is asked.
         questions: records asked as questions.
         ids: of the records that the questions number.
-        size: candidates that Chroma is asked for at first; None for what was chosen for the index.
+        size: candidates that stage one is asked for at first; None for what was chosen for the index.
 
     Returns:
         The share of the true nearest records that were found, 0 to 1, and the median seconds per question.

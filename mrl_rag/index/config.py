@@ -28,7 +28,7 @@ class IndexConfig:
             0 to 1.
         precision: of the archive; a second Chroma collection keeps float32.
         dim_fixed: whether the user chose `shortlist_dim`.
-        shortlist_size: candidates that a search without a plan asks Chroma for at first; 0 as long as none is chosen.
+        shortlist_size: candidates that a search without a plan begins with; 0 as long as none is chosen.
         target_recall: of the exact top 10, that the choice of dimension and size aims at.
         recall: what the choice reached on vectors left out of the fit; 0.0 as long as it wasn't measured.
         measured_records: how many records there were then.

@@ -11,7 +11,7 @@ from mrl_rag.errors import IndexClosed, IndexNotWritable, TwoStageIndexError
 from mrl_rag.index.archive import leave_files
 from mrl_rag.index.chroma_errors import is_panic
 from mrl_rag.index.documents import close_reader, leave_readers
-from mrl_rag.index.lock import SharedGate
+from mrl_rag.index.gate import SharedGate
 from mrl_rag.lifetime import leave_to_parent, renew_after_fork
 
 if TYPE_CHECKING:

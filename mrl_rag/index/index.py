@@ -862,7 +862,7 @@ class TwoStageIndex:
         return self._opened.stores
 
     def _calibrate(self, questions: Questions, ids: Sequence[str], may_change_graph: bool = True) -> None:
-        """Choose the shortlist's size and the graph's `ef_search` by what Chroma really answers."""
+        """Choose the shortlist's size and the graph's `ef_search` by what searches really find."""
         assert self._opened is not None
         best, target = (0.0, 0.0, SIZES[0]), self._opened.stores.config.target_recall
         may_change_graph = may_change_graph and self._storage.reopens and not self._opened.scans

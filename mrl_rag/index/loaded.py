@@ -9,7 +9,7 @@ import threading
 import zipfile
 from collections.abc import Container, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple, TypeVar
 
 import numpy as np
@@ -56,20 +56,20 @@ class LoadedVectors:
         ids: of the n rows, and after them perhaps of rows that later moments have.
         codes: the vectors in eight bits per number, int8 [n, d].
         scales: float32 [n], by which the codes are multiplied.
-        slots: int64 [n], where the archive has the full vectors.
-        removed: int [m], rows of records that were replaced or deleted.
         full: the vectors themselves, float32 unit rows [n, full_dim]; None where the codes are of the shortlist's.
         error: the largest distance of one of these from its codes.
+        slots: int64 [n], where the archive has the full vectors; empty where nobody asks for that.
+        removed: int [m], rows of records that were replaced or deleted.
     """
 
     version: int
     ids: list[str]
     codes: Codes
     scales: Float32Array
-    slots: Slots
-    removed: npt.NDArray[np.intp]
     full: Float32Array | None
     error: float = 0.0
+    slots: Slots = field(default_factory=lambda: np.empty(0, dtype=np.int64))
+    removed: npt.NDArray[np.intp] = field(default_factory=lambda: np.empty(0, dtype=np.intp))
 
     def __len__(self) -> int:
         """Return how many records there are."""
@@ -77,11 +77,13 @@ class LoadedVectors:
 
     def scores(self, query: Float32Array) -> Float32Array:
         """Return about the cosine of a unit query, float32 [d], with each row, float32 [n]; -inf where removed."""
-        # Not a product by NumPy: OpenBLAS shares it out to all cores and waits for the last one. That is quick where
-        # they are idle, and took 9 ms instead of 0.4 where other programs kept them busy.
+        return self._scores(*quantize(query[None]))
+
+    def _scores(self, codes: Codes, scales: Float32Array) -> Float32Array:
         if not len(self.codes):
             return np.empty(0, dtype=np.float32)
-        codes, scales = quantize(query[None])
+        # Not a product by NumPy: OpenBLAS shares it out to all cores and waits for the last one. That is quick where
+        # they are idle, and took 9 ms instead of 0.4 where other programs kept them busy.
         found: Float32Array = np.asarray(simsimd.cdist(codes, self.codes, metric="dot", out_dtype="float32"))[0]
         found *= self.scales
         found *= scales
@@ -91,9 +93,10 @@ class LoadedVectors:
 
     def among_best(self, query: Float32Array, k: int) -> npt.NDArray[np.intp]:
         """Return rows, int [m], among which are the k nearest to a unit query, float32 [full_dim]."""
-        scores = self.scores(query)
+        codes, scales = quantize(query[None])
+        scores = self._scores(codes, scales)
         # By so much at most does a score differ from the cosine: by Cauchy and Schwarz, for the rounding of both sides.
-        ours = float(rounding_errors(query[None])[0])
+        ours = float(rounding_errors(query[None], codes, scales)[0])
         margin = self.error + ours * (1 + self.error) + _ARITHMETIC
         return np.flatnonzero(scores >= np.partition(scores, -k)[-k] - 2 * margin)
 
@@ -161,9 +164,8 @@ class Loader:
         found, vectors = self._stores.archive.read(ids)
         rows = unit_rows(vectors)
         codes, scales = quantize(rows)
-        error = float(rounding_errors(rows).max(initial=0.0))
-        _, slots, removed = _nothing()
-        return LoadedVectors(0, found, codes, scales, slots, removed, rows, error)
+        error = float(rounding_errors(rows, codes, scales).max(initial=0.0))
+        return LoadedVectors(0, found, codes, scales, rows, error)
 
     def _caught_up(self, before: LoadedVectors) -> LoadedVectors | None:
         """Put in what was written since; None where that isn't known, or little of `before` is left."""
@@ -183,7 +185,8 @@ class Loader:
         self._codes = np.empty((len(ids), config.full_dim if full else config.shortlist_dim), dtype=np.int8)
         self._full = np.empty((len(ids), config.full_dim), dtype=np.float32) if full else None
         self._row_of = {}
-        loaded = LoadedVectors(0, [], self._codes[:0], *_nothing(), None if self._full is None else self._full[:0])
+        none = np.empty(0, dtype=np.float32)
+        loaded = LoadedVectors(0, [], self._codes[:0], none, None if self._full is None else self._full[:0])
         for start in range(0, len(ids), _PAGE):
             loaded = self._append(loaded, *self._stores.full_vectors(ids[start : start + _PAGE]))
         return loaded
@@ -209,11 +212,11 @@ class Loader:
         scales, error = before.scales, before.error
         if len(ids):
             rows = unit_rows(vectors) if self._full is not None else self._stores.project(vectors)
-            self._codes[count:end], new = quantize(rows)
-            scales = np.append(scales, new)
+            codes, new_scales = quantize(rows)
+            self._codes[count:end], scales = codes, np.append(scales, new_scales)
             if self._full is not None:
                 self._full[count:end] = rows
-                error = max(error, float(rounding_errors(rows).max()))
+                error = max(error, float(rounding_errors(rows, codes, new_scales).max()))
         before.ids.extend(ids)
         self._row_of.update(zip(ids, range(count, end), strict=True))
         self._unsaved += len(ids) + len(gone)
@@ -235,8 +238,7 @@ class Loader:
             about, ids = (json.loads(file[name].tobytes()) for name in ("about", "ids"))
             if (about["rotation"], about["dim"]) == (self._stores.config.rotation, self._stores.config.shortlist_dim):
                 self._codes, self._full = file["codes"], None
-                _, _, removed = _nothing()
-                return LoadedVectors(about["version"], ids, self._codes, file["scales"], file["slots"], removed, None)
+                return LoadedVectors(about["version"], ids, self._codes, file["scales"], None, slots=file["slots"])
         return None
 
     def _save(self, loaded: LoadedVectors) -> None:
@@ -263,10 +265,6 @@ class Loader:
             except BaseException:
                 os.unlink(file.name)
                 raise
-
-
-def _nothing() -> tuple[Float32Array, Slots, npt.NDArray[np.intp]]:
-    return np.empty(0, dtype=np.float32), np.empty(0, dtype=np.int64), np.empty(0, dtype=np.intp)
 
 
 def _with_room(buffer: npt.NDArray[Number], used: int, wanted: int) -> npt.NDArray[Number]:

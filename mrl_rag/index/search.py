@@ -51,10 +51,10 @@ class Stage:
     Attributes:
         dim: how many numbers it looked at.
         rank: 1 for its best candidate.
-        score: cosine at `dim`; None for Chroma's stage, which is asked for ids alone.
-        milliseconds: that the stage took; for Chroma's stage, for all queries that went through it together.
-        candidates: how many candidates it looked at; Chroma's stage: how many it was asked for.
-        rounds: how often Chroma was asked: again for twice as many as long as a hit stood in the later half of them.
+        score: cosine at `dim`; None for stage one, which is asked for ids alone.
+        milliseconds: that the stage took; for stage one, for all queries that went through it together.
+        candidates: how many candidates it looked at; stage one: how many it was asked for.
+        rounds: how often stage one was asked: again for twice as many as long as a hit stood in their later half.
     """
 
     dim: int

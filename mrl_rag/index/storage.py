@@ -22,7 +22,7 @@ from mrl_rag.index.chroma_archive import ChromaArchive
 from mrl_rag.index.config import IndexConfig
 from mrl_rag.index.documents import DocumentReader, vector_segment
 from mrl_rag.index.folder import Folder, Graph
-from mrl_rag.index.lock import SharedGate
+from mrl_rag.index.gate import SharedGate
 from mrl_rag.index.shortlist import ShortlistCollection, Stored
 from mrl_rag.lifetime import Dropped
 from mrl_rag.truncation import Float32Array, truncate, unit_rows
@@ -234,17 +234,15 @@ class Storage:
 
     def stores(self, shortlist: ShortlistCollection, archive: Archive) -> Stores:
         """Put a collection and its archive together."""
-        if self.folder is None or self._place is None:
-            return Stores(shortlist, archive)
         version = archive.version
-        name = shortlist.config.archive
-        if version is None:
+        if self._place is None or version is None:
             return Stores(shortlist, archive)
+        folder, name = self._place.path, shortlist.config.archive
         # The last transaction's record may have been on its way to Chroma when that read its graph.
         known = Graph(version - 1 if self.reopens else version)
         graph = self._place.graphs.setdefault((self._spelling, name), known)
-        saved = self.folder / f"archive-{name}.shortlist.npz"
-        return Stores(shortlist, archive, DocumentReader(self.folder, shortlist.id), saved, graph, self.generation)
+        saved = folder / f"archive-{name}.shortlist.npz"
+        return Stores(shortlist, archive, DocumentReader(folder, shortlist.id), saved, graph, self.generation)
 
     def open_archive(self, config: IndexConfig, create: bool) -> Archive:
         """Open the archive that `config` names, or make it.
