@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from mrl_rag.arguments import check_integer
 from mrl_rag.errors import InvalidInput
 from mrl_rag.tasks import check_texts
 from mrl_rag.tokens import load_encoding, tokenize
@@ -53,8 +54,7 @@ def pack(
     """
     texts = check_texts(texts)
     for name, value, least in (("max_tokens", max_tokens, 1), ("reserve", reserve, 0)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            raise InvalidInput(f"{name} is {value!r}; it must be an integer of at least {least}.")
+        check_integer(name, value, least)
     room = max_tokens - reserve
     if room < 1:
         raise InvalidInput(f"max_tokens={max_tokens} less reserve={reserve} leaves no room; lower the reserve.")

@@ -9,6 +9,7 @@ from typing import Protocol
 from mrl_rag.errors import InvalidIds
 from mrl_rag.index import Hit, Plan, TwoStageIndex
 from mrl_rag.index.checks import Metadata, Where, check_ids, check_metadatas
+from mrl_rag.progress import progress_bar
 from mrl_rag.tasks import check_texts
 from mrl_rag.truncation import Float32Array
 
@@ -74,8 +75,6 @@ class TwoStageRetriever:
             InvalidIds: ids are empty, repeated, or not as many as the texts or metadatas.
             TwoStageIndexError: as `TwoStageIndex.upsert` does.
         """
-        from tqdm import tqdm
-
         texts = check_texts(texts)
         names = [_id_of(text) for text in texts] if ids is None else check_ids(ids)
         notes = [None] * len(texts) if metadatas is None else list(metadatas)
@@ -86,13 +85,13 @@ class TwoStageRetriever:
         check_metadatas(notes)
         # The last of equal ids, as if each had been stored in turn.
         rows = list({name: row for row, name in enumerate(names)}.values())
-        with tqdm(total=len(rows), desc="index", unit="text", disable=None if progress else True) as bar:
+        with progress_bar(len(rows), "index", "text", progress) as advance:
             for start in range(0, len(rows), _BATCH):
                 batch = rows[start : start + _BATCH]
                 changed = self.index.changed(
                     [names[row] for row in batch], [texts[row] for row in batch], [notes[row] for row in batch]
                 )
-                bar.update(len(batch) - len(changed))
+                advance(len(batch) - len(changed))
                 if changed:
                     part = [batch[position] for position in changed]
                     documents = [texts[row] for row in part]
@@ -102,7 +101,7 @@ class TwoStageRetriever:
                         documents,
                         [notes[row] for row in part],
                     )
-                    bar.update(len(part))
+                    advance(len(part))
         return names
 
     def search(

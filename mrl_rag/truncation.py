@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import operator
 from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
+from mrl_rag.arguments import is_integer
 from mrl_rag.errors import InvalidDimension, InvalidVectors
 
 FloatArray: TypeAlias = npt.NDArray[np.floating]
@@ -27,16 +27,12 @@ def check_dim(dim: object, full_dim: int) -> int:
     Raises:
         InvalidDimension: `dim` is not an integer in range.
     """
-    try:
-        value = -1 if isinstance(dim, bool) else operator.index(dim)  # type: ignore[arg-type]
-    except TypeError:
-        value = -1
-    if not 1 <= value <= full_dim:
+    if not is_integer(dim, 1, full_dim):
         raise InvalidDimension(
             f"dim is {dim!r}; it must be an integer from 1 to {full_dim} (the full dimension). "
             f"Pass one in that range, or leave it out for all {full_dim}."
         )
-    return value
+    return int(dim)  # type: ignore[call-overload, no-any-return]
 
 
 def as_rows(vectors: npt.ArrayLike, name: str = "vectors") -> Float32Array:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from typing import Self
 
-from mrl_rag.errors import InvalidInput
+from mrl_rag.arguments import check_integer
 from mrl_rag.tasks import Task, check_texts
 from mrl_rag.truncation import Float32Array
 
@@ -97,9 +96,7 @@ def blocks_of(texts: Iterable[str], size: int) -> Iterator[list[str]]:
     """Return an iterator over lists of `size` texts, the last one shorter; arguments and errors as `encode_iter`."""
     if isinstance(texts, str) or not isinstance(texts, Iterable):
         check_texts(texts)
-    if isinstance(size, bool) or not isinstance(size, int) or size < 1:
-        raise InvalidInput(f"block is {size!r}; it must be a whole number of texts, 1 or more.")
-    return _blocks(iter(texts), size)
+    return _blocks(iter(texts), check_integer("block", size, 1))
 
 
 def _blocks(texts: Iterator[str], size: int) -> Iterator[list[str]]:
@@ -107,16 +104,3 @@ def _blocks(texts: Iterator[str], size: int) -> Iterator[list[str]]:
     while block := check_texts(islice(texts, size), first):
         yield block
         first += len(block)
-
-
-@contextmanager
-def progress_bar(texts: int, shown: bool) -> Iterator[Callable[[float], object]]:
-    """Yield what to call with the number of texts that are done; where `shown`, a terminal gets a bar of them."""
-    if not shown:
-        # tqdm without a bar starts a thread nonetheless, and takes a lock that a fork may leave locked in the child.
-        yield lambda done: None
-        return
-    from tqdm import tqdm
-
-    with tqdm(total=texts, desc="encode", unit="text", disable=None) as bar:
-        yield bar.update

@@ -13,9 +13,10 @@ from typing import Protocol
 
 import numpy as np
 
-from mrl_rag.encoder.base import Encoder, progress_bar
+from mrl_rag.encoder.base import Encoder
 from mrl_rag.errors import EncoderCacheError, EncoderClosed
 from mrl_rag.lifetime import leave_to_parent, renew_after_fork
+from mrl_rag.progress import progress_bar
 from mrl_rag.tasks import Task, check_task, check_texts
 from mrl_rag.truncation import Float32Array, check_dim, truncate
 
@@ -137,7 +138,7 @@ class CachedEncoder(Encoder):
         keys = [blake2b(prefix + text.encode(), digest_size=16).digest() for text in texts]
         known = self._read(list(dict.fromkeys(keys)))
         missing = list({key: text for key, text in zip(keys, texts, strict=True) if key not in known}.items())
-        with progress_bar(len(missing), progress) as advance:
+        with progress_bar(len(missing), "encode", "text", progress) as advance:
             for start in range(0, len(missing), _BATCH):
                 part = missing[start : start + _BATCH]
                 found = dict(

@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias, cast, get
 import numpy as np
 import numpy.typing as npt
 
-from mrl_rag.encoder.base import BLOCK, Encoder, blocks_of, progress_bar
+from mrl_rag.arguments import is_integer
+from mrl_rag.encoder.base import BLOCK, Encoder, blocks_of
 from mrl_rag.encoder.batching import Row
 from mrl_rag.encoder.loading import (
     Recipe,
@@ -40,6 +41,7 @@ from mrl_rag.errors import (
 )
 from mrl_rag.lifetime import NATIVE_CODE, leave_to_parent, renew_after_fork
 from mrl_rag.models import ModelSpec, find_row
+from mrl_rag.progress import progress_bar
 from mrl_rag.tasks import Task, check_task, check_texts, with_prompt
 from mrl_rag.truncation import Float32Array, as_rows, check_dim, layer_norm, normalize, truncate
 
@@ -284,7 +286,7 @@ class MatryoshkaEncoder(Encoder):
         texts = check_texts(texts)
         found = np.empty((len(texts), dim), dtype=np.float32)
         cut: list[int] = []
-        with progress_bar(len(texts), progress) as advance:
+        with progress_bar(len(texts), "encode", "text", progress) as advance:
             windows = (texts[start : start + BLOCK] for start in range(0, len(texts), BLOCK))
             for start, (window, vectors) in zip(count(0, BLOCK), self._windows(windows, task, cut, advance)):
                 found[start : start + len(window)] = truncate(vectors, dim)
@@ -642,7 +644,7 @@ def _pick_max_length(
         return min(recipe.max_length or (spec.max_length if spec else limit), positions)
     # Rotary scaling takes some networks past the positions that their config counts, but nothing past a table's end.
     limit = min(max(limit, recipe.max_length or 0, spec.max_length if spec else 0), positions)
-    if isinstance(asked, bool) or not isinstance(asked, int) or not 3 <= asked <= limit:
+    if not is_integer(asked, 3, limit):
         raise InvalidInput(
             f"max_length is {asked!r}; it must be an integer from 3 to {limit}, the longest input this network takes."
         )

@@ -7,8 +7,9 @@ import threading
 from collections.abc import Mapping
 from typing import Any
 
+from mrl_rag.arguments import check_integer
 from mrl_rag.encoder.connection import Connection, Reply, host_of, read_key, server_of
-from mrl_rag.encoder.remote import MAX_CHARACTERS, RemoteEncoder, Requests, check_whole, request_batches
+from mrl_rag.encoder.remote import MAX_CHARACTERS, RemoteEncoder, Requests, request_batches
 from mrl_rag.errors import InvalidInput
 from mrl_rag.tasks import Task
 from mrl_rag.truncation import Float32Array, layer_norm
@@ -128,12 +129,12 @@ class NomicEncoder(RemoteEncoder):
                 _KEY,
                 extra="nomic",
                 timeout=timeout,
-                max_retries=check_whole("max_retries", max_retries, 0),
+                max_retries=check_integer("max_retries", max_retries, 0),
             ),
             server=None if server == server_of(_BASE_URL) else server,
             full_dim=dims[0] if full_dim is None and dims else full_dim,
             dims=dims,
-            max_length=_MAX_LENGTH if max_length is None else check_whole("max_length", max_length, 1, _MAX_LENGTH),
+            max_length=_MAX_LENGTH if max_length is None else check_integer("max_length", max_length, 1, _MAX_LENGTH),
             prompts=prompts,
             send_dimensions=send_dimensions,
             concurrency=concurrency,

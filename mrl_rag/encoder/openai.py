@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from mrl_rag.arguments import check_integer
 from mrl_rag.encoder.connection import REFUSED, Connection, Reply, host_of, read_key, server_of
-from mrl_rag.encoder.remote import MAX_CHARACTERS, RemoteEncoder, Requests, check_whole, request_batches
+from mrl_rag.encoder.remote import MAX_CHARACTERS, RemoteEncoder, Requests, request_batches
 from mrl_rag.errors import InvalidInput, RemoteEncoderError
 from mrl_rag.lifetime import NATIVE_CODE
 from mrl_rag.tasks import Task
@@ -160,7 +161,7 @@ class OpenAIEncoder(RemoteEncoder):
                 extra="openai",
                 headers={name: os.environ[variable] for name, variable in _HEADERS.items() if variable in os.environ},
                 timeout=timeout,
-                max_retries=check_whole("max_retries", max_retries, 0),
+                max_retries=check_integer("max_retries", max_retries, 0),
             ),
             server=None if server == server_of(_BASE_URL) else server,
             full_dim=known.dims[0] if full_dim is None and known else full_dim,
@@ -222,7 +223,7 @@ class OpenAIEncoder(RemoteEncoder):
 
 def _pick_max_length(asked: int | None, known: _Model | None, model: str) -> int | None:
     if known is not None:
-        return known.max_length if asked is None else check_whole("max_length", asked, 1, known.max_length)
+        return known.max_length if asked is None else check_integer("max_length", asked, 1, known.max_length)
     if asked is not None:
         raise InvalidInput(
             f"max_length is {asked!r}, and the tokens of {model!r} can't be counted here. Leave it out, and set the "

@@ -15,10 +15,12 @@ from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
-from mrl_rag.encoder.base import Encoder, progress_bar
+from mrl_rag.arguments import check_integer
+from mrl_rag.encoder.base import Encoder
 from mrl_rag.encoder.connection import REFUSED, Connection, Reply
 from mrl_rag.errors import EncoderClosed, InvalidInput, RemoteEncoderError
 from mrl_rag.lifetime import renew_after_fork
+from mrl_rag.progress import progress_bar
 from mrl_rag.tasks import TASKS, Task, check_task, check_texts, with_prompt
 from mrl_rag.truncation import Float32Array, check_dim, truncate
 
@@ -86,10 +88,10 @@ class RemoteEncoder(Encoder):
         self._settings = settings
         self._connection = connection
         self._server = server
-        self._full_dim = full_dim if full_dim is None else check_whole("full_dim", full_dim, 1)
+        self._full_dim = full_dim if full_dim is None else check_integer("full_dim", full_dim, 1)
         self._dims = dims
         self._send_dimensions = send_dimensions
-        self._fetcher = Fetcher(check_whole("concurrency", concurrency, 1))
+        self._fetcher = Fetcher(check_integer("concurrency", concurrency, 1))
         renew_after_fork(self)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -333,7 +335,7 @@ class Fetcher:
         call = _Call(self._slots, stop, send, rows, waiting, fetched)
         self._calls.add(stop)
         try:
-            with progress_bar(len(rows), progress) as advance:
+            with progress_bar(len(rows), "encode", "text", progress) as advance:
                 advance(sum(len(part) for part in fetched.values()))
                 call.run(self._concurrency, advance)
         except BaseException as error:
@@ -436,18 +438,6 @@ def request_batches(costs: Sequence[int], max_inputs: int, max_cost: int) -> Ite
         total += cost
     if start < len(costs):
         yield slice(start, len(costs))
-
-
-def check_whole(name: str, value: object, least: int, most: int | None = None) -> int:
-    """Return `value` when it is an integer in range.
-
-    Raises:
-        InvalidInput: it is not.
-    """
-    if isinstance(value, bool) or not isinstance(value, int) or value < least or (most is not None and value > most):
-        limits = f"of {least} or more" if most is None else f"from {least} to {most}"
-        raise InvalidInput(f"{name} is {value!r}; it must be an integer {limits}. Pass one, or leave it out.")
-    return value
 
 
 def _check_prompts(prompts: Mapping[Task, str] | None) -> dict[Task, str]:

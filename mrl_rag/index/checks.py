@@ -45,17 +45,6 @@ def check_name(name: str) -> str:
     return name
 
 
-def check_count(name: str, count: int) -> int:
-    """Return how many records are wanted, or passed over.
-
-    Raises:
-        InvalidInput: not an integer of at least 0.
-    """
-    if isinstance(count, bool) or not isinstance(count, int | np.integer) or count < 0:
-        raise InvalidInput(f"{name} is {count!r}; it must be an integer of at least 0.")
-    return int(count)
-
-
 def check_ids(ids: Sequence[str], unique: bool = True, first: int = 0) -> list[str]:
     """Return the ids as a list.
 

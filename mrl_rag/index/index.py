@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self, TypeAlias, TypeVar, get_ar
 import numpy as np
 import numpy.typing as npt
 
+from mrl_rag.arguments import check_integer
 from mrl_rag.errors import (
     IndexClosed,
     IndexMismatch,
@@ -32,7 +33,6 @@ from mrl_rag.index.calibration import EF_SEARCH, SIZES, Questions, ask_own_recor
 from mrl_rag.index.checks import (
     Metadata,
     Where,
-    check_count,
     check_documents,
     check_ids,
     check_metadatas,
@@ -51,6 +51,7 @@ from mrl_rag.index.shortlist import ShortlistCollection, empty_collection, is_ou
 from mrl_rag.index.storage import Storage, Stores
 from mrl_rag.index.verify import Report, verify
 from mrl_rag.lifetime import leave_to_parent, release_dropped, renew_after_fork
+from mrl_rag.progress import progress_bar
 from mrl_rag.tasks import check_texts
 from mrl_rag.truncation import Float32Array, as_rows, check_dim, unit_rows
 
@@ -239,8 +240,6 @@ class TwoStageIndex:
             InvalidInput: `in_place` with another folder, or with `name`.
             IndexMismatch: the collection is a two-stage index already.
         """
-        from tqdm import tqdm
-
         if client is None and ((in_place and path is None) or _is_in(collection, path)):
             client, path = _client_of(collection), None
         if in_place and (client is None or name is not None):
@@ -249,7 +248,7 @@ class TwoStageIndex:
             raise IndexMismatch(f"collection {collection.name!r} is a two-stage index; open it as one.")
         target = name or (f"{collection.name}-two-stage" if client is not None else collection.name)
         index = cls(path, target, None, shortlist_dim, fingerprint, client, rotation=rotation, precision=precision)
-        with tqdm(total=collection.count(), desc="copy", unit="record", disable=None if progress else True) as bar:
+        with progress_bar(collection.count(), "copy", "record", progress) as advance:
             for ids, vectors, documents, metadatas in pages(collection):
                 new = index.changed(ids, documents, metadatas)
                 if new:
@@ -259,7 +258,7 @@ class TwoStageIndex:
                         [documents[row] for row in new],
                         [metadatas[row] for row in new],
                     )
-                bar.update(len(ids))
+                advance(len(ids))
         if in_place and index._opened is not None:
             with index._writing():
                 shortlist = index._opened.stores.shortlist
@@ -362,8 +361,6 @@ class TwoStageIndex:
             InvalidInput: Chroma can't store a metadata.
             IndexNotWritable: the folder can't be written.
         """
-        from tqdm import tqdm
-
         ids = check_ids(ids)
         rows = as_rows(vectors)
         texts = [None] * len(ids) if documents is None else list(documents)
@@ -377,11 +374,11 @@ class TwoStageIndex:
         with self._writing():
             stores = (self._open() or self._create(ids, rows)).stores
             self._check_length(rows, "vectors", stores.config.full_dim)
-            with tqdm(total=len(ids), desc="index", unit="record", disable=None if progress else True) as bar:
+            with progress_bar(len(ids), "index", "record", progress) as advance:
                 for batch in stores.shortlist.batches(range(len(ids))):
                     part = slice(batch[0], batch[-1] + 1)
                     writer.upsert(stores, ids[part], unit_rows(rows[part]), texts[part], checked[part])
-                    bar.update(len(batch))
+                    advance(len(batch))
             self._adapt(stores, rows)
 
     def check(
@@ -494,8 +491,8 @@ class TwoStageIndex:
         """
         wanted = None if ids is None else list(dict.fromkeys(check_ids(ids, unique=False)))
         where, where_document = check_where(where, where_document)
-        offset = check_count("offset", offset)
-        limit = None if limit is None else check_count("limit", limit)
+        offset = check_integer("offset", offset, 0)
+        limit = None if limit is None else check_integer("limit", limit, 0)
         if wanted == []:
             return []
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import operator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import pairwise
 
+from mrl_rag.arguments import is_integer
 from mrl_rag.errors import InvalidPlan
 
 # Candidates that a search without a plan asks for at first when none were chosen for the index, how many times k they
@@ -109,11 +110,8 @@ def check_plan(plan: Plan, shortlist_dim: int, full_dim: int, k: int) -> Plan:
 
 
 def _positive_integers(name: str, values: object) -> tuple[int, ...]:
-    try:
-        checked = tuple(-1 if isinstance(v, bool) else operator.index(v) for v in values)  # type: ignore[attr-defined]
-    except TypeError:
-        checked = (-1,)
-    if min(checked, default=1) < 1:
+    checked = tuple(values) if isinstance(values, Iterable) else (None,)
+    if not all(is_integer(value, 1) for value in checked):
         shown = values[0] if isinstance(values, tuple) and len(values) == 1 else values
         raise InvalidPlan(f"{name} is {shown!r}; it must be made of integers of at least 1.")
-    return checked
+    return tuple(map(int, checked))

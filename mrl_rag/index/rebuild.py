@@ -16,6 +16,7 @@ from mrl_rag.index.rotation import SAMPLE, explained_energy
 from mrl_rag.index.shortlist import NEW, ShortlistCollection
 from mrl_rag.index.storage import Storage, Stores
 from mrl_rag.index.writer import readable_vectors, sampled_vectors
+from mrl_rag.progress import progress_bar
 from mrl_rag.truncation import Float32Array, check_dim
 
 
@@ -96,10 +97,8 @@ def _fit(stores: Stores, config: IndexConfig) -> tuple[list[str], IndexConfig, Q
 
 def _copy(old: Stores, new: Stores, lost: set[str], progress: bool) -> None:
     """Fill the new collection with every record of the old one."""
-    from tqdm import tqdm
-
     ids = old.shortlist.ids(None, None)
-    with tqdm(total=len(ids), desc="reindex", unit="record", disable=None if progress else True) as bar:
+    with progress_bar(len(ids), "reindex", "record", progress) as advance:
         for batch in new.shortlist.batches(ids):
             records = old.shortlist.get(batch)
             hidden = next((id_ for id_ in batch if id_ not in records), None)
@@ -115,7 +114,7 @@ def _copy(old: Stores, new: Stores, lost: set[str], progress: bool) -> None:
                 rows = np.stack([vectors[id_] for id_ in kept])
                 documents, metadatas = zip(*(records[id_] for id_ in kept), strict=True)
                 new.shortlist.upsert(kept, rows, documents, metadatas, {})
-            bar.update(len(batch))
+            advance(len(batch))
 
 
 def _shortlist_vectors(old: Stores, new: Stores, batch: Any, lost: set[str]) -> dict[str, Float32Array]:
