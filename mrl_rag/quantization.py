@@ -6,6 +6,7 @@ from typing import Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
+import simsimd
 
 from mrl_rag.truncation import Float32Array
 
@@ -42,6 +43,26 @@ def quantize(vectors: Float32Array) -> tuple[Codes, Float32Array]:
     scales: Float32Array = np.abs(vectors).max(axis=1, initial=0.0).astype(np.float32) / np.float32(127)
     codes = np.rint(vectors / np.where(scales > 0, scales, 1)[:, None]).astype(np.int8)
     return codes, scales
+
+
+def score_codes(queries: Codes, codes: Codes, scales: Float32Array) -> Float32Array:
+    """Return about the inner products of queries and vectors, each query's multiplied by a positive number of its own.
+
+    Args:
+        queries: int8 [q, dim], as `quantize` returns them.
+        codes: the vectors, int8 [n, dim].
+        scales: theirs, float32 [n].
+
+    Returns:
+        float32 [q, n]; times a query's scale they are about the inner products themselves.
+    """
+    if not len(codes):
+        return np.empty((len(queries), 0), dtype=np.float32)
+    # Not a product by NumPy: OpenBLAS shares it out to all cores and waits for the last one. That is quick where they
+    # are idle, and took 9 ms instead of 0.4 for 100,000 x 96 where other programs kept them busy.
+    found: Float32Array = np.asarray(simsimd.cdist(queries, codes, metric="dot", out_dtype="float32"))
+    found *= scales
+    return found
 
 
 def rounding_errors(vectors: Float32Array, codes: Codes, scales: Float32Array) -> Float32Array:

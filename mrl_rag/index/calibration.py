@@ -1,8 +1,8 @@
 """Choose the cheapest dimension and shortlist with which searches find nearly all of the true nearest records.
 
 The questions are records of the index itself that the rotation isn't fitted on. The dimension is chosen by exact scans,
-before anything is written to Chroma: what an exact scan at a dimension loses, no graph can find. Then Chroma is filled,
-and the shortlist's size, and where the graph is searched its `ef_search`, are chosen by what searches really find.
+before anything is written to Chroma: what an exact scan at a dimension loses, no search can find. Then Chroma is
+filled, and what searches really find says how many candidates and inverted lists they begin with.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ import numpy as np
 import numpy.typing as npt
 
 from mrl_rag.index.config import IndexConfig
-from mrl_rag.index.plan import MAX_ROUNDS, first_size
+from mrl_rag.index.plan import LATE, MAX_ROUNDS, first_size
 from mrl_rag.index.rotation import SAMPLE, explained_energy, fit
-from mrl_rag.index.search import Searcher, is_scanned
+from mrl_rag.index.search import Searcher
 from mrl_rag.truncation import Float32Array, unit_rows
 
 Rows = npt.NDArray[np.intp]
@@ -28,23 +28,20 @@ ReadRows = Callable[[Rows], Float32Array]
 # Of the top K that a full scan finds.
 _K = 10
 # Records that are asked as questions, and the largest share of all that they may be.
-_HELD_OUT, _LARGEST_SHARE = 200, 0.1
+_HELD_OUT, _LARGEST_SHARE = 500, 0.1
 # Dimensions that are considered: multiples of it.
 _STEP = 32
-# By how much an exact scan at the dimension must exceed the target: what Chroma's graph usually loses, and what the
-# questions may hide.
+# By how much an exact scan at the dimension must exceed the target: what the lists that aren't searched lose, and what
+# the questions may hide.
 _MARGIN = 0.004
-# Milliseconds, measured at 100,000 records (`benchmarks/README.md`): per row and number of a scan in memory, per call
-# to Chroma and dimension of it, and to read and rank a candidate.
-_MS_PER_ROW, _MS_PER_NUMBER = 2.8e-6, 1.8e-8
-_MS_PER_CALL, _MS_PER_DIM, _MS_PER_CANDIDATE = 0.8, 0.0005, 0.005
-# A smaller index is expected to grow to so many records.
-_EXPECTED = 100_000
+# Milliseconds of a search, measured at 100,000 records (`benchmarks/README.md`): per dimension, and to read and rank a
+# candidate.
+_MS_PER_DIM, _MS_PER_CANDIDATE = 0.001, 0.0045
 # Vectors read at a time.
 _BLOCK = 20_000
-# Shortlist sizes that are tried, and what a search of the graph keeps in view: Chroma's default first.
-SIZES = (30, 50, 100)
-EF_SEARCH = (100, 200, 400)
+# Shortlist sizes that are tried, and shares of the inverted lists.
+SIZES = (20, 30, 50, 100)
+SHARES = (0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 1.0)
 
 
 @dataclass(frozen=True)
@@ -107,7 +104,7 @@ def fit_shortlist(read: ReadRows, count: int, shortlist_dim: int, dim_fixed: boo
     rotation = fit(sample)
     if questions is not None and not dim_fixed:
         ranks = _ranks(read, count, rotation, questions, _dims_to_try(len(rotation)))
-        shortlist_dim = _cheapest_dim(ranks, count, target_recall)
+        shortlist_dim = _cheapest_dim(ranks, target_recall)
     return Fit(rotation, shortlist_dim, explained_energy(sample, rotation, shortlist_dim), questions)
 
 
@@ -129,7 +126,7 @@ def ask_own_records(read: ReadRows, count: int) -> Questions:
 
 
 def measure(
-    searcher: Searcher, questions: Questions, ids: Sequence[str], size: int | None = None
+    searcher: Searcher, questions: Questions, ids: Sequence[str], size: int = 0, share: float = 0.0
 ) -> tuple[float, float]:
     """Ask the questions one by one.
 
@@ -137,7 +134,8 @@ def measure(
         searcher: what is asked.
         questions: records asked as questions.
         ids: of the records that the questions number.
-        size: candidates that stage one is asked for at first; None for what was chosen for the index.
+        size: candidates that stage one is asked for at first; 0 for what was chosen for the index.
+        share: of the inverted lists that are searched at first; 0 for what was chosen for the index.
 
     Returns:
         The share of the true nearest records that were found, 0 to 1, and the median seconds per question.
@@ -145,38 +143,28 @@ def measure(
     shares, seconds = [], []
     for row, vector, nearest in zip(questions.rows, questions.vectors, questions.nearest, strict=True):
         start = time.perf_counter()
-        (found,) = searcher.nearest(vector[None], _K + 1, size)
+        (found,) = searcher.nearest(vector[None], _K + 1, size, share)
         seconds.append(time.perf_counter() - start)
         others = [id_ for id_ in found if id_ != ids[row]][:_K]
         shares.append(len({ids[other] for other in nearest}.intersection(others)) / len(nearest))
     return float(np.mean(shares)), float(np.median(seconds))
 
 
-def _cheapest_dim(ranks: Mapping[int, Ranks], count: int, target_recall: float) -> int:
+def _cheapest_dim(ranks: Mapping[int, Ranks], target_recall: float) -> int:
     """Return the cheapest dimension at which an exact scan's shortlist holds enough of the true neighbours.
 
     Args:
         ranks: dimension -> int [q, K], how many records an exact scan puts before each true neighbour.
-        count: how many records there are.
         target_recall: share of the true neighbours that is to be found.
     """
     costs: dict[int, float] = {}
     for dim, rank in ranks.items():
         for size in SIZES:
-            recall, rounds, candidates = _shortlist_recall(rank, size)
+            recall, candidates = _shortlist_recall(rank, size)
             if recall >= min(target_recall + _MARGIN, 1.0):
-                cost = _milliseconds(max(count, _EXPECTED), dim, rounds, candidates)
+                cost = dim * _MS_PER_DIM + candidates * _MS_PER_CANDIDATE
                 costs[dim] = min(costs.get(dim, cost), cost)
     return min(costs, key=lambda dim: costs[dim]) if costs else max(ranks)
-
-
-def _milliseconds(count: int, dim: int, rounds: float, candidates: float) -> float:
-    """Return about how long a search takes of so many records at a dimension, with so many rounds and candidates."""
-    if is_scanned(count, dim):
-        stage_one = count * (_MS_PER_ROW + dim * _MS_PER_NUMBER)
-    else:
-        stage_one = rounds * (_MS_PER_CALL + dim * _MS_PER_DIM)
-    return stage_one + candidates * _MS_PER_CANDIDATE
 
 
 def _dims_to_try(full_dim: int) -> list[int]:
@@ -225,7 +213,7 @@ def _read_any(read: ReadRows, rows: Rows) -> Float32Array:
     return unit_rows(read(ascending))[places]
 
 
-def _shortlist_recall(ranks: Ranks, chosen: int) -> tuple[float, float, float]:
+def _shortlist_recall(ranks: Ranks, chosen: int) -> tuple[float, float]:
     """Let a shortlist grow as a search's does.
 
     Args:
@@ -233,13 +221,10 @@ def _shortlist_recall(ranks: Ranks, chosen: int) -> tuple[float, float, float]:
         chosen: its size at first.
 
     Returns:
-        The share of true neighbours in it, the mean number of rounds, and of candidates in all rounds together.
+        The share of true neighbours in it, and the mean number of candidates in all rounds together.
     """
     size = np.full((len(ranks), 1), first_size(chosen, _K))
-    rounds, candidates = 1.0, float(size.mean())
     for _ in range(MAX_ROUNDS - 1):
-        late = ((ranks < size) & (2 * ranks >= size)).any(axis=1, keepdims=True)
+        late = ((ranks < size) & (ranks >= LATE * size)).any(axis=1, keepdims=True)
         size = np.where(late, 2 * size, size)
-        rounds += float(late.mean())
-        candidates += float((late * size).mean())
-    return float((ranks < size).mean()), rounds, candidates
+    return float((ranks < size).mean()), float(size.mean())

@@ -29,6 +29,8 @@ class IndexConfig:
         precision: of the archive; a second Chroma collection keeps float32.
         dim_fixed: whether the user chose `shortlist_dim`.
         shortlist_size: candidates that a search without a plan begins with; 0 as long as none is chosen.
+        lists_share: share of the inverted lists that a search in memory begins with, 0 to 1; 0 as long as none is
+            chosen.
         target_recall: of the exact top 10, that the choice of dimension and size aims at.
         recall: what the choice reached on vectors left out of the fit; 0.0 as long as it wasn't measured.
         measured_records: how many records there were then.
@@ -44,6 +46,7 @@ class IndexConfig:
     precision: Literal["float16", "int8", "binary", "float32"] = "float16"
     dim_fixed: bool = False
     shortlist_size: int = 0
+    lists_share: float = 0.0
     target_recall: float = 0.99
     recall: float = 0.0
     measured_records: int = 0

@@ -29,7 +29,7 @@ from mrl_rag.errors import (
     TwoStageIndexError,
 )
 from mrl_rag.index import writer
-from mrl_rag.index.calibration import EF_SEARCH, SIZES, Questions, ask_own_records, fit_shortlist, measure
+from mrl_rag.index.calibration import SHARES, SIZES, Questions, ask_own_records, fit_shortlist, measure
 from mrl_rag.index.checks import (
     Metadata,
     Where,
@@ -46,7 +46,7 @@ from mrl_rag.index.filters import check_where
 from mrl_rag.index.plan import Plan, check_k, check_plan
 from mrl_rag.index.rebuild import rebuild
 from mrl_rag.index.rotation import explained_energy
-from mrl_rag.index.search import GraphOutdated, Hit, Request, Searcher, is_scanned, max_exact, mmr
+from mrl_rag.index.search import GraphOutdated, Hit, Request, Searcher, max_exact, mmr
 from mrl_rag.index.shortlist import ShortlistCollection, empty_collection, is_ours, leftovers, pages
 from mrl_rag.index.storage import Storage, Stores
 from mrl_rag.index.verify import Report, verify
@@ -694,7 +694,7 @@ class TwoStageIndex:
                 unless it was fixed before.
             rotation: "fit" fits a rotation on the vectors that are there now, "none" drops it; None keeps it.
             hnsw: Chroma's settings of the graph ("ef_search", "ef_construction", "max_neighbors"), over its defaults;
-                None keeps them, or with rotation="fit" has "ef_search" chosen.
+                None keeps them. Searches under a condition go through it.
             progress: show a bar when standard error is a terminal.
 
         Raises:
@@ -849,39 +849,35 @@ class TwoStageIndex:
     ) -> Stores:
         """Fill Chroma anew, and choose how it is searched."""
         settings = stores.shortlist.hnsw if hnsw is None else dict(hnsw)
-        if rotation == "fit" and hnsw is None:
-            # Chosen for another dimension.
-            settings.pop("ef_search", None)
         rebuilt = rebuild(self._storage, stores, shortlist_dim, rotation, settings, progress, lost)
         self._opened = Searcher(rebuilt.stores)
         if rebuilt.questions is not None:
-            self._calibrate(rebuilt.questions, rebuilt.ids, may_change_graph=hnsw is None)
+            self._calibrate(rebuilt.questions, rebuilt.ids)
         return self._opened.stores
 
-    def _calibrate(self, questions: Questions, ids: Sequence[str], may_change_graph: bool = True) -> None:
-        """Choose the shortlist's size and the graph's `ef_search` by what searches really find."""
-        assert self._opened is not None
-        best, target = (0.0, 0.0, SIZES[0]), self._opened.stores.config.target_recall
-        may_change_graph = may_change_graph and self._storage.reopens and not self._opened.scans
-        for ef_search in EF_SEARCH if may_change_graph else EF_SEARCH[:1]:
-            if ef_search != EF_SEARCH[0]:
-                self._opened.stores.shortlist.set_ef_search(ef_search)
-                self._reopen()
-            searcher = self._opened
-            assert searcher is not None
-            searcher.stores.note_written()
-            tried = [(*measure(searcher, questions, ids, size), size) for size in SIZES]
-            good = [one for one in tried if one[0] >= target]
-            best = min(good, key=lambda one: one[1]) if good else max([best, *tried])
-            if good:
+    def _calibrate(self, questions: Questions, ids: Sequence[str]) -> None:
+        """Choose how many candidates and lists a search begins with by what searches really find."""
+        searcher = self._opened
+        assert searcher is not None
+        stores, target = searcher.stores, searcher.stores.config.target_recall
+        stores.note_written()
+        share = 1.0
+        if searcher.in_memory:
+            enough = (s for s in SHARES if measure(searcher, questions, ids, SIZES[-1], s)[0] >= target)
+            # Twice as many lists as records need: questions are less like any record.
+            share = min(2 * next(enough, 1.0), 1.0)
+        for size in SIZES:
+            recall, seconds = measure(searcher, questions, ids, size, share)
+            if recall >= target:
                 break
-        shortlist, (recall, seconds, size) = self._opened.stores.shortlist, best
-        config = replace(shortlist.config, shortlist_size=size, recall=recall, measured_records=len(ids))
-        shortlist.remember(config)
+        config = replace(
+            stores.config, shortlist_size=size, lists_share=share, recall=recall, measured_records=len(ids)
+        )
+        stores.shortlist.remember(config)
         _LOG.info(
-            "index %r is searched at %d of %d dimensions, with %d candidates and %s: %.1f%% of the true top 10 of %d "
-            "of its records, %.2f ms per query",
-            *(self._name, config.shortlist_dim, config.full_dim, size, shortlist.hnsw),
+            "index %r is searched at %d of %d dimensions, with %d candidates and %.0f%% of its lists: %.1f%% of the "
+            "true top 10 of %d of its records, %.2f ms per query",
+            *(self._name, config.shortlist_dim, config.full_dim, size, 100 * share),
             *(100 * recall, len(questions.rows), 1e3 * seconds),
         )
 
@@ -916,16 +912,10 @@ class TwoStageIndex:
                 _LOG.info("index %r fits its rotation on the vectors it has", self._name)
                 self._check_file()
                 self._rebuild(stores, rotation="fit")
-        elif config.measured_records and self._is_to_be_measured(config, len(stores.archive)):
+        elif config.measured_records and len(stores.archive) >= _GROWTH * config.measured_records:
             self._measure_again(stores)
         elif config.fitted and len(rows) >= _DRIFT_SAMPLE:
             self._check_drift(stores, rows)
-
-    def _is_to_be_measured(self, config: IndexConfig, count: int) -> bool:
-        # Chroma's graph loses candidates that a scan finds.
-        was_scanned = is_scanned(config.measured_records, config.shortlist_dim)
-        outgrown = was_scanned and not is_scanned(count, config.shortlist_dim)
-        return outgrown or count >= _GROWTH * config.measured_records
 
     def _measure_again(self, stores: Stores) -> None:
         ids = [id_ for page in stores.archive.ids() for id_ in page]

@@ -10,15 +10,15 @@ import zipfile
 from collections.abc import Container, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
-import simsimd
 
 from mrl_rag.index.archive import Slots
+from mrl_rag.index.lists import MIN_LISTED, InvertedLists, Rows, group
 from mrl_rag.index.storage import Stores
-from mrl_rag.quantization import Codes, quantize, rounding_errors
+from mrl_rag.quantization import Codes, quantize, rounding_errors, score_codes
 from mrl_rag.truncation import Float32Array, unit_rows
 
 Number = TypeVar("Number", np.int8, np.float32)
@@ -27,12 +27,12 @@ Number = TypeVar("Number", np.int8, np.float32)
 _PAGE = 5000
 # Where more than one row in this many is of a record that was replaced or deleted, all are read again.
 _MOST_REMOVED = 4
-# Once one record in this many has changed, what is in memory is saved again.
+# Once one record in this many has changed, the lists are made anew and saved.
 _MOST_UNSAVED = 10
 # By how much sums of float32 may be off.
 _ARITHMETIC = 1e-5
-# Scores of which only the highest is looked at first.
-_BLOCK = 128
+# Names of the lists' arrays in the file.
+_LISTS = ("list_codes", "list_scales", "list_starts")
 
 
 class Candidates(NamedTuple):
@@ -46,6 +46,13 @@ class Candidates(NamedTuple):
     ids: Sequence[str]
     slots: Slots | None = None
 
+    def without(self, seen: Container[str]) -> Candidates:
+        """Return those that weren't seen before."""
+        new = [place for place, id_ in enumerate(self.ids) if id_ not in seen]
+        if len(new) == len(self.ids):
+            return self
+        return Candidates([self.ids[place] for place in new], None if self.slots is None else self.slots[new])
+
 
 @dataclass(frozen=True, eq=False)
 class LoadedVectors:
@@ -57,7 +64,8 @@ class LoadedVectors:
         codes: the vectors in eight bits per number, int8 [n, d].
         scales: float32 [n], by which the codes are multiplied.
         full: the vectors themselves, float32 unit rows [n, full_dim]; None where the codes are of the shortlist's.
-        error: the largest distance of one of these from its codes.
+        lists: of the first rows, which stand in the order of their lists; None where there are none.
+        error: the largest distance of one of `full` from its codes.
         slots: int64 [n], where the archive has the full vectors; empty where nobody asks for that.
         removed: int [m], rows of records that were replaced or deleted.
     """
@@ -67,47 +75,55 @@ class LoadedVectors:
     codes: Codes
     scales: Float32Array
     full: Float32Array | None
+    lists: InvertedLists | None = None
     error: float = 0.0
     slots: Slots = field(default_factory=lambda: np.empty(0, dtype=np.int64))
-    removed: npt.NDArray[np.intp] = field(default_factory=lambda: np.empty(0, dtype=np.intp))
+    removed: Rows = field(default_factory=lambda: np.empty(0, dtype=np.intp))
 
     def __len__(self) -> int:
         """Return how many records there are."""
         return len(self.codes) - len(self.removed)
 
-    def scores(self, query: Float32Array) -> Float32Array:
-        """Return about the cosine of a unit query, float32 [d], with each row, float32 [n]; -inf where removed."""
-        return self._scores(*quantize(query[None]))
+    def nearest(self, queries: Float32Array, size: int, share: float) -> list[Candidates]:
+        """Return the records nearest to each query by their codes, best first.
 
-    def _scores(self, codes: Codes, scales: Float32Array) -> Float32Array:
-        if not len(self.codes):
-            return np.empty(0, dtype=np.float32)
-        # Not a product by NumPy: OpenBLAS shares it out to all cores and waits for the last one. That is quick where
-        # they are idle, and took 9 ms instead of 0.4 where other programs kept them busy.
-        found: Float32Array = np.asarray(simsimd.cdist(codes, self.codes, metric="dot", out_dtype="float32"))[0]
-        found *= self.scales
-        found *= scales
-        if len(self.removed):
-            found[self.removed] = -np.inf
+        Args:
+            queries: float32 unit rows [q, d].
+            size: how many; all where there are fewer.
+            share: of the lists that are looked at, 0 to 1. Rows in no list always are.
+        """
+        codes, _ = quantize(queries)
+        if self.lists is None or share >= 1:
+            everything = np.arange(len(self.codes))
+            return [self._best(code, everything, self.codes, self.scales, size) for code in codes]
+        unlisted = np.arange(self.lists.size, len(self.codes))
+        found = []
+        for code, listed in zip(codes, self.lists.near(codes, share), strict=True):
+            rows = np.append(listed, unlisted) if len(unlisted) else listed
+            found.append(self._best(code, rows, self.codes.take(rows, axis=0), self.scales[rows], size))
         return found
 
-    def among_best(self, query: Float32Array, k: int) -> npt.NDArray[np.intp]:
+    def _best(self, query: Codes, rows: Rows, codes: Codes, scales: Float32Array, size: int) -> Candidates:
+        """Return the nearest of n rows, whose codes and scales are given, to a query, int8 [d]."""
+        scores = score_codes(query[None], codes, scales)[0]
+        if len(self.removed):
+            kept = ~np.isin(rows, self.removed)
+            rows, scores = rows[kept], scores[kept]
+        if size < len(scores):
+            best = np.argpartition(scores, -size)[-size:]
+            rows, scores = rows[best], scores[best]
+        rows = rows[np.argsort(-scores, kind="stable")]
+        return Candidates([self.ids[row] for row in rows.tolist()], self.slots[rows])
+
+    def among_best(self, query: Float32Array, k: int) -> Rows:
         """Return rows, int [m], among which are the k nearest to a unit query, float32 [full_dim]."""
-        codes, scales = quantize(query[None])
-        scores = self._scores(codes, scales)
+        code, scale = quantize(query[None])
+        scores = score_codes(code, self.codes, self.scales)[0] * scale
+        scores[self.removed] = -np.inf
         # By so much at most does a score differ from the cosine: by Cauchy and Schwarz, for the rounding of both sides.
-        ours = float(rounding_errors(query[None], codes, scales)[0])
+        ours = float(rounding_errors(query[None], code, scale)[0])
         margin = self.error + ours * (1 + self.error) + _ARITHMETIC
         return np.flatnonzero(scores >= np.partition(scores, -k)[-k] - 2 * margin)
-
-    def best(self, scores: Float32Array, size: int) -> Candidates:
-        """Return the `size` best by their scores, float32 [n], best first; all where there are fewer."""
-        size = min(size, len(self))
-        if not size:
-            return Candidates([])
-        rows = _highest(scores, size)
-        rows = rows[np.argsort(-scores[rows], kind="stable")]
-        return Candidates([self.ids[row] for row in rows.tolist()], self.slots[rows])
 
     def without(self, ids: Container[str]) -> LoadedVectors:
         """Return the same without some records."""
@@ -156,6 +172,7 @@ class Loader:
                 before = caught_up or self._load_all(full)
             self._loaded = replace(before, version=version)
             if not full and _MOST_UNSAVED * self._unsaved > len(self._loaded):
+                self._loaded, self._unsaved = self._grouped(self._loaded), 0
                 self._save(self._loaded)
             return self._loaded
 
@@ -165,7 +182,7 @@ class Loader:
         rows = unit_rows(vectors)
         codes, scales = quantize(rows)
         error = float(rounding_errors(rows, codes, scales).max(initial=0.0))
-        return LoadedVectors(0, found, codes, scales, rows, error)
+        return LoadedVectors(0, found, codes, scales, rows, error=error)
 
     def _caught_up(self, before: LoadedVectors) -> LoadedVectors | None:
         """Put in what was written since; None where that isn't known, or little of `before` is left."""
@@ -230,6 +247,25 @@ class Loader:
             error=error,
         )
 
+    def _grouped(self, loaded: LoadedVectors) -> LoadedVectors:
+        """Return the records in inverted lists, where there are enough, and without room for those removed."""
+        kept = np.delete(np.arange(len(loaded.codes)), loaded.removed)
+        lists = None
+        if len(kept) >= MIN_LISTED:
+            order, lists = group(loaded.codes[kept], loaded.scales[kept])
+            kept = kept[order]
+        # The rows that were handed out stay as they are.
+        self._codes, self._row_of = loaded.codes[kept], None
+        return LoadedVectors(
+            loaded.version,
+            [loaded.ids[row] for row in kept.tolist()],
+            self._codes,
+            loaded.scales[kept],
+            None,
+            lists,
+            slots=loaded.slots[kept],
+        )
+
     def _saved(self) -> LoadedVectors | None:
         """Return what was saved for this rotation and dimension, None where there is none or it is damaged."""
         if self._stores.saved is None:
@@ -237,28 +273,34 @@ class Loader:
         with suppress(OSError, ValueError, KeyError, zipfile.BadZipFile), np.load(self._stores.saved) as file:
             about, ids = (json.loads(file[name].tobytes()) for name in ("about", "ids"))
             if (about["rotation"], about["dim"]) == (self._stores.config.rotation, self._stores.config.shortlist_dim):
+                lists = InvertedLists(*(file[name] for name in _LISTS)) if _LISTS[0] in file else None
                 self._codes, self._full = file["codes"], None
-                return LoadedVectors(about["version"], ids, self._codes, file["scales"], None, slots=file["slots"])
+                return LoadedVectors(
+                    about["version"], ids, self._codes, file["scales"], None, lists, slots=file["slots"]
+                )
         return None
 
     def _save(self, loaded: LoadedVectors) -> None:
+        """Save records of which none are removed."""
         path, config = self._stores.saved, self._stores.config
         if path is None:
             return
-        self._unsaved = 0
-        rows = np.delete(np.arange(len(loaded.codes)), loaded.removed)
-        about = _as_bytes({"version": loaded.version, "rotation": config.rotation, "dim": config.shortlist_dim})
-        ids = _as_bytes([loaded.ids[row] for row in rows.tolist()])
+        lists: dict[str, Any] = {}
+        if loaded.lists is not None:
+            lists = dict(zip(_LISTS, (loaded.lists.codes, loaded.lists.scales, loaded.lists.starts), strict=True))
         # Whoever may not write here reads everything again when it opens the index.
         with suppress(OSError), tempfile.NamedTemporaryFile(dir=path.parent, prefix=path.name, delete=False) as file:
             try:
                 np.savez(
                     file,
-                    about=about,
-                    ids=ids,
-                    codes=loaded.codes[rows],
-                    scales=loaded.scales[rows],
-                    slots=loaded.slots[rows],
+                    about=_as_bytes(
+                        {"version": loaded.version, "rotation": config.rotation, "dim": config.shortlist_dim}
+                    ),
+                    ids=_as_bytes(loaded.ids),
+                    codes=loaded.codes,
+                    scales=loaded.scales,
+                    slots=loaded.slots,
+                    **lists,
                 )
                 file.close()
                 os.replace(file.name, path)
@@ -278,17 +320,3 @@ def _with_room(buffer: npt.NDArray[Number], used: int, wanted: int) -> npt.NDArr
 
 def _as_bytes(value: object) -> npt.NDArray[np.uint8]:
     return np.frombuffer(json.dumps(value).encode(), dtype=np.uint8)
-
-
-def _highest(scores: Float32Array, size: int) -> npt.NDArray[np.intp]:
-    """Return where the `size` highest scores are, in any order."""
-    blocks = len(scores) // _BLOCK
-    if blocks <= size:
-        return np.argpartition(scores, -size)[-size:]
-    # Each of the highest is in one of the `size` blocks with the highest maxima, or in the rest at the end.
-    maxima = scores[: blocks * _BLOCK].reshape(blocks, _BLOCK).max(axis=1)
-    chosen = np.argpartition(maxima, -size)[-size:]
-    rows = np.append(
-        (chosen[:, None] * _BLOCK + np.arange(_BLOCK)).ravel(), np.arange(blocks * _BLOCK, len(scores), dtype=np.intp)
-    )
-    return rows[np.argpartition(scores[rows], -size)[-size:]]

@@ -10,10 +10,12 @@ from mrl_rag.arguments import is_integer
 from mrl_rag.errors import InvalidPlan
 
 # Candidates that a search without a plan asks for at first when none were chosen for the index, how many times k they
-# are at least, and how often it asks, each time for twice as many. benchmarks/README.md has the recall at these.
+# are at least, and how often it asks, each time for twice as many, as long as a hit stands beyond this share of them.
+# benchmarks/README.md has the recall at these.
 _SHORTLIST_SIZE = 50
-_SHORTLIST_PER_HIT = 3
+_SHORTLIST_PER_HIT = 2
 MAX_ROUNDS = 4
+LATE = 2 / 3
 
 
 @dataclass(frozen=True)

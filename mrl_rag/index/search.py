@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import time
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -16,18 +14,17 @@ from mrl_rag.errors import InvalidVectors, TwoStageIndexError
 from mrl_rag.index.checks import Where
 from mrl_rag.index.filters import fits
 from mrl_rag.index.loaded import Candidates, LoadedVectors, Loader
-from mrl_rag.index.plan import MAX_ROUNDS, Plan, check_k, first_size
+from mrl_rag.index.plan import LATE, MAX_ROUNDS, Plan, check_k, first_size
+from mrl_rag.index.query_batcher import QueryBatcher
 from mrl_rag.index.storage import Stores
 from mrl_rag.quantization import score_bits
 from mrl_rag.truncation import Float32Array, normalize, truncate, unit_rows
 
-# Numbers of all vectors together, and records, up to which every record is scored; and numbers of all the shortlist's
-# vectors together up to which stage one scans them in memory. Neither takes longer than a call to Chroma, and neither
-# loses a candidate. benchmarks/README.md has the times.
+# Numbers of all vectors together, and records, up to which every record is scored. That takes no longer than a call to
+# Chroma, and loses no candidate. benchmarks/README.md has the times.
 _EXACT_NUMBERS, _EXACT_RECORDS = 8_000_000, 20_000
-_SCANNED_NUMBERS = 25_000_000
-# Queries scanned together, and how many at least take threads.
-_SCAN_BATCH, _WORTH_THREADS = 50, 8
+# Share of the inverted lists that is searched where none was chosen.
+_LISTS_SHARE = 0.25
 # Records that meet a condition and are all scored, where there are no more: that takes about as long as a search in
 # Chroma under a condition.
 _EXACT_MATCHES = 1000
@@ -54,7 +51,8 @@ class Stage:
         score: cosine at `dim`; None for stage one, which is asked for ids alone.
         milliseconds: that the stage took; for stage one, for all queries that went through it together.
         candidates: how many candidates it looked at; stage one: how many it was asked for.
-        rounds: how often stage one was asked: again for twice as many as long as a hit stood in their later half.
+        rounds: of stage one, the round that found the hit: it is asked for twice as many as long as a hit stands in the
+            last third of them.
     """
 
     dim: int
@@ -104,6 +102,11 @@ class Request:
     among: Sequence[str] | None = None
     explain: bool = False
 
+    @property
+    def unconditional(self) -> bool:
+        """Whether every record may be an answer, whatever its metadata and document."""
+        return self.where is None and self.where_document is None
+
 
 class Ranked(NamedTuple):
     """One candidate that came through the stages.
@@ -124,11 +127,6 @@ class Ranked(NamedTuple):
 def max_exact(full_dim: int) -> int:
     """Return up to how many records a search scores every one."""
     return min(_EXACT_RECORDS, _EXACT_NUMBERS // full_dim)
-
-
-def is_scanned(records: int, dim: int) -> bool:
-    """Say whether stage one scans so many records at a dimension in memory instead of asking Chroma's graph."""
-    return records * dim <= _SCANNED_NUMBERS
 
 
 def rank(query: npt.ArrayLike, vectors: npt.ArrayLike, k: int | None = None) -> list[tuple[int, float]]:
@@ -243,19 +241,10 @@ class GraphOutdated(Exception):
     """Other processes have written more since Chroma read its graph than is kept beside it."""
 
 
-def _scan(loaded: LoadedVectors, asked: Float32Array, size: int) -> tuple[list[Float32Array], list[Candidates]]:
-    """Return each query's scores, float32 [n], and its candidates."""
-
-    def work(query: Float32Array) -> tuple[Float32Array, Candidates]:
-        scores = loaded.scores(query)
-        return scores, loaded.best(scores, size)
-
-    if len(asked) < _WORTH_THREADS:
-        done = [work(query) for query in asked]
-    else:
-        with ThreadPoolExecutor(os.cpu_count()) as threads:
-            done = list(threads.map(work, asked))
-    return [scores for scores, _ in done], [candidates for _, candidates in done]
+def _merged(found: Sequence[Ranked], more: Sequence[Ranked], k: int) -> list[Ranked]:
+    """Return the k best of both, best first; of those with one id, the one that came later."""
+    one_each = {r.id: r for r in (*found, *more)}
+    return sorted(one_each.values(), key=lambda r: (-r.score, r.id))[:k]
 
 
 class Searcher:
@@ -270,10 +259,16 @@ class Searcher:
         self._loader = Loader(stores)
         # What was written between two versions of the archive.
         self._recent: tuple[tuple[int, int], LoadedVectors] | None = None
+        self._batcher = QueryBatcher(self._search)
 
     def search(self, queries: Float32Array, request: Request) -> list[list[Hit]]:
         """Return up to k hits per query, best first; queries are float32 [n, full_dim]."""
         queries = unit_rows(queries)
+        if self.in_memory and request.unconditional and request.among is None and not request.explain:
+            return self._batcher.search(queries, request)
+        return self._search(queries, request)
+
+    def _search(self, queries: Float32Array, request: Request) -> list[list[Hit]]:
         candidates = self._fixed_candidates(request)
         loaded = None if candidates is not None else self._in_memory(request)
         recent = None if candidates is not None or loaded is not None else self._written_since(request)
@@ -298,47 +293,38 @@ class Searcher:
             for answer in ranked
         ]
 
-    def nearest(self, queries: Float32Array, k: int, size: int | None = None) -> list[list[str]]:
+    def nearest(self, queries: Float32Array, k: int, size: int = 0, share: float = 0.0) -> list[list[str]]:
         """Return the ids that two stages find, best first, also where a search would score every record.
 
         Args:
             queries: float32 unit rows [n, full_dim].
             k: how many.
-            size: candidates of stage one at first; None for what was chosen for the index.
+            size: candidates of stage one at first; 0 for what was chosen for the index.
+            share: of the inverted lists that are searched at first; 0 for what was chosen for the index.
         """
-        request = Request(k)
-        loaded = self._loader.load(full=False) if self.scans else None
-        chosen = self.stores.config.shortlist_size if size is None else size
-        return [[hit.id for hit in ranked] for ranked in self._shortlist_and_rank(queries, request, loaded, chosen)]
+        loaded = self._loader.load(full=False) if self.in_memory else None
+        ranked = self._shortlist_and_rank(queries, Request(k), loaded, size, share)
+        return [[hit.id for hit in answer] for answer in ranked]
 
     @property
-    def scans(self) -> bool:
-        """Whether stage one scans the shortlist's vectors in memory; otherwise it asks Chroma's graph."""
-        archive = self.stores.archive
-        return archive.version is not None and is_scanned(len(archive), self.stores.config.shortlist_dim)
+    def in_memory(self) -> bool:
+        """Whether stage one searches the shortlist's vectors in memory; otherwise it asks Chroma's graph."""
+        return self.stores.archive.version is not None
 
     def _in_memory(self, request: Request) -> LoadedVectors | None:
         """Return the vectors that are searched in memory, None where Chroma is asked."""
         archive, full_dim = self.stores.archive, self.stores.config.full_dim
-        if archive.version is None or request.where is not None or request.where_document is not None:
+        if not self.in_memory or not request.unconditional:
             return None
-        if request.plan is None and len(archive) <= max_exact(full_dim):
-            return self._loader.load(full=True)
-        return self._loader.load(full=False) if self.scans else None
+        return self._loader.load(full=request.plan is None and len(archive) <= max_exact(full_dim))
 
     def _rank_unfixed(
         self, queries: Float32Array, request: Request, loaded: LoadedVectors | None, recent: LoadedVectors | None
     ) -> list[list[Ranked]]:
-        size = self.stores.config.shortlist_size
-        if loaded is None:
-            ranked = self._shortlist_and_rank(queries, request, None, size)
-            return ranked if recent is None else self._with_recent(queries, ranked, recent, request)
-        if loaded.full is not None:
+        if loaded is not None and loaded.full is not None:
             return [self._rank_all(query, loaded, loaded.full, request) for query in queries]
-        answers: list[list[Ranked]] = []
-        for start in range(0, len(queries), _SCAN_BATCH):
-            answers += self._shortlist_and_rank(queries[start : start + _SCAN_BATCH], request, loaded, size)
-        return answers
+        ranked = self._shortlist_and_rank(queries, request, loaded)
+        return ranked if recent is None else self._with_recent(queries, ranked, recent, request)
 
     def _rank_all(
         self, query: Float32Array, loaded: LoadedVectors, vectors: Float32Array, request: Request
@@ -372,7 +358,7 @@ class Searcher:
                 raise GraphOutdated
             self._recent = (graph.version, version), self._loader.load_some(ids)
         recent = self._recent[1]
-        if request.where is None and request.where_document is None:
+        if request.unconditional:
             return recent
         met = self.stores.shortlist.matching(recent.ids, request.where, request.where_document)
         return recent.without(set(recent.ids) - met)
@@ -384,18 +370,16 @@ class Searcher:
         assert recent.full is not None
         answers = []
         for query, found in zip(queries, ranked, strict=True):
-            one_each = {r.id: r for r in (*found, *self._rank_all(query, recent, recent.full, request))}
-            answers.append(sorted(one_each.values(), key=lambda r: (-r.score, r.id))[: request.k])
+            answers.append(_merged(found, self._rank_all(query, recent, recent.full, request), request.k))
         return answers
 
     def _fixed_candidates(self, request: Request) -> list[str] | None:
         """Return the candidates of every query, where they don't depend on the query; None where Chroma chooses."""
         shortlist = self.stores.shortlist
-        unconditional = request.where is None and request.where_document is None
         if request.among is not None:
-            met = set(request.among if unconditional else shortlist.ids(request.where, request.where_document))
+            met = set(request.among if request.unconditional else shortlist.ids(request.where, request.where_document))
             return [id_ for id_ in request.among if id_ in met]
-        if unconditional:
+        if request.unconditional:
             return None
         if not fits(request.where, request.where_document):
             return shortlist.ids(request.where, request.where_document)
@@ -413,54 +397,65 @@ class Searcher:
         return rank_candidates(query, vectors, ids, request.k, funnel, rotation, request.explain)
 
     def _shortlist_and_rank(
-        self, queries: Float32Array, request: Request, loaded: LoadedVectors | None, chosen_size: int
+        self,
+        queries: Float32Array,
+        request: Request,
+        loaded: LoadedVectors | None,
+        chosen_size: int = 0,
+        chosen_share: float = 0.0,
     ) -> list[list[Ranked]]:
-        """Rank candidates; more of them where a winner stood in their later half."""
-        size = first_size(chosen_size, request.k) if request.plan is None else request.plan.sizes[0]
+        """Rank candidates; more of them as long as a winner stands late among them."""
+        config = self.stores.config
+        size = first_size(chosen_size or config.shortlist_size, request.k)
+        if request.plan is not None:
+            size = request.plan.sizes[0]
+        share = chosen_share or config.lists_share or _LISTS_SHARE
         start = time.perf_counter()
         asked = self.stores.project(queries)
-        scores: list[Float32Array] = []
-        answers: dict[int, list[Ranked]] = {}
+        answers: list[list[Ranked]] = [[] for _ in queries]
+        seen: list[set[str]] = [set() for _ in queries]
         pending = list(range(len(queries)))
         for rounds in range(1, MAX_ROUNDS + 1):
             if loaded is None:
                 found = [Candidates(ids) for ids in self._ask(asked[pending], size, request)]
-            elif not scores:
-                scores, found = _scan(loaded, asked, size)
             else:
-                found = [loaded.best(scores[query], size) for query in pending]
+                found = loaded.nearest(asked[pending], size, share)
             spent = (time.perf_counter() - start) * 1e3
             again = []
-            all_ranked = self._rank_shortlists(queries[pending], found, request)
+            all_ranked = self._rank_shortlists(queries[pending], found, [seen[query] for query in pending], request)
             for query, candidates, ranked in zip(pending, found, all_ranked, strict=True):
                 if request.explain:
-                    dim = self.stores.config.shortlist_dim
                     ranked = [
-                        r._replace(stages=(Stage(dim, r.position + 1, None, spent, size, rounds), *r.stages))
+                        r._replace(
+                            stages=(Stage(config.shortlist_dim, r.position + 1, None, spent, size, rounds), *r.stages)
+                        )
                         for r in ranked
                     ]
-                answers[query] = ranked
+                answers[query] = _merged(answers[query], ranked, request.k)
                 # Fewer than asked for are all there are. Some may have been deleted since Chroma read its graph.
-                late = len(ranked) < request.k or any(2 * r.position >= size for r in ranked)
-                if len(candidates.ids) == size and late:
+                late = any(r.position >= LATE * size for r in answers[query])
+                if len(candidates.ids) == size and (late or len(answers[query]) < request.k):
+                    seen[query].update(candidates.ids)
                     again.append(query)
             if not again or request.plan is not None:
                 break
-            pending, size = again, 2 * size
+            pending, size, share = again, 2 * size, 2 * share
             start = time.perf_counter()
-        return [answers[query] for query in range(len(queries))]
+        return answers
 
     def _rank_shortlists(
-        self, queries: Float32Array, shortlists: Sequence[Candidates], request: Request
+        self, queries: Float32Array, shortlists: Sequence[Candidates], seen: Sequence[Container[str]], request: Request
     ) -> Iterator[list[Ranked]]:
-        """Rank each query's candidates; positions are those among all its candidates."""
+        """Rank each query's candidates but for those seen before; positions are those among all its candidates."""
         for start in range(0, len(queries), _RERANK_BATCH):
             part = slice(start, start + _RERANK_BATCH)
-            kept = [self._cut_by_bits(*pair, request.k) for pair in zip(queries[part], shortlists[part], strict=True)]
+            kept = [
+                self._cut_by_bits(query, candidates.without(known), request.k)
+                for query, candidates, known in zip(queries[part], shortlists[part], seen[part], strict=True)
+            ]
             asked = [id_ for candidates in kept for id_ in candidates.ids]
             slots = [candidates.slots for candidates in kept if candidates.slots is not None]
-            known = np.concatenate(slots) if len(slots) == len(kept) else None
-            found, vectors = self.stores.full_vectors(asked, known)
+            found, vectors = self.stores.full_vectors(asked, np.concatenate(slots) if len(slots) == len(kept) else None)
             row_of = {} if len(found) == len(asked) else {id_: row for row, id_ in enumerate(found)}
             end = 0
             for query, shortlist, (ids, _) in zip(queries[part], shortlists[part], kept, strict=True):
@@ -504,7 +499,7 @@ class Searcher:
                 raise
             return [shortlist.ids(where, where_document)] * len(asked)
         fewest = min(map(len, found))
-        if where is None and where_document is None:
+        if request.unconditional:
             total = self.stores.count() if fewest < size else fewest
             if total > fewest and total > _MAX_SCANNED:
                 raise TwoStageIndexError(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import wraps
@@ -243,13 +242,6 @@ class ShortlistCollection:
         """Chroma's settings of the graph that may differ from its defaults."""
         settings = self._collection.configuration_json.get("hnsw") or {}
         return {key: settings[key] for key in ("ef_construction", "ef_search", "max_neighbors") if key in settings}
-
-    def set_ef_search(self, ef_search: int) -> None:
-        """Change how many records a search of the graph keeps in view; it counts when Chroma opens the folder anew."""
-        with warnings.catch_warnings():
-            # Chroma's own, of a collection without an embedding function.
-            warnings.simplefilter("ignore", DeprecationWarning)
-            self._collection.modify(configuration={"hnsw": {"ef_search": ef_search}})
 
     @_in_chroma(starts_threads=False)
     def count(self) -> int:
