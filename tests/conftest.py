@@ -207,13 +207,15 @@ def archive_of():
 def score_all_up_to(monkeypatch):
     """Let an index score every record only up to so many, so that small ones are searched in two stages.
 
-    Stage one then asks Chroma's graph, or with `scan` looks at the shortlist's vectors in memory.
+    Stage one then asks Chroma's graph, as it does on a server and under a condition. With `scan` it looks at all of the
+    shortlist's vectors in memory, with `lists` at those of the inverted lists near the query, however few there are.
     """
 
-    def limit(records, scan=False):
+    def limit(records, scan=False, lists=False):
         monkeypatch.setattr("mrl_rag.index.search._EXACT_RECORDS", records)
-        if not scan:
-            monkeypatch.setattr("mrl_rag.index.search.is_scanned", lambda records, dim: False)
-            monkeypatch.setattr("mrl_rag.index.index.is_scanned", lambda records, dim: False)
+        if lists:
+            monkeypatch.setattr("mrl_rag.index.loaded.MIN_LISTED", 1)
+        elif not scan:
+            monkeypatch.setattr("mrl_rag.index.search.Searcher.in_memory", False)
 
     return limit

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, TypeAlias, TypeVar
 
 from mrl_rag.index.config import PREFIX
-from mrl_rag.index.key_order import key_orders
+from mrl_rag.index.key_order import KeyOrders, key_orders
 from mrl_rag.lifetime import leave_to_parent
 
 T = TypeVar("T")
@@ -63,29 +63,38 @@ class DocumentReader:
         self._file = _ChromaFile.open(folder / "chroma.sqlite3")
         self._collection = collection
         self._segment = ""
+        # Of the version of the file that was last found to have nothing unapplied.
+        self._known: tuple[bytes, KeyOrders] | None = None
 
     def read(self, ids: Sequence[str]) -> dict[str, Document] | None:
         """Return document and metadata of every one of `ids`; None where Chroma must be asked."""
 
-        def work(connection: sqlite3.Connection) -> dict[str, Document] | None:
-            if not self._segment:
-                sql = "SELECT id FROM segments WHERE collection = ? AND scope = 'METADATA'"
-                (self._segment,) = connection.execute(sql, (self._collection,)).fetchone() or ("",)
-            unapplied = connection.execute(_UNAPPLIED, (self._collection, self._segment)).fetchone()
-            records = None if unapplied[0] else _records(connection, self._segment, ids)
-            if records is None:
+        def work(connection: sqlite3.Connection, version: bytes) -> dict[str, Document] | None:
+            known = self._known
+            if known is None or known[0] != version:
+                known = self._known = self._look(connection, version)
+            records = None if known is None else _records(connection, self._segment, ids)
+            if known is None or records is None:
                 return None
-            (remembered,) = connection.execute(_KEY_ORDERS, (self._collection,)).fetchone() or ("",)
-            orders = key_orders(remembered)
-            return {id_: (document, orders.sort(metadata)) for id_, (document, metadata) in records.items()}
+            return {id_: (document, known[1].sort(metadata)) for id_, (document, metadata) in records.items()}
 
         return None if self._file is None else self._file.consistent(work)
+
+    def _look(self, connection: sqlite3.Connection, version: bytes) -> tuple[bytes, KeyOrders] | None:
+        """Return the version and the collection's orders of keys, None where Chroma has something to apply."""
+        if not self._segment:
+            sql = "SELECT id FROM segments WHERE collection = ? AND scope = 'METADATA'"
+            (self._segment,) = connection.execute(sql, (self._collection,)).fetchone() or ("",)
+        if connection.execute(_UNAPPLIED, (self._collection, self._segment)).fetchone()[0]:
+            return None
+        (remembered,) = connection.execute(_KEY_ORDERS, (self._collection,)).fetchone() or ("",)
+        return version, key_orders(remembered)
 
 
 def vector_segment(folder: Path, collection: str) -> str | None:
     """Return the name of the folder that a collection's graph is in, None where that can't be told."""
 
-    def work(connection: sqlite3.Connection) -> str | None:
+    def work(connection: sqlite3.Connection, version: bytes) -> str | None:
         sql = "SELECT id FROM segments WHERE collection = ? AND scope = 'VECTOR'"
         found: tuple[str] | None = connection.execute(sql, (collection,)).fetchone()
         return None if found is None else found[0]
@@ -144,7 +153,7 @@ class _ChromaFile:
             if key not in cls._opened:
                 file = cls(path)
                 known = file.consistent(
-                    lambda connection: (
+                    lambda connection, version: (
                         migrations_digest(connection) in KNOWN_MIGRATIONS
                         and connection.execute("PRAGMA journal_mode").fetchone() == ("delete",)
                     )
@@ -162,8 +171,8 @@ class _ChromaFile:
             self._connection.close()
             os.close(self._descriptor)
 
-    def consistent(self, work: Callable[[sqlite3.Connection], T | None]) -> T | None:
-        """Return what `work` reads, None where it read nothing or somebody was writing."""
+    def consistent(self, work: Callable[[sqlite3.Connection, bytes], T | None]) -> T | None:
+        """Return what `work` reads of a version of the file, None where it read nothing or somebody was writing."""
         for _ in range(_TRIES):
             if os.path.exists(self._journal):
                 return None
@@ -171,7 +180,7 @@ class _ChromaFile:
                 if self._closed:
                     return None
                 before = self._version()
-                found = work(self._connection)
+                found = work(self._connection, before)
                 if self._version() == before and not os.path.exists(self._journal):
                     return found
         return None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -31,11 +31,13 @@ class InvertedLists:
         codes: of the centroids, int8 [m, d].
         scales: of the centroids, float32 [m].
         starts: int64 [m + 1]; list i has the rows from starts[i] up to, and without, starts[i + 1].
+        fitted_on: how many vectors there were when the centroids were fitted.
     """
 
     codes: Codes
     scales: Float32Array
     starts: npt.NDArray[np.int64]
+    fitted_on: int
 
     @property
     def size(self) -> int:
@@ -61,6 +63,25 @@ class InvertedLists:
             for total, shift, length in zip(ends[:, -1].tolist(), shifts, lengths, strict=True)
         ]
 
+    def list_of(self, rows: Rows) -> Rows:
+        """Return the list that each of some rows stands in, int [n]."""
+        return np.searchsorted(self.starts, rows, side="right") - 1
+
+    def extended(self, lists: Rows, codes: Codes) -> tuple[Rows, InvertedLists]:
+        """Put more vectors into the lists; the centroids stay.
+
+        Args:
+            lists: which list each of the first n vectors stands in, int [n].
+            codes: the other vectors in eight bits per number, int8 [m, d].
+
+        Returns:
+            The n + m rows in the order of their lists, int [n + m], and the lists.
+        """
+        centroids = self.codes * self.scales[:, None]
+        new = _nearest_centroids(codes, centroids, np.arange(len(codes))) if len(codes) else lists[:0]
+        rows, starts = _in_order(np.append(lists, new), len(self.codes))
+        return rows, replace(self, starts=starts)
+
 
 def group(codes: Codes, scales: Float32Array) -> tuple[Rows, InvertedLists]:
     """Group vectors by k-means on the sphere (Lloyd's algorithm), the same way every time.
@@ -77,21 +98,25 @@ def group(codes: Codes, scales: Float32Array) -> tuple[Rows, InvertedLists]:
     sample = np.sort(order)
     centroids = _unit(codes, scales, order[:count])
     for _ in range(_ROUNDS):
-        lists = _nearest_centroids(codes, scales, centroids, sample)
-        by_list = sample[np.argsort(lists, kind="stable")]
-        kept, first = np.unique(np.sort(lists), return_index=True)
-        centroids = unit_rows(np.add.reduceat(_unit(codes, scales, by_list), first, axis=0)[: len(kept)])
-    lists = _nearest_centroids(codes, scales, centroids, np.arange(len(codes)))
+        by_list, starts = _in_order(_nearest_centroids(codes, centroids, sample), len(centroids))
+        # Without those that are nearest to none.
+        first = starts[:-1][np.diff(starts) > 0]
+        centroids = unit_rows(np.add.reduceat(_unit(codes, scales, sample[by_list]), first, axis=0))
+    rows, starts = _in_order(_nearest_centroids(codes, centroids, np.arange(len(codes))), len(centroids))
+    return rows, InvertedLists(*quantize(centroids), starts, len(codes))
+
+
+def _in_order(lists: Rows, count: int) -> tuple[Rows, npt.NDArray[np.int64]]:
+    """Return rows in the order of their lists, and where each of `count` lists begins among them."""
     rows = np.argsort(lists, kind="stable")
-    starts = np.searchsorted(lists[rows], np.arange(len(centroids) + 1)).astype(np.int64)
-    return rows, InvertedLists(*quantize(centroids), starts)
+    return rows, np.searchsorted(lists[rows], np.arange(count + 1)).astype(np.int64)
 
 
 def _unit(codes: Codes, scales: Float32Array, rows: Rows) -> Float32Array:
     return codes[rows] * scales[rows, None]
 
 
-def _nearest_centroids(codes: Codes, scales: Float32Array, centroids: Float32Array, rows: Rows) -> Rows:
+def _nearest_centroids(codes: Codes, centroids: Float32Array, rows: Rows) -> Rows:
     """Return which centroid, float32 [m, d], is nearest to each of some rows: int [len(rows)]."""
     turned = np.ascontiguousarray(centroids.T)
     parts = np.split(rows, range(_BLOCK, len(rows), _BLOCK))

@@ -29,10 +29,10 @@ _PAGE = 5000
 _MOST_REMOVED = 4
 # Once one record in this many has changed, the lists are made anew and saved.
 _MOST_UNSAVED = 10
+# Times the records that the lists' centroids were fitted on: then they are fitted anew.
+_MOST_GROWTH = 2
 # By how much sums of float32 may be off.
 _ARITHMETIC = 1e-5
-# Names of the lists' arrays in the file.
-_LISTS = ("list_codes", "list_scales", "list_starts")
 
 
 class Candidates(NamedTuple):
@@ -250,8 +250,12 @@ class Loader:
     def _grouped(self, loaded: LoadedVectors) -> LoadedVectors:
         """Return the records in inverted lists, where there are enough, and without room for those removed."""
         kept = np.delete(np.arange(len(loaded.codes)), loaded.removed)
-        lists = None
-        if len(kept) >= MIN_LISTED:
+        lists = loaded.lists
+        if lists is not None and len(kept) < _MOST_GROWTH * lists.fitted_on:
+            listed, new = np.split(kept, [np.searchsorted(kept, lists.size)])
+            order, lists = lists.extended(lists.list_of(listed), loaded.codes[new])
+            kept = kept[order]
+        elif len(kept) >= MIN_LISTED:
             order, lists = group(loaded.codes[kept], loaded.scales[kept])
             kept = kept[order]
         # The rows that were handed out stay as they are.
@@ -270,10 +274,13 @@ class Loader:
         """Return what was saved for this rotation and dimension, None where there is none or it is damaged."""
         if self._stores.saved is None:
             return None
-        with suppress(OSError, ValueError, KeyError, zipfile.BadZipFile), np.load(self._stores.saved) as file:
+        wrong = suppress(OSError, ValueError, KeyError, zipfile.BadZipFile)
+        # NumPy leaves a file that it opened itself open when it is damaged.
+        with wrong, self._stores.saved.open("rb") as opened, np.load(opened) as file:
             about, ids = (json.loads(file[name].tobytes()) for name in ("about", "ids"))
             if (about["rotation"], about["dim"]) == (self._stores.config.rotation, self._stores.config.shortlist_dim):
-                lists = InvertedLists(*(file[name] for name in _LISTS)) if _LISTS[0] in file else None
+                names = [name for name in file if name.startswith("list_")]
+                lists = InvertedLists(**{name[len("list_") :]: file[name] for name in names}) if names else None
                 self._codes, self._full = file["codes"], None
                 return LoadedVectors(
                     about["version"], ids, self._codes, file["scales"], None, lists, slots=file["slots"]
@@ -287,7 +294,7 @@ class Loader:
             return
         lists: dict[str, Any] = {}
         if loaded.lists is not None:
-            lists = dict(zip(_LISTS, (loaded.lists.codes, loaded.lists.scales, loaded.lists.starts), strict=True))
+            lists = {f"list_{name}": value for name, value in vars(loaded.lists).items()}
         # Whoever may not write here reads everything again when it opens the index.
         with suppress(OSError), tempfile.NamedTemporaryFile(dir=path.parent, prefix=path.name, delete=False) as file:
             try:

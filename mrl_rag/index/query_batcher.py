@@ -28,30 +28,37 @@ class QueryBatcher(Generic[RequestT, Answer]):
     A search in memory is a hundred short calls of NumPy and LMDB. Threads that make them side by side spend more time
     handing each other the interpreter's lock than searching; a batch also costs less per query.
 
-    Args:
-        answer: queries, float32 [n, d], and what is asked of each -> n answers; called by one thread at a time.
     """
 
-    def __init__(self, answer: Callable[[Float32Array, RequestT], list[Answer]]) -> None:
-        self._answer = answer
+    def __init__(self) -> None:
         self._turn = threading.Lock()
         self._mutex = threading.Lock()
         self._waiting: list[_Search[RequestT, Answer]] = []
 
-    def search(self, queries: Float32Array, request: RequestT) -> list[Answer]:
-        """Return the answers to queries, float32 [n, d]; raises what `answer` raises for them."""
+    def search(
+        self, queries: Float32Array, request: RequestT, answer: Callable[[Float32Array, RequestT], list[Answer]]
+    ) -> list[Answer]:
+        """Return the answers to queries; raise what `answer` raises for them.
+
+        Args:
+            queries: float32 [n, d].
+            request: what is asked of each; only searches with equal requests share a batch.
+            answer: queries, float32 [n, d], and a request -> n answers. Called by one thread at a time.
+        """
         mine = _Search[RequestT, Answer](queries, request)
         with self._mutex:
             self._waiting.append(mine)
         with self._turn:
             if mine.answers is None:
-                self._answer_all_like(mine)
+                self._answer_all_like(mine, answer)
             if mine.answers is None:
                 # An error that may be another search's.
-                mine.answers = self._answer(queries, request)
+                mine.answers = answer(queries, request)
         return mine.answers
 
-    def _answer_all_like(self, mine: _Search[RequestT, Answer]) -> None:
+    def _answer_all_like(
+        self, mine: _Search[RequestT, Answer], answer: Callable[[Float32Array, RequestT], list[Answer]]
+    ) -> None:
         with self._mutex:
             taken = [one for one in self._waiting if one is not mine and one.request == mine.request]
             # Whoever isn't answered below, after an error or an interruption, answers itself in its turn.
@@ -60,7 +67,7 @@ class QueryBatcher(Generic[RequestT, Answer]):
             return
         together = [mine, *taken]
         try:
-            answers = self._answer(np.concatenate([one.queries for one in together]), mine.request)
+            answers = answer(np.concatenate([one.queries for one in together]), mine.request)
         except Exception:
             return
         end = 0

@@ -259,13 +259,13 @@ class Searcher:
         self._loader = Loader(stores)
         # What was written between two versions of the archive.
         self._recent: tuple[tuple[int, int], LoadedVectors] | None = None
-        self._batcher = QueryBatcher(self._search)
+        self._batcher: QueryBatcher[Request, list[Hit]] = QueryBatcher()
 
     def search(self, queries: Float32Array, request: Request) -> list[list[Hit]]:
         """Return up to k hits per query, best first; queries are float32 [n, full_dim]."""
         queries = unit_rows(queries)
         if self.in_memory and request.unconditional and request.among is None and not request.explain:
-            return self._batcher.search(queries, request)
+            return self._batcher.search(queries, request, self._search)
         return self._search(queries, request)
 
     def _search(self, queries: Float32Array, request: Request) -> list[list[Hit]]:

@@ -1,0 +1,100 @@
+"""Inverted lists hold every record once, and those near a query hold nearly all that is near it."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mrl_rag import TwoStageIndex
+from mrl_rag.index.lists import group
+from mrl_rag.quantization import quantize
+from mrl_rag.truncation import normalize
+
+
+def clustered(count, dim=32, clusters=60, seed=0):
+    centres = np.random.default_rng(9).normal(size=(clusters, dim))
+    random = np.random.default_rng(seed)
+    return normalize(centres[random.integers(clusters, size=count)] + 0.5 * random.normal(size=(count, dim)))
+
+
+@settings(max_examples=30, deadline=None)
+@given(count=st.integers(1, 300), distinct=st.integers(1, 300), share=st.floats(0, 1))
+def test_every_record_stands_in_one_list(count, distinct, share):
+    codes, scales = quantize(normalize(np.random.default_rng(count).normal(size=(distinct, 8))))
+    repeated = np.arange(count) % distinct
+    rows, lists = group(codes[repeated], scales[repeated])
+    assert sorted(rows.tolist()) == list(range(count))
+    assert lists.starts[0] == 0
+    assert lists.size == count
+    assert (np.diff(lists.starts) >= 0).all()
+    (everything,) = lists.near(codes[:1], 1.0)
+    assert everything.tolist() == list(range(count))
+    (near,) = lists.near(codes[:1], share)
+    assert set(near.tolist()) <= set(range(count))
+
+
+def test_a_tenth_of_the_lists_holds_nearly_all_that_is_near():
+    vectors, queries = clustered(6000), clustered(50, seed=1)
+    codes, scales = quantize(vectors)
+    rows, lists = group(codes, scales)
+    true = np.argsort(-queries @ vectors.T, axis=1)[:, :10]
+    found = [set(rows[near].tolist()) for near in lists.near(quantize(queries)[0], 0.1)]
+    assert np.mean([len(looked_at) for looked_at in found]) < 1500
+    assert np.mean([len(looked_at & set(ids)) / 10 for looked_at, ids in zip(found, true.tolist(), strict=True)]) > 0.95
+
+
+def test_the_same_records_are_grouped_in_the_same_way():
+    codes, scales = quantize(clustered(2000))
+    (first, lists), (again, lists_again) = group(codes, scales), group(codes, scales)
+    np.testing.assert_array_equal(first, again)
+    np.testing.assert_array_equal(lists.starts, lists_again.starts)
+
+
+def test_an_index_that_is_opened_again_reads_its_lists(tmp_path, score_all_up_to, monkeypatch):
+    score_all_up_to(0, lists=True)
+    vectors = clustered(1500)
+    with TwoStageIndex(tmp_path, shortlist_dim=16) as index:
+        index.upsert([str(row) for row in range(1500)], vectors)
+        before = index.search(vectors[:20])
+    monkeypatch.setattr("mrl_rag.index.loaded.group", lambda *_: pytest.fail("grouped again"))
+    with TwoStageIndex(tmp_path) as index:
+        assert index.search(vectors[:20]) == before
+
+
+def test_a_damaged_file_of_lists_is_made_anew(tmp_path, score_all_up_to):
+    score_all_up_to(0, lists=True)
+    vectors = clustered(1500)
+    with TwoStageIndex(tmp_path, shortlist_dim=16) as index:
+        index.upsert([str(row) for row in range(1500)], vectors)
+        before = index.search(vectors[:20])
+    (saved,) = tmp_path.glob("archive-*.shortlist.npz")
+    saved.write_bytes(saved.read_bytes()[:5000])
+    with TwoStageIndex(tmp_path) as index:
+        assert index.search(vectors[:20]) == before
+
+
+def test_a_search_looks_at_twice_the_lists_as_long_as_a_hit_stands_late(score_all_up_to):
+    score_all_up_to(0, lists=True)
+    vectors = clustered(3000, clusters=3)
+    with TwoStageIndex(shortlist_dim=8, rotation="none") as index:
+        index.upsert([str(row) for row in range(3000)], vectors)
+        hits = index.search(vectors[:30], explain=True)
+        assert max(hit.stages[0].rounds for answer in hits for hit in answer) > 1
+        assert all(len({hit.id for hit in answer}) == 10 for answer in hits)
+        assert [[hit.id for hit in answer] for answer in hits] == [
+            [hit.id for hit in index.search(query[None])[0]] for query in vectors[:30]
+        ]
+
+
+@settings(max_examples=30, deadline=None)
+@given(first=st.integers(1, 200), more=st.integers(0, 200), dropped=st.integers(0, 50))
+def test_lists_take_more_records_and_leave_out_those_that_are_gone(first, more, dropped):
+    codes, scales = quantize(normalize(np.random.default_rng(first).normal(size=(first + more, 8))))
+    rows, lists = group(codes[:first], scales[:first])
+    kept = np.arange(min(dropped, first - 1), first)
+    order, extended = lists.extended(lists.list_of(kept), codes[first:])
+    assert sorted(order.tolist()) == list(range(len(kept) + more))
+    assert extended.size == len(kept) + more
+    # A record that was there stays in its list.
+    places = np.flatnonzero(order < len(kept))
+    np.testing.assert_array_equal(extended.list_of(places), lists.list_of(kept)[order[places]])
