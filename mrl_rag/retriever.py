@@ -8,8 +8,7 @@ from contextlib import ExitStack
 from hashlib import blake2b
 from typing import Self
 
-from mrl_rag.encoder import CachedEncoder, MatryoshkaEncoder
-from mrl_rag.encoder.base import Encoder
+from mrl_rag.encoder import CachedEncoder, Encoder, MatryoshkaEncoder
 from mrl_rag.errors import IndexMismatch, InvalidIds, InvalidInput, MrlRagError
 from mrl_rag.index import Hit, Plan, TwoStageIndex
 from mrl_rag.index.checks import Metadata, Where, check_ids, check_metadatas, explain_other_names

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
     from chromadb.api import ClientAPI, ServerAPI
     from chromadb.api.collection_configuration import CreateHNSWConfiguration
     from chromadb.api.models.Collection import Collection
+
+    from mrl_rag.index.embedding_function import TwoStageEmbeddingFunction
 
 T = TypeVar("T")
 P = ParamSpec("P")
@@ -188,11 +191,15 @@ class ShortlistCollection:
                 collection = client.create_collection(
                     name,
                     metadata=config.as_metadata(),
-                    configuration={"hnsw": {**(hnsw or {}), **_COSINE}},  # type: ignore[arg-type]
+                    configuration={
+                        "hnsw": {**(hnsw or {}), **_COSINE},  # type: ignore[typeddict-item]
+                        "embedding_function": _embedding_function(client, config),
+                    },
                     embedding_function=None,
                 )
             else:
                 collection.modify(metadata=config.as_metadata())
+                _store_embedding_function(client, collection, config)
         return cls(client, collection, config)
 
     @property
@@ -226,6 +233,8 @@ class ShortlistCollection:
         """Store another configuration, but for `key_orders`, which are its own."""
         config = replace(config, key_orders=self._key_orders.text)
         self._collection.modify(metadata=config.as_metadata())
+        if (config.model, config.fingerprint) != (self.config.model, self.config.fingerprint):
+            _store_embedding_function(self._client, self._collection, config)
         self.config = config
 
     @_in_chroma(starts_threads=False)
@@ -246,10 +255,8 @@ class ShortlistCollection:
 
     def set_ef_search(self, ef_search: int) -> None:
         """Change how many records a search of the graph keeps in view; it counts when Chroma opens the folder anew."""
-        with warnings.catch_warnings():
-            # Chroma's own, of a collection without an embedding function.
-            warnings.simplefilter("ignore", DeprecationWarning)
-            self._collection.modify(configuration={"hnsw": {"ef_search": ef_search}})
+        _ = _embedding_function(self._client, self.config)  # Chroma reads the stored one here, so it has to be known
+        self._collection.modify(configuration={"hnsw": {"ef_search": ef_search}})
 
     @_in_chroma(starts_threads=False)
     def count(self) -> int:
@@ -419,6 +426,28 @@ def empty_collection(client: ClientAPI, name: str) -> Collection:
     """
     with chroma_input(f"collection={name!r}"):
         return client.get_or_create_collection(name, configuration={"hnsw": _COSINE}, embedding_function=None)
+
+
+def _embedding_function(client: ClientAPI, config: IndexConfig) -> TwoStageEmbeddingFunction:
+    """Return what embeds texts where the collection is used through Chroma itself."""
+    # It needs Chroma, which takes a second to import.
+    from mrl_rag.index.embedding_function import TwoStageEmbeddingFunction
+
+    settings = client.get_settings()
+    return TwoStageEmbeddingFunction(
+        config, os.path.abspath(settings.persist_directory) if settings.is_persistent else ""
+    )
+
+
+def _store_embedding_function(client: ClientAPI, collection: Collection, config: IndexConfig) -> None:
+    """Store it with a collection, unless that has one of its user's."""
+    function = _embedding_function(client, config)
+    stored = collection.configuration_json.get("embedding_function") or {}
+    if stored.get("name") in (None, function.name()):
+        with warnings.catch_warnings():
+            # Chroma's own, of a collection that had none.
+            warnings.simplefilter("ignore", DeprecationWarning)
+            collection.modify(configuration={"embedding_function": function})
 
 
 def _with_room(client: ClientAPI, name: str, dim: int) -> Collection | None:
