@@ -813,17 +813,25 @@ class TwoStageIndex:
         found = self._current(lambda searcher: verify(searcher.stores), None)
         return Report() if found is None else replace(found, chroma_damaged=self._storage.sqlite_fault(_VERIFY_SECONDS))
 
-    def repair(self) -> Report:
+    def repair(self, encode: Callable[[list[str]], npt.ArrayLike] | None = None) -> Report:
         """Mend what can be mended, and lose nothing that was acknowledged.
 
+            index.repair(encode=encoder.encode_documents)
+
         Orphans are removed, an interrupted replacement is finished or undone, and where Chroma's graph or the rotation
-        is lost, doesn't find its records or doesn't fit the archive, Chroma is filled anew. Records whose full vector
-        is gone or is not their document's stay as they are. A graph that Chroma can't read is renamed, not removed.
-        Where Chroma's own file is damaged (`report.chroma_damaged`) nothing is changed: it may hide records that are
-        there.
+        is lost, doesn't find its records or doesn't fit the archive, Chroma is filled anew. A graph that Chroma can't
+        read is renamed, not removed. Where Chroma's own file is damaged (`report.chroma_damaged`) nothing is changed:
+        it may hide records that are there.
+
+        Args:
+            encode: makes float [n, full_dim] of n documents, by the encoder that filled the index: for records whose
+                full vector is missing, damaged or not their document's. None leaves these records as they are.
 
         Returns:
             What is left to do: records to upsert again. `report.ok` when nothing is.
+
+        Raises:
+            InvalidVectors: `encode` gives vectors of another length.
         """
         with self._writing(recover=False):
             opened = self._open()
@@ -841,7 +849,18 @@ class TwoStageIndex:
             if found.search_broken or found.misplaced or found.too_many_unreachable:
                 lost = {*found.missing, *found.damaged}
                 stores = self._rebuild(stores, rotation=found.new_rotation, lost=lost)
+            if encode is not None:
+                self._encode_again(stores, [*found.missing, *found.damaged, *found.stale], encode)
             return verify(stores)
+
+    def _encode_again(self, stores: Stores, ids: list[str], encode: Callable[[list[str]], npt.ArrayLike]) -> None:
+        for batch in stores.shortlist.batches(list(dict.fromkeys(ids))):
+            records = {id_: record for id_, record in stores.shortlist.get(batch).items() if record[0] is not None}
+            if records:
+                documents, metadatas = zip(*records.values(), strict=True)
+                rows = as_rows(encode(list(documents)))
+                self._check_length(rows, "the vectors that `encode` gives", stores.config.full_dim)
+                writer.upsert(stores, list(records), unit_rows(rows), documents, metadatas)
 
     def close(self) -> None:
         """Let go of the files. A client that was passed in stays open; an index in memory is gone."""

@@ -26,8 +26,7 @@ if TYPE_CHECKING:
     from chromadb.api import ClientAPI, ServerAPI
     from chromadb.api.collection_configuration import CreateHNSWConfiguration
     from chromadb.api.models.Collection import Collection
-
-    from mrl_rag.index.embedding_function import TwoStageEmbeddingFunction
+    from chromadb.api.types import EmbeddingFunction
 
 T = TypeVar("T")
 P = ParamSpec("P")
@@ -191,11 +190,8 @@ class ShortlistCollection:
                 collection = client.create_collection(
                     name,
                     metadata=config.as_metadata(),
-                    configuration={
-                        "hnsw": {**(hnsw or {}), **_COSINE},  # type: ignore[typeddict-item]
-                        "embedding_function": _embedding_function(client, config),
-                    },
-                    embedding_function=None,
+                    configuration={"hnsw": {**(hnsw or {}), **_COSINE}},  # type: ignore[arg-type]
+                    embedding_function=_embedding_function(client, config),
                 )
             else:
                 collection.modify(metadata=config.as_metadata())
@@ -428,7 +424,7 @@ def empty_collection(client: ClientAPI, name: str) -> Collection:
         return client.get_or_create_collection(name, configuration={"hnsw": _COSINE}, embedding_function=None)
 
 
-def _embedding_function(client: ClientAPI, config: IndexConfig) -> TwoStageEmbeddingFunction:
+def _embedding_function(client: ClientAPI, config: IndexConfig) -> EmbeddingFunction[Any]:
     """Return what embeds texts where the collection is used through Chroma itself."""
     # It needs Chroma, which takes a second to import.
     from mrl_rag.index.embedding_function import TwoStageEmbeddingFunction

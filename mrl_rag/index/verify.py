@@ -31,12 +31,12 @@ class Report:
 
     Attributes:
         records: how many were looked at.
-        missing: Chroma has the record, the archive has no full vector. Upsert them again.
-        damaged: the full vector is not what was written. Upsert them again.
-        stale: the full vector is of another document, one changed past this index. Upsert them again.
+        missing: Chroma has the record, the archive has no full vector: Chroma has added it by itself, or it was lost.
+        damaged: the full vector is not what was written.
+        stale: the full vector is of another document: Chroma has changed it by itself.
         misplaced: what Chroma searches doesn't fit the full vector. `repair` fills Chroma anew.
         interrupted: a writer stopped between the two stores. `repair` finishes or undoes it.
-        orphaned: the archive has a full vector, Chroma no record. `repair` removes them.
+        orphaned: the archive has a full vector, Chroma has no record. `repair` removes them.
         unreachable: a search with the record's own vector doesn't find it: a graph is approximate, and may lose its way
             to a record when many are replaced. Of more than 10,000 records a sample is tried. `ok` allows one, or
             one in a thousand; with more, `repair` fills Chroma anew. Vectors that lie like noise can lose some in every
@@ -66,6 +66,11 @@ class Report:
     def too_many_unreachable(self) -> bool:
         """Whether more records are unreachable than an approximate search explains."""
         return len(self.unreachable) > max(1.0, _MAX_UNREACHABLE * self.tried)
+
+    @property
+    def to_encode(self) -> int:
+        """How many records have no sound full vector: `repair(encode=...)` encodes them, or upsert them again."""
+        return len({*self.missing, *self.damaged, *self.stale})
 
     @property
     def ok(self) -> bool:

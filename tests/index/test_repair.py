@@ -7,8 +7,8 @@ import chromadb
 import numpy as np
 import pytest
 
-from mrl_rag import Report, TwoStageIndex
-from mrl_rag.errors import ArchiveError
+from mrl_rag import Report, TwoStageIndex, truncate
+from mrl_rag.errors import ArchiveError, InvalidVectors
 
 
 @pytest.fixture
@@ -46,6 +46,23 @@ def test_missing_and_damaged_vectors_are_named_and_stay_until_upserted(folder, v
     assert (report.missing, report.damaged, report.ok, report.records) == (["id-3"], ["id-4"], False, 300)
     index.upsert(["id-3", "id-4"], vectors[3:5], ["text 3", "text 4"])
     assert index.verify().ok
+
+
+def test_repair_encodes_records_without_a_sound_full_vector_from_their_documents(folder, vectors, archive_of):
+    archive_of(folder).lose("id-3")
+    archive_of(folder).damage("id-4")
+    collection = chromadb.PersistentClient(folder).get_collection("docs")
+    collection.update(ids=["id-5"], embeddings=np.ones((1, 8)), documents=["changed"])
+    collection.add(ids=["new", "bare"], embeddings=np.ones((2, 8)), documents=["new", None], metadatas=[{"a": 1}, None])
+    row_of = {"text 3": 3, "text 4": 4, "changed": 7, "new": 8}
+    index = TwoStageIndex(folder)
+    with pytest.raises(InvalidVectors, match="`encode` gives have 31 numbers"):
+        index.repair(encode=lambda texts: np.ones((len(texts), 31)))
+    report = index.repair(encode=lambda texts: [vectors[row_of[text]] for text in texts])
+    assert (report.missing, report.damaged, report.stale, report.to_encode) == (["bare"], [], [], 1)
+    for id_, row in (("id-3", 3), ("id-4", 4), ("id-5", 7), ("new", 8)):
+        np.testing.assert_allclose(index.get([id_])[0].vector, truncate(vectors[row : row + 1], 32)[0], atol=1e-3)
+    assert (index.get(["new"])[0].document, index.get(["new"])[0].metadata) == ("new", {"a": 1})
 
 
 def test_an_orphan_is_removed(folder, vectors):
