@@ -5,19 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from mrl_rag.compat.chroma import is_panic, says_not_writable, says_too_large
 from mrl_rag.errors import IndexNotWritable, InvalidInput, TwoStageIndexError
 
-# What SQLite says within an error of Chroma's.
-_NOT_WRITABLE = ("readonly database", "database or disk is full", "disk I/O error", "unable to open database file")
-# What SQLite says of a pattern above 50,000 bytes, and of a regular expression that takes too much room.
-_TOO_LARGE = ("LIKE or GLOB pattern too complex", "(code: 1043)")
-# Characters of what was given, and of what Chroma said, in a message.
-_LONGEST = 300
-
-
-def is_panic(error: BaseException) -> bool:
-    """Say whether Chroma's Rust core gave up, which is no `Exception`."""
-    return type(error).__name__ == "PanicException"
+# Characters of an argument, and of Chroma's answer, that a message quotes.
+_MAX_QUOTED = 300
 
 
 @contextmanager
@@ -43,7 +35,7 @@ def chroma_errors(missing: bool = False) -> Iterator[None]:
         said = str(error)
         if isinstance(error, ChromaError) and not isinstance(error, InternalError):
             raise TwoStageIndexError(f"Chroma refused this ({type(error).__name__}): {said}") from error
-        if any(words in said for words in _NOT_WRITABLE):
+        if says_not_writable(said):
             raise IndexNotWritable(
                 f"Chroma can't write: {said}. Check the folder's permissions and the free disk space, then write again."
             ) from error
@@ -93,7 +85,7 @@ def chroma_condition(where: object, where_document: object) -> Iterator[None]:
         with chroma_input(given):
             yield
     except InternalError as error:
-        if not any(words in str(error) for words in _TOO_LARGE):
+        if not says_too_large(str(error)):
             raise
         raise InvalidInput(
             f"Chroma doesn't take {_short(given)}: a string or a regular expression in it is too long; shorten it."
@@ -101,5 +93,4 @@ def chroma_condition(where: object, where_document: object) -> Iterator[None]:
 
 
 def _short(text: str) -> str:
-    """Return the beginning of what may be as long as a user's data."""
-    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
+    return text if len(text) <= _MAX_QUOTED else f"{text[:_MAX_QUOTED]}..."

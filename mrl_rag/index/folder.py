@@ -7,16 +7,15 @@ import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
+from mrl_rag.compat.chroma import forget_folder, is_open, is_panic
 from mrl_rag.errors import IndexClosed, IndexNotWritable, TwoStageIndexError
 from mrl_rag.index.archive import leave_files
-from mrl_rag.index.chroma_errors import is_panic
 from mrl_rag.index.documents import close_reader, leave_readers
 from mrl_rag.index.gate import SharedGate
 from mrl_rag.lifetime import leave_to_parent, renew_after_fork
 
 if TYPE_CHECKING:
     from chromadb.api import ClientAPI
-    from chromadb.api.shared_system_client import SharedSystemClient
     from filelock import FileLock
 
 
@@ -158,7 +157,7 @@ class Folder:
         """Leave the client and the lock to the parent process."""
         leave_to_parent((self._client, self._file_lock, self.graphs))
         if self._client is not None:
-            leave_to_parent(_forget_system(self.path))
+            leave_to_parent(forget_folder(str(self.path)))
         Folder._mutex = threading.Lock()
         self.generation += 1
         users = self._users
@@ -213,26 +212,13 @@ def open_client(folder: Path) -> ClientAPI:
     except BaseException as error:
         if not isinstance(error, Exception) and not is_panic(error):
             raise
-        if str(folder) not in _shared_systems()._identifier_to_refcount:
-            _forget_system(folder)
+        if not is_open(str(folder)):
+            forget_folder(str(folder))
         raise TwoStageIndexError(
             f"Chroma can't open {folder}: {error}. Check that it is a folder of Chroma's, that its files can be "
             "written, and that nobody else opened it with other settings; where chroma.sqlite3 is damaged, bring the "
             "folder back from a backup."
         ) from error
-
-
-def _shared_systems() -> type[SharedSystemClient]:
-    from chromadb.api.shared_system_client import SharedSystemClient
-
-    return SharedSystemClient
-
-
-def _forget_system(folder: Path) -> object:
-    """Let a folder be opened again: Chroma keeps what failed to start, or is of the parent, and would hand it out."""
-    systems = _shared_systems()
-    systems._identifier_to_refcount.pop(str(folder), None)
-    return systems._identifier_to_system.pop(str(folder), None)
 
 
 def _identity(folder: Path) -> tuple[int, int] | None:

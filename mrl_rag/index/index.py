@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mrl_rag.arguments import check_integer
+from mrl_rag.compat.chroma import settings_of
 from mrl_rag.errors import (
     IndexClosed,
     IndexMismatch,
@@ -1163,13 +1164,16 @@ class TwoStageIndex:
 def _client_of(collection: Collection) -> ClientAPI:
     import chromadb
 
-    return chromadb.Client(collection._client.get_settings(), collection.tenant, collection.database)
+    settings = settings_of(collection)
+    if settings is None:
+        raise InvalidInput(f"collection {collection.name!r} doesn't tell its client; pass it as client=.")
+    return chromadb.Client(settings, collection.tenant, collection.database)
 
 
 def _is_in(collection: Collection, path: str | os.PathLike[str] | None) -> bool:
     """Say whether a collection is in a folder."""
-    settings = collection._client.get_settings()
-    if path is None or not settings.is_persistent:
+    settings = settings_of(collection)
+    if path is None or settings is None or not settings.is_persistent:
         return False
     return Path(settings.persist_directory).resolve() == Path(path).expanduser().resolve()
 

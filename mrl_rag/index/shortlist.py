@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 import numpy as np
 
+from mrl_rag.compat.chroma import settings_of
 from mrl_rag.errors import PlainCollection
 from mrl_rag.index.checks import Metadata, Where
 from mrl_rag.index.chroma_errors import chroma_condition, chroma_errors, chroma_input
@@ -23,10 +24,11 @@ from mrl_rag.lifetime import NATIVE_CODE
 from mrl_rag.truncation import Float32Array
 
 if TYPE_CHECKING:
-    from chromadb.api import ClientAPI, ServerAPI
+    from chromadb.api import ClientAPI
     from chromadb.api.collection_configuration import CreateHNSWConfiguration
     from chromadb.api.models.Collection import Collection
     from chromadb.api.types import EmbeddingFunction
+    from chromadb.config import Settings
 
 T = TypeVar("T")
 P = ParamSpec("P")
@@ -68,10 +70,10 @@ class Limits:
     value: int = _VALUE
 
     @classmethod
-    def of(cls, client: ClientAPI | ServerAPI) -> Limits:
+    def of(cls, client: ClientAPI) -> Limits:
         """Return the limits of a client."""
         batch = client.get_max_batch_size() or 1000
-        if str(client.get_settings().chroma_server_host or "").endswith(_CLOUD_HOST):
+        if _is_cloud(client.get_settings()):
             return cls(min(batch, _CLOUD_LIMIT), _CLOUD_LIMIT, _CLOUD_VALUE)
         return cls(batch, _MOST)
 
@@ -110,6 +112,10 @@ class Limits:
             if len(answer["ids"]) < size:
                 break
         return found
+
+
+def _is_cloud(settings: Settings) -> bool:
+    return str(settings.chroma_server_host or "").endswith(_CLOUD_HOST)
 
 
 def _in_chroma(starts_threads: bool) -> Callable[[Callable[P, Answer]], Callable[P, Answer]]:
@@ -457,7 +463,7 @@ def _with_room(client: ClientAPI, name: str, dim: int) -> Collection | None:
         collection = client.get_collection(name, embedding_function=None)
     except NotFoundError:
         return None
-    if collection._model.dimension in (None, dim):
+    if collection.get_model().dimension in (None, dim):
         return collection
     client.delete_collection(name)
     return None
@@ -488,7 +494,8 @@ def is_ours(collection: Collection) -> bool:
 
 def pages(collection: Collection) -> Iterator[tuple[list[str], Float32Array, list[str | None], list[dict[str, Any]]]]:
     """Yield ids, vectors (float32 [n, d]), documents and metadatas of a collection, some 2000 records at a time."""
-    size = min(_PAGE, Limits.of(collection._client).results)
+    settings = settings_of(collection)
+    size = _CLOUD_LIMIT if settings is None or _is_cloud(settings) else _PAGE
     for start in range(0, collection.count(), size):
         answer = collection.get(limit=size, offset=start, include=["embeddings", "documents", "metadatas"])
         if answer["ids"]:
