@@ -78,7 +78,7 @@ def _repair(index: TwoStageIndex, encode: bool) -> Report:
     if not encode:
         return index.repair()
     with TwoStageRetriever(None, index) as retriever:
-        return index.repair(encode=retriever.encoder.encode_documents)
+        return retriever.repair()
 
 
 def _lines(report: Report, folder: str) -> list[str]:
@@ -89,7 +89,7 @@ def _lines(report: Report, folder: str) -> list[str]:
             of = f" of {report.tried} tried" if kind == "unreachable" else ""
             lines.append(f"{kind}: {len(ids)}{of} ({', '.join(ids[:_MAX_IDS])}{more})")
     if report.chroma_damaged:
-        lines.append(f"Chroma's own file is damaged ({report.chroma_damaged}): bring the folder back from a backup")
+        lines.append(f"Chroma's own file is damaged ({report.chroma_damaged}): restore the folder from a backup")
     elif report.to_encode:
         lines.append(f"{report.to_encode} without a sound full vector: run `mrl-rag repair --encode {folder}`")
     elif not report.ok:

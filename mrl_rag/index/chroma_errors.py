@@ -1,4 +1,4 @@
-"""Chroma's errors, as errors of this package."""
+"""Translation of Chroma's errors into this package's."""
 
 from __future__ import annotations
 
@@ -14,10 +14,11 @@ _MAX_QUOTED = 300
 
 @contextmanager
 def chroma_errors(missing: bool = False) -> Iterator[None]:
-    """Translate what fails within Chroma.
+    """Translate errors that Chroma raises.
 
     Args:
-        missing: whether also that a collection isn't there; a reader first looks whether another took its place.
+        missing: whether to translate `NotFoundError` as well; a caller may first look for a collection that has taken
+            the missing one's place.
 
     Raises:
         IndexNotWritable: the disk is full or the folder can't be written.
@@ -41,16 +42,16 @@ def chroma_errors(missing: bool = False) -> Iterator[None]:
             ) from error
         raise TwoStageIndexError(
             f"Chroma failed: {said}. If the disk was full, make room and write again; if files were damaged, call "
-            "repair(), and where that fails bring the folder back from a backup."
+            "repair(), and if that fails, restore the folder from a backup."
         ) from error
 
 
 @contextmanager
 def chroma_input(what: str) -> Iterator[None]:
-    """Translate what Chroma refuses.
+    """Translate Chroma's refusal of an argument.
 
     Args:
-        what: what was given to Chroma, for the message.
+        what: the argument, for the message.
 
     Raises:
         InvalidInput: Chroma doesn't take it.
@@ -60,7 +61,7 @@ def chroma_input(what: str) -> Iterator[None]:
     try:
         yield
     except (ValueError, TypeError, ChromaError) as error:
-        # A server that can't read the request answers with the plain class; its subclasses are other troubles.
+        # A server that can't parse a request raises `ChromaError` itself; its subclasses mean something else.
         if isinstance(error, ChromaError) and type(error) not in (ChromaError, InvalidArgumentError):
             raise
         raise InvalidInput(f"Chroma doesn't take {_short(what)}: {_short(str(error))}") from error
@@ -68,7 +69,7 @@ def chroma_input(what: str) -> Iterator[None]:
 
 @contextmanager
 def chroma_condition(where: object, where_document: object) -> Iterator[None]:
-    """Translate what Chroma refuses in a condition, None for none.
+    """Translate Chroma's refusal of a condition; None stands for no condition.
 
     Raises:
         InvalidInput: Chroma doesn't take one of them.
