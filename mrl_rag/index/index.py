@@ -570,7 +570,10 @@ class TwoStageIndex:
         Raises:
             InvalidIds: an id is not a non-empty string.
             InvalidInput: a condition isn't in Chroma's language, or `limit` or `offset` is negative.
-            ArchiveError: a record's full vector is missing or damaged.
+            ArchiveError: a record's full vector is damaged.
+
+        Warns:
+            UserWarning: records have no full vector, and get what Chroma has of it; `repair(encode=...)` mends that.
         """
         wanted = None if ids is None else list(dict.fromkeys(check_ids(ids, unique=False)))
         where, where_document = check_where(where, where_document)
@@ -689,7 +692,11 @@ class TwoStageIndex:
             InvalidPlan: k < 1, or the plan doesn't fit this index or k.
             InvalidIds: an id is not a non-empty string.
             InvalidInput: a condition isn't in Chroma's language, or `score_threshold` is not a number.
-            ArchiveError: a candidate's full vector is missing or damaged.
+            ArchiveError: a candidate's full vector is damaged.
+
+        Warns:
+            UserWarning: records have no full vector, and are scored at the shortlist dimension; `repair(encode=...)`
+                mends that.
         """
         queries, single = as_queries(query_vectors)
         k = check_k(k)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from mrl_rag import Report, TwoStageIndex, truncate
-from mrl_rag.errors import ArchiveError, InvalidVectors
+from mrl_rag.errors import InvalidVectors
 
 
 @pytest.fixture
@@ -171,10 +171,41 @@ def upsert_unsettled(index, vector, text, monkeypatch):
             index.upsert(["a"], vector, documents=[text])
 
 
-def test_searching_a_missing_vector_is_an_error_and_not_a_wrong_answer(folder, vectors, archive_of):
+@pytest.mark.parametrize("scored", [20_000, 0], ids=["every_record_scored", "two_stages"])
+@pytest.mark.parametrize("scan", [True, False], ids=["scan", "graph"])
+@pytest.mark.parametrize("rotation", ["none", "fit"])
+def test_a_record_that_has_lost_its_full_vector_is_scored_by_chromas_with_a_warning(
+    folder, vectors, archive_of, score_all_up_to, scored, scan, rotation
+):
+    score_all_up_to(scored, scan)
+    index = TwoStageIndex(folder)
+    index.reindex(rotation=rotation)
+    complete = index.search(vectors[3], k=300)
+    low = truncate(index._opened.stores.project(truncate(vectors[3:4], 32)), 8)[0]
+    index.close()
     archive_of(folder).lose("id-3")
-    with pytest.raises(ArchiveError, match="'id-3'"):
-        TwoStageIndex(folder).search(vectors[3:4])
+    index = TwoStageIndex(folder)
+    with pytest.warns(UserWarning, match=r"1 records of index 'docs' have no full vector, 'id-3' among them.*repair"):
+        hits = {hit.id: hit.score for hit in index.search(vectors[3], k=300)}
+    kept = float(np.linalg.norm(index._opened.stores._lifted(low[None])[0] @ truncate(vectors[3:4], 32)[0]))
+    assert hits["id-3"] == pytest.approx(kept, abs=1e-3)
+    assert {hit.id: hit.score for hit in complete if hit.id != "id-3"} == {
+        id_: score for id_, score in hits.items() if id_ != "id-3"
+    }
+
+
+def test_a_record_that_chroma_has_added_by_itself_is_found_with_a_warning_until_repair(folder, vectors):
+    # As of a Matryoshka model: most of it is in the first numbers.
+    full = truncate(np.random.default_rng(5).normal(size=(1, 32)) * ([3] * 8 + [1] * 24), 32)
+    chromadb.PersistentClient(folder).get_collection("docs").add(["new"], truncate(full, 8), documents=["new"])
+    index = TwoStageIndex(folder)
+    for ask in (lambda: index.search(full), lambda: index.search(full, where_document={"$contains": "new"})):
+        with pytest.warns(UserWarning, match="Chroma has added them by itself"):
+            assert ask()[0][0].id == "new"
+    with pytest.warns(UserWarning, match="scored at 8 of their dimensions"):
+        assert index.get(["id-1", "new"])[1].vector == pytest.approx(np.append(truncate(full, 8), np.zeros(24)))
+    assert index.repair(encode=lambda texts: full).ok
+    assert index.search(full)[0][0].score == pytest.approx(1, abs=1e-3)
 
 
 @pytest.mark.parametrize(("lost", "ok"), [(1, True), (2, False)])
