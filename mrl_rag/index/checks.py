@@ -50,6 +50,17 @@ def explain_other_names(method: Callable[P, Answer]) -> Callable[P, Answer]:
     return call
 
 
+def check_choice(name: str, value: Answer, *choices: Answer) -> Answer:
+    """Return an argument's value when it is one of the choices.
+
+    Raises:
+        InvalidInput: it isn't.
+    """
+    if value not in choices:
+        raise InvalidInput(f"{name} is {value!r}; it must be one of {', '.join(map(repr, choices))}.")
+    return value
+
+
 def check_name(name: str) -> str:
     """Return a collection's name when Chroma takes it.
 

@@ -35,6 +35,7 @@ from mrl_rag.index.checks import (
     Metadata,
     Where,
     as_queries,
+    check_choice,
     check_documents,
     check_ids,
     check_metadatas,
@@ -180,21 +181,15 @@ class TwoStageIndex:
             raise InvalidInput(f"path={os.fspath(path)!r} and client are both given; pass one of them.")
         self._full_dim = None if full_dim is None else check_dim(full_dim, _MAX_DIM)
         self._shortlist_dim = None if shortlist_dim is None else check_dim(shortlist_dim, self._full_dim or _MAX_DIM)
-        if rotation not in ("auto", "none"):
-            raise InvalidInput(f'rotation is {rotation!r}; it must be "auto" or "none"; reindex takes "fit".')
-        if precision not in (*get_args(ArchivePrecision), None):
-            raise InvalidInput(f'precision is {precision!r}; it must be "float16", "int8", "binary" or None.')
+        self._rotation_wanted = check_choice("rotation", rotation, *get_args(Rotation))
+        self._precision = check_choice("precision", precision, *get_args(ArchivePrecision), None)
         self._target_recall = check_recall(recall)
-        self._fingerprint = fingerprint
-        self._model = model
-        self._rotation_wanted = rotation
-        check_is_plan(plan)
-        self.plan = plan
+        self._fingerprint, self._model = fingerprint, model
+        self.plan = check_is_plan(plan)
         self._name = check_name(collection)
         self._storage = Storage(path, client)
         if self._storage.shared and precision is not None:
             raise InvalidInput(f"precision is {precision!r}; with this client the archive is float32 in Chroma.")
-        self._precision = precision
         self._opened: Searcher | None = None
         self._refusal = ""
         renew_after_fork(self)
@@ -202,13 +197,8 @@ class TwoStageIndex:
         self._questions: tuple[Questions, list[str]] | None = None
         self._warned = ""
         try:
-            if self._open() is None and self._storage.has_archives():
-                damaged = self._storage.sqlite_fault(_VERIFY_SECONDS)
-                if damaged:
-                    raise TwoStageIndexError(
-                        f"Chroma finds no collection {collection!r}, and its file in {self._storage.folder} is "
-                        f"damaged: {damaged}. Restore the folder from a backup."
-                    )
+            if self._open() is None:
+                self._check_not_hidden()
         except BaseException:
             self.close()
             raise
@@ -800,8 +790,7 @@ class TwoStageIndex:
             ArchiveError: a full vector is missing or damaged.
             TwoStageIndexError: Chroma's own file is damaged. Records that the damage hides would be lost.
         """
-        if rotation not in ("fit", "none", None):
-            raise InvalidInput(f'rotation is {rotation!r}; it must be "fit", "none", or None to keep what there is.')
+        check_choice("rotation", rotation, "fit", "none", None)
         with self._writing():
             opened = self._open()
             if opened is not None:
@@ -1148,6 +1137,15 @@ class TwoStageIndex:
                         self._reopen()
                     self._forget_if_replaced()
             return empty
+
+    def _check_not_hidden(self) -> None:
+        """Raise an error where archives and a damaged file say that Chroma has lost sight of collections."""
+        damaged = self._storage.has_archives() and self._storage.sqlite_fault(_VERIFY_SECONDS)
+        if damaged:
+            raise TwoStageIndexError(
+                f"Chroma finds no collection {self._name!r}, and its file in {self._storage.folder} is damaged: "
+                f"{damaged}. Restore the folder from a backup."
+            )
 
     def _check_file(self) -> None:
         damaged = self._storage.sqlite_fault(_REPAIR_SECONDS)
