@@ -172,14 +172,7 @@ class MatryoshkaEncoder(PickledByArguments, Encoder):
         self.prompts = merge_prompts(recipe.prompts, prompts)
         warn_of_differences(self.model, self._files, self.prompts, prompts)
         tokenizer = self._files.load_tokenizer()
-        self._tokenizer = Tokenizer(
-            self.model,
-            tokenizer,
-            self.prompts,
-            long_inputs=self.long_inputs,
-            lower_case=recipe.lower_case,
-            pool_prompt=recipe.include_prompt,
-        )
+        self._tokenizer = Tokenizer(self.model, tokenizer, recipe, self.prompts, self.long_inputs)
         self._vocab_files = list(tokenizer.vocab_files_names.values())
         network = _open_network(self._files, self._tokenizer, devices, self.dtype, backend)
         self._network: Network | Workers | None = network

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from mrl_rag.arguments import check_integer
-from mrl_rag.encoder.connection import Connection, Reply, host_of, read_key, server_of
+from mrl_rag.encoder.connection import Reply, host_of, read_key
 from mrl_rag.encoder.remote import MAX_CHARACTERS, RemoteEncoder, Requests, request_batches
 from mrl_rag.errors import InvalidInput
 from mrl_rag.tasks import Task
@@ -53,10 +53,7 @@ class NomicEncoder(RemoteEncoder):
     Full vectors are requested and truncated here, so that one request serves every dimension. Before that, vectors of
     v1.5 are layer-normed, as its model card asks; on vectors that the server has layer-normed it changes nothing.
 
-    Requests carry 50 inputs and 100,000 characters at most. What the server answers with 408, 409, 429 or 5xx, or
-    doesn't answer, is retried after the time it asks for (`Retry-After`, up to two minutes), else after a wait that
-    doubles. What it refuses with 400, 413 or 422 is sent again in halves, down to the text that is at fault. A
-    `CachedEncoder` keeps what was fetched before a failure.
+    Requests carry at most 50 inputs and 100,000 characters. Retries and refused texts are as for `OpenAIEncoder`.
 
     Any number of threads may call one encoder; together they have at most `concurrency` requests under way.
     A pickled encoder carries its arguments without the key, which it reads from the environment again.
@@ -98,35 +95,26 @@ class NomicEncoder(RemoteEncoder):
         max_retries: int = 6,
         timeout: float = 60.0,
     ) -> None:
-        dims = _DIMS.get(model, ())
-        if send_dimensions and len(dims) == 1:
-            raise InvalidInput(
-                f"send_dimensions is on, and {model!r} has one dimension; the server would refuse. "
-                "Leave it off: the vectors are then truncated here."
-            )
-        server = server_of(base_url)
         key = read_key(api_key, _KEY)
         if key is None:
             raise InvalidInput(
                 f"there is no API key, and {host_of(base_url)} asks for one. Pass api_key or set {_KEY}."
             )
         super().__init__(
-            model=model,
-            connection=Connection(
-                base_url,
-                key,
-                _KEY,
-                extra="nomic",
-                timeout=timeout,
-                max_retries=check_integer("max_retries", max_retries, 0),
-            ),
-            server=None if server == server_of(_BASE_URL) else server,
-            full_dim=dims[0] if full_dim is None and dims else full_dim,
-            dims=dims,
+            model,
+            base_url=base_url,
+            home=_BASE_URL,
+            key=key,
+            variable=_KEY,
+            extra="nomic",
+            dims=_DIMS.get(model, ()),
+            full_dim=full_dim,
+            send_dimensions=send_dimensions,
             max_length=_MAX_LENGTH if max_length is None else check_integer("max_length", max_length, 1, _MAX_LENGTH),
             prompts=prompts,
-            send_dimensions=send_dimensions,
             concurrency=concurrency,
+            max_retries=max_retries,
+            timeout=timeout,
         )
 
     def _prepare(self, texts: list[str], task: Task) -> Requests:

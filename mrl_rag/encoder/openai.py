@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from mrl_rag.arguments import check_integer
-from mrl_rag.encoder.connection import REFUSED, Connection, Reply, host_of, read_key, server_of
+from mrl_rag.encoder.connection import REFUSED, Reply, host_of, read_key
 from mrl_rag.encoder.remote import MAX_CHARACTERS, RemoteEncoder, Requests, request_batches
 from mrl_rag.errors import InvalidInput, RemoteEncoderError
 from mrl_rag.lifetime import NATIVE_CODE
@@ -73,11 +73,12 @@ class OpenAIEncoder(RemoteEncoder):
 
     Full vectors are requested and truncated here, so that one request serves every dimension.
 
-    Requests stay under the service's limits: for the models known here 2,048 inputs and 300,000 tokens, counted with
-    tiktoken, which fetches its table once and caches it; for any other 32 inputs and 100,000 characters. What a server
-    answers with 408, 409, 429 or 5xx, or doesn't answer, is retried after the time it asks for (`Retry-After`, up to
-    two minutes), else after a wait that doubles. What it refuses with 400, 413 or 422 is sent again in halves, down to
-    the text that is at fault. A `CachedEncoder` keeps what was fetched before a failure.
+    Requests stay within the service's limits: for OpenAI's own models 2,048 inputs and 300,000 tokens, counted with
+    tiktoken, which downloads its table once; for others 32 inputs and 100,000 characters. A request that is answered
+    with 408, 409, 429 or 5xx, or not at all, is retried after the time the server asks for (`Retry-After`, up to two
+    minutes), else after a wait that doubles. One that is refused with 400, 413 or 422 is sent again in halves, down to
+    the text at fault. An empty text is sent as a space, as servers refuse it. A `CachedEncoder` keeps what was fetched
+    before a failure.
 
     Any number of threads may call one encoder; together they have at most `concurrency` requests under way.
     A pickled encoder carries its arguments without the key, which it reads from the environment again.
@@ -127,13 +128,7 @@ class OpenAIEncoder(RemoteEncoder):
                 f"encoding_format is {encoding_format!r}; it must be 'base64' or 'float'. Pass one of them."
             )
         known = _MODELS.get(model)
-        if send_dimensions and known is not None and len(known.dims) == 1:
-            raise InvalidInput(
-                f"send_dimensions is on, and {model!r} has one dimension; the server would refuse. "
-                "Leave it off: the vectors are then truncated here."
-            )
         address = base_url or os.environ.get("OPENAI_BASE_URL") or _BASE_URL
-        server = server_of(address)
         key = read_key(api_key, _KEY)
         if key is None and host_of(address) == host_of(_BASE_URL):
             raise InvalidInput(f"there is no API key, and {host_of(address)} asks for one. Pass api_key or set {_KEY}.")
@@ -141,23 +136,21 @@ class OpenAIEncoder(RemoteEncoder):
         self._format: str = encoding_format
         self._base64_works = False
         super().__init__(
-            model=model,
-            connection=Connection(
-                address,
-                key,
-                _KEY,
-                extra="openai",
-                headers={name: os.environ[variable] for name, variable in _HEADERS.items() if variable in os.environ},
-                timeout=timeout,
-                max_retries=check_integer("max_retries", max_retries, 0),
-            ),
-            server=None if server == server_of(_BASE_URL) else server,
-            full_dim=known.dims[0] if full_dim is None and known else full_dim,
+            model,
+            base_url=address,
+            home=_BASE_URL,
+            key=key,
+            variable=_KEY,
+            extra="openai",
             dims=known.dims if known else (),
+            headers={name: os.environ[variable] for name, variable in _HEADERS.items() if variable in os.environ},
+            full_dim=full_dim,
+            send_dimensions=send_dimensions,
             max_length=_pick_max_length(max_length, known, model),
             prompts=prompts,
-            send_dimensions=send_dimensions,
             concurrency=concurrency,
+            max_retries=max_retries,
+            timeout=timeout,
         )
 
     def _prepare(self, texts: list[str], task: Task) -> Requests:

@@ -9,7 +9,7 @@ import threading
 import warnings
 from abc import abstractmethod
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from queue import SimpleQueue
 from typing import Any, NamedTuple, TypeAlias
 
@@ -17,8 +17,8 @@ import numpy as np
 
 from mrl_rag.arguments import check_integer
 from mrl_rag.encoder.base import Advance, Encoder, PickledByArguments, ignore_progress
-from mrl_rag.encoder.connection import REFUSED, Connection, Reply
-from mrl_rag.errors import EncoderClosed, RemoteEncoderError
+from mrl_rag.encoder.connection import REFUSED, Connection, Reply, server_of
+from mrl_rag.errors import EncoderClosed, InvalidInput, RemoteEncoderError
 from mrl_rag.lifetime import renew_after_fork
 from mrl_rag.tasks import TASKS, Task, merge_prompts, with_prompt
 from mrl_rag.truncation import Float32Array, truncate
@@ -49,48 +49,54 @@ class RemoteEncoder(PickledByArguments, Encoder):
     A subclass turns texts into requests (`_prepare`) and sends one (`_ask`). Nothing is kept after a failure: wrap the
     encoder in a `CachedEncoder` to fetch only what is missing when a call is made again.
 
-    Any number of threads may call one encoder; together they have at most `concurrency` requests under way.
-    A pickled encoder carries its arguments without the key, which it reads from the environment again.
-
     Args:
         model: the model's name, as the server knows it.
-        connection: to the server.
-        server: host, port and path, for the fingerprint; None for the model's own service.
-        full_dim: length of the vectors; None to learn it from the server.
-        dims: dimensions the model was trained for; empty if that is not known.
-        max_length: longest input in tokens; None if the server alone knows.
-        prompts: task -> text put before the input.
-        send_dimensions: have the server truncate the vectors.
-        concurrency: requests under way at a time.
-
-    Raises:
-        InvalidInput: an argument breaks its rule.
+        base_url: the server's address.
+        home: the address of the model's own service; another server is part of the fingerprint.
+        key: the API key; None for a server that needs none.
+        variable: the environment variable of the key.
+        extra: the extra of this distribution that brings httpx.
+        dims: dimensions the model was trained for, widest first; empty if not known.
+        settings: the other arguments, as for `OpenAIEncoder`: full_dim, send_dimensions, max_length (None if only the
+            server knows), prompts, concurrency, max_retries, timeout; and headers.
     """
 
     max_length: int | None = None
 
     def __init__(
         self,
-        *,
         model: str,
-        connection: Connection,
-        server: str | None,
-        full_dim: int | None,
+        *,
+        base_url: str,
+        home: str,
+        key: str | None,
+        variable: str,
+        extra: str,
         dims: tuple[int, ...],
-        max_length: int | None,
-        prompts: Mapping[Task, str] | None,
-        send_dimensions: bool,
-        concurrency: int,
+        **settings: Any,
     ) -> None:
+        full_dim, self._send_dimensions = settings["full_dim"], settings["send_dimensions"]
+        if self._send_dimensions and len(dims) == 1:
+            raise InvalidInput(
+                f"send_dimensions is on, and {model!r} has one dimension; the server would refuse. "
+                "Leave it off: the vectors are then truncated here."
+            )
         self.model = model
-        self.max_length = max_length
-        self.prompts = merge_prompts(dict.fromkeys(TASKS, ""), prompts)
-        self._connection = connection
-        self._server = server
-        self._full_dim = full_dim if full_dim is None else check_integer("full_dim", full_dim, 1)
+        self.max_length = settings["max_length"]
+        self.prompts = merge_prompts(dict.fromkeys(TASKS, ""), settings["prompts"])
         self._dims = dims
-        self._send_dimensions = send_dimensions
-        self._fetcher = Fetcher(check_integer("concurrency", concurrency, 1))
+        self._full_dim = check_integer("full_dim", full_dim, 1) if full_dim is not None else next(iter(dims), None)
+        self._server = None if server_of(base_url) == server_of(home) else server_of(base_url)
+        self._connection = Connection(
+            base_url,
+            key,
+            variable,
+            extra=extra,
+            headers=settings.get("headers"),
+            timeout=settings["timeout"],
+            max_retries=check_integer("max_retries", settings["max_retries"], 0),
+        )
+        self._fetcher = Fetcher(check_integer("concurrency", settings["concurrency"], 1))
         renew_after_fork(self)
 
     def __repr__(self) -> str:

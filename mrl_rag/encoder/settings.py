@@ -23,11 +23,7 @@ Backend: TypeAlias = Literal["torch", "openvino"]
 
 
 def as_devices(asked: Device | Sequence[Device] | None) -> list[torch.device]:
-    """Return the devices asked for; for None a GPU where there is one, else the CPU.
-
-    Raises:
-        InvalidInput: torch doesn't know one of them, or has none here.
-    """
+    """Return the devices asked for, refusing those that don't exist; for None a GPU, or else the CPU."""
     import torch
 
     if asked is None:
@@ -58,11 +54,7 @@ def _as_device(asked: Device) -> torch.device:
 
 
 def as_dtype(asked: str | torch.dtype) -> torch.dtype:
-    """Return the torch dtype of a name.
-
-    Raises:
-        InvalidInput: it is none that the encoder has.
-    """
+    """Return the torch dtype of a name, refusing those that the encoder doesn't support."""
     import torch
 
     known = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -88,11 +80,7 @@ def pick_dtype(device: torch.device) -> torch.dtype:
 
 
 def check_backend(asked: object, devices: list[torch.device]) -> Backend:
-    """Return the backend asked for, "torch" for None.
-
-    Raises:
-        InvalidInput: there is none of that name, or it doesn't run on these devices.
-    """
+    """Return the backend asked for, "torch" for None, refusing one that doesn't run on these devices."""
     if asked not in (None, *get_args(Backend)):
         raise InvalidInput(f"backend is {asked!r}; it must be 'torch', 'openvino', or None for 'torch'.")
     if asked == "openvino" and any(device.type != "cpu" for device in devices):
@@ -104,11 +92,7 @@ def check_backend(asked: object, devices: list[torch.device]) -> Backend:
 
 
 def check_long_inputs(asked: object) -> LongInputs:
-    """Return what is to be done with long texts.
-
-    Raises:
-        InvalidInput: there is no such way.
-    """
+    """Return `long_inputs` when it is one of its values."""
     for known in get_args(LongInputs):
         if asked == known:
             return cast(LongInputs, known)
@@ -116,11 +100,7 @@ def check_long_inputs(asked: object) -> LongInputs:
 
 
 def check_head(head: npt.ArrayLike | None, full_dim: int) -> Float32Array | None:
-    """Return a head as float32 [full_dim, full_dim].
-
-    Raises:
-        InvalidVectors: it has another shape, or NaN or infinity in it.
-    """
+    """Return a head as float32 [full_dim, full_dim], refusing other shapes."""
     if head is None:
         return None
     matrix = as_rows(head, "head")
@@ -130,11 +110,7 @@ def check_head(head: npt.ArrayLike | None, full_dim: int) -> Float32Array | None
 
 
 def pick_dim(dim: int | None, truncate_dim: int | None, full_dim: int) -> int:
-    """Return the dimension of calls that name none.
-
-    Raises:
-        InvalidDimension: it is out of range, or `dim` and `truncate_dim` differ.
-    """
+    """Return the dimension of calls that name none, refusing a `dim` and a `truncate_dim` that differ."""
     if None not in (dim, truncate_dim) and dim != truncate_dim:
         raise InvalidDimension(
             f"dim is {dim!r} and truncate_dim is {truncate_dim!r}; they are two names of one setting. Pass one of them."
@@ -144,17 +120,7 @@ def pick_dim(dim: int | None, truncate_dim: int | None, full_dim: int) -> int:
 
 
 def pick_max_length(asked: int | None, files: ModelFiles, tokenizer: Any, positions: int) -> int:
-    """Return the longest input in tokens, as `SentenceTransformer.max_seq_length` has it where none is asked for.
-
-    Args:
-        asked: by the caller.
-        files: the model.
-        tokenizer: of transformers.
-        positions: number of positions in the network.
-
-    Raises:
-        InvalidInput: the network doesn't take that.
-    """
+    """Return the longest input in tokens, for None as `SentenceTransformer.max_seq_length` has it."""
     stated = files.recipe.max_length or (files.spec.max_length if files.spec else 0)
     counted = getattr(files.load_config(), "max_position_embeddings", -1)  # XLNet says -1
     limit = int(min(tokenizer.model_max_length, counted if counted > 0 else 2**31))

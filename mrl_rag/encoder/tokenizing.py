@@ -8,6 +8,7 @@ from typing import Any, Literal, NamedTuple, TypeAlias, cast
 import numpy as np
 
 from mrl_rag.encoder.batching import TokenSequence
+from mrl_rag.encoder.recipe import Recipe
 from mrl_rag.errors import InvalidInput, InvalidTexts
 from mrl_rag.lifetime import NATIVE_CODE
 from mrl_rag.tasks import Task, with_prompt
@@ -35,10 +36,9 @@ class Tokenizer:
     Args:
         model: the model's name, for messages.
         tokenizer: of transformers.
-        prompts: task -> what is put before a text.
+        recipe: says whether texts are lower-cased, and prompts pooled.
+        prompts: task -> text put before the input.
         long_inputs: what is done with a text longer than `max_length`; as for `MatryoshkaEncoder`.
-        lower_case: whether texts are lower-cased first.
-        pool_prompt: whether a prompt's tokens are pooled with the text's.
 
     Attributes:
         pad_id: the token that pads.
@@ -50,14 +50,7 @@ class Tokenizer:
     """
 
     def __init__(
-        self,
-        model: str,
-        tokenizer: Any,
-        prompts: Mapping[Task, str],
-        *,
-        long_inputs: LongInputs,
-        lower_case: bool,
-        pool_prompt: bool,
+        self, model: str, tokenizer: Any, recipe: Recipe, prompts: Mapping[Task, str], long_inputs: LongInputs
     ) -> None:
         self.max_length: int | None = None
         self.pad_id: int = tokenizer.pad_token_id or 0
@@ -66,12 +59,12 @@ class Tokenizer:
         self._long_inputs = long_inputs
         self._side: str = tokenizer.truncation_side
         # Configured once: changing its truncation in every call is what makes tokenizers unsafe to share by threads.
-        self._backend: Any = _prepare(tokenizer, lower_case=lower_case)
+        self._backend: Any = _prepare(tokenizer, lower_case=recipe.lower_case)
         if long_inputs == "average":
             self.offsets("")
         self._specials: int = self._backend.num_special_tokens_to_add(False)
         self._prompt_lengths = {
-            task: 0 if pool_prompt or not prompt else self._prompt_length(prompt, tokenizer.all_special_ids)
+            task: 0 if recipe.include_prompt or not prompt else self._prompt_length(prompt, tokenizer.all_special_ids)
             for task, prompt in prompts.items()
         }
         # The pad token may occur in a text as well.
