@@ -29,8 +29,8 @@ class IndexConfig:
             0 to 1.
         precision: of the archive; "float32" where that is a second Chroma collection.
         dim_fixed: whether the user chose `shortlist_dim`.
-        shortlist_size: candidates that a search without a plan begins with; 0 until it is chosen.
-        target_recall: share of the exact top 10 that dimension and shortlist size are chosen to reach.
+        shortlist_size: candidates that a search without a plan begins with; 0 as long as none is chosen.
+        target_recall: of the exact top 10, that the choice of dimension and size aims at.
         recall: share that was reached on vectors left out of the fit; 0.0 until it is measured.
         measured_records: number of records when it was measured.
         key_orders: the orders of metadata keys, as `KeyOrders.text`.

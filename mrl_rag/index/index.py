@@ -76,9 +76,9 @@ Empty = TypeVar("Empty")
 
 _LOG = logging.getLogger("mrl_rag")
 # New vectors differ from those the rotation was fitted on where the shortlist keeps less of their squared length: less
-# than this share of what it kept then. With fewer vectors than _MIN_DRIFT_SAMPLE, that share is too uncertain.
+# than this share of what it kept then. With fewer vectors than _DRIFT_SAMPLE, that share is too uncertain.
 _DRIFT = 0.9
-_MIN_DRIFT_SAMPLE = 256
+_DRIFT_SAMPLE = 256
 # Least number of vectors per dimension to fit a rotation on; with fewer, the fit overfits.
 _MIN_VECTORS_PER_DIM = 4
 # The recall is measured again when there are so many times the records.
@@ -779,9 +779,9 @@ class TwoStageIndex:
         Args:
             shortlist_dim: the new dimension of stage one. None keeps it; with rotation="fit", None chooses one, unless
                 it was fixed before.
-            rotation: "fit" fits a rotation on the vectors there are now, "none" drops it, None keeps it.
-            hnsw: settings of Chroma's graph ("ef_search", "ef_construction", "max_neighbors"), over its defaults. None
-                keeps them; with rotation="fit", None chooses "ef_search".
+            rotation: "fit" fits a rotation on the vectors that are there now, "none" drops it; None keeps it.
+            hnsw: Chroma's settings of the graph ("ef_search", "ef_construction", "max_neighbors"), over its defaults;
+                None keeps them, or with rotation="fit" has "ef_search" chosen.
             progress: show a bar when standard error is a terminal.
 
         Raises:
@@ -963,7 +963,7 @@ class TwoStageIndex:
         progress: bool = False,
         lost: set[str] | None = None,
     ) -> Stores:
-        """Fill Chroma anew, and choose the settings of its search where the rotation is new."""
+        """Fill Chroma anew, and choose how it is searched."""
         settings = stores.shortlist.hnsw if hnsw is None else dict(hnsw)
         if rotation == "fit" and hnsw is None:
             # Chosen for another dimension.
@@ -1034,7 +1034,7 @@ class TwoStageIndex:
                 self._rebuild(stores, rotation="fit")
         elif config.measured_records and self._is_to_be_measured(config, len(stores.archive)):
             self._measure_again(stores)
-        elif config.fitted and len(rows) >= _MIN_DRIFT_SAMPLE:
+        elif config.fitted and len(rows) >= _DRIFT_SAMPLE:
             self._check_drift(stores, rows)
 
     def _is_to_be_measured(self, config: IndexConfig, count: int) -> bool:

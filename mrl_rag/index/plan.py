@@ -9,8 +9,8 @@ from itertools import pairwise
 from mrl_rag.arguments import is_integer
 from mrl_rag.errors import InvalidPlan
 
-# A search without a plan begins with this many candidates, or with the number chosen for the index, but at least with
-# _SHORTLIST_PER_HIT * k. Each round doubles them. benchmarks/README.md has the recall.
+# Candidates that a search without a plan asks for at first when none were chosen for the index, how many times k they
+# are at least, and how often it asks, each time for twice as many. benchmarks/README.md has the recall at these.
 _SHORTLIST_SIZE = 50
 _SHORTLIST_PER_HIT = 3
 MAX_ROUNDS = 4
