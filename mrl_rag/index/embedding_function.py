@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from chromadb.api.types import Documents, EmbeddingFunction, Embeddings, Space
@@ -13,8 +14,13 @@ from chromadb.utils.embedding_functions import register_embedding_function
 from mrl_rag.errors import IndexMismatch, InvalidInput, MrlRagError
 from mrl_rag.index.archive import LmdbArchive
 from mrl_rag.index.config import IndexConfig
-from mrl_rag.truncation import truncate, unit_rows
+from mrl_rag.tasks import Task
+from mrl_rag.truncation import Float32Array, truncate, unit_rows
 
+if TYPE_CHECKING:
+    from mrl_rag import MatryoshkaEncoder
+
+# Settings of the index that Chroma stores with the function.
 _STORED = ("full_dim", "shortlist_dim", "fingerprint", "archive", "rotation", "precision", "model")
 
 
@@ -46,11 +52,11 @@ class TwoStageEmbeddingFunction(EmbeddingFunction[Documents]):
             InvalidInput: the vectors are rotated, and the rotation is on a server.
             ArchiveError: the archive is not in the folder any more.
         """
-        return self._embed(input, "encode_documents")
+        return self._embed(input, "document")
 
     def embed_query(self, input: Documents) -> Embeddings:
         """Embed questions: float32 [shortlist_dim] each; errors as for passages."""
-        return self._embed(input, "encode_queries")
+        return self._embed(input, "query")
 
     @staticmethod
     def name() -> str:
@@ -70,7 +76,7 @@ class TwoStageEmbeddingFunction(EmbeddingFunction[Documents]):
         """Make this again from what `get_config` returned."""
         return TwoStageEmbeddingFunction(IndexConfig(**{key: config[key] for key in _STORED}), config["folder"])
 
-    def _embed(self, texts: Documents, method: str) -> Embeddings:
+    def _embed(self, texts: Documents, task: Task) -> Embeddings:
         config = self._config
         if not config.model:
             raise IndexMismatch(
@@ -79,9 +85,9 @@ class TwoStageEmbeddingFunction(EmbeddingFunction[Documents]):
             )
         project = self._projection()
         encoder = _encoder(config.model, config.fingerprint)
-        return [np.array(row) for row in project(getattr(encoder, method)(texts, config.full_dim))]
+        return [np.array(row) for row in project(encoder.encode(texts, task, config.full_dim))]
 
-    def _projection(self) -> Any:
+    def _projection(self) -> Callable[[Float32Array], Float32Array]:
         config = self._config
         if not config.fitted:
             return lambda vectors: truncate(vectors, config.shortlist_dim)
@@ -100,7 +106,7 @@ class TwoStageEmbeddingFunction(EmbeddingFunction[Documents]):
 
 
 @lru_cache(maxsize=1)
-def _encoder(model: str, fingerprint: str) -> Any:
+def _encoder(model: str, fingerprint: str) -> MatryoshkaEncoder:
     # Chroma makes the embedding function anew for each call, so the model is kept here. By the package's front door:
     # nothing else in index/ knows an encoder.
     from mrl_rag import MatryoshkaEncoder

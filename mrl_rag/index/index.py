@@ -281,6 +281,8 @@ class TwoStageIndex:
     @staticmethod
     def names(path: str | os.PathLike[str]) -> list[str]:
         """Return the names of the two-stage indexes in a folder, in alphabetical order."""
+        if not Path(path, "chroma.sqlite3").is_file():
+            return []
         storage = Storage(path, None)
         try:
             with chroma_errors():
