@@ -107,8 +107,8 @@ class TwoStageEmbeddingFunction(EmbeddingFunction[Documents]):
 
 @lru_cache(maxsize=1)
 def _encoder(model: str, fingerprint: str) -> MatryoshkaEncoder:
-    # Chroma makes the embedding function anew for each call, so the model is kept here. By the package's front door:
-    # nothing else in index/ knows an encoder.
+    # Chroma makes a new embedding function per call, so the model is kept here. It is imported by the package's front
+    # door, as index/ knows no encoder.
     from mrl_rag import MatryoshkaEncoder
 
     try:
