@@ -99,8 +99,8 @@ class TwoStageEmbeddingFunction(EmbeddingFunction[Documents]):
         path = Path(self._folder) / f"archive-{config.archive}.lmdb"
         if not path.is_file():
             raise IndexMismatch(
-                f"texts can't be embedded for this collection: there is no archive {path} with its rotation. If the folder "
-                "was moved, TwoStageIndex(folder).reindex() stores where it is now."
+                f"texts can't be embedded for this collection: its rotation is in {path}, which isn't there. If the "
+                "folder was moved, TwoStageIndex(folder).reindex() stores where it is now."
             )
         archive = LmdbArchive(path, config.full_dim, config.precision, create=False)
         try:
