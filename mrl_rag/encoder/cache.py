@@ -1,80 +1,52 @@
-"""Vectors that were computed before: `CachedEncoder`."""
+"""`CachedEncoder`: vectors kept in a file."""
 
 from __future__ import annotations
 
 import os
 import sqlite3
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from hashlib import blake2b
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 
-from mrl_rag.encoder.base import Encoder
+from mrl_rag.encoder.base import Advance, Encoder
 from mrl_rag.errors import EncoderCacheError, EncoderClosed
 from mrl_rag.lifetime import leave_to_parent, renew_after_fork
-from mrl_rag.progress import progress_bar
-from mrl_rag.tasks import Task, check_task, check_texts
-from mrl_rag.truncation import Float32Array, check_dim, truncate
+from mrl_rag.tasks import Task
+from mrl_rag.truncation import Float32Array, truncate
 
-# Texts encoded and committed together: an interruption loses no more than these.
+# Texts encoded and committed at a time: the most that an interruption loses.
 _BATCH = 1024
-# SQLite before 3.32 takes 999 parameters a statement.
+# SQLite before 3.32 takes 999 parameters per statement.
 _KEYS_PER_STATEMENT = 999
-# How long another process may hold the file for a write, in seconds.
-_PATIENCE = 60.0
-
-
-class CacheableEncoder(Protocol):
-    """What a cache asks of an encoder; every encoder of this package is one."""
-
-    @property
-    def full_dim(self) -> int:
-        """Length of the whole vector."""
-
-    @property
-    def dims(self) -> tuple[int, ...]:
-        """Dimensions the model was trained for, widest first."""
-
-    @property
-    def max_length(self) -> int:
-        """Longest input in tokens."""
-
-    @property
-    def fingerprint(self) -> str:
-        """A short hash of all that changes a vector."""
-
-    def encode(self, texts: Sequence[str], task: Task, dim: int | None = None) -> Float32Array:
-        """Return float32 [n, dim], unit rows."""
-
-    def close(self) -> None:
-        """Free what the encoder holds."""
+# How long to wait while another process writes to the file.
+_LOCK_TIMEOUT_S = 60.0
 
 
 class CachedEncoder(Encoder):
-    """An encoder that looks into a file before it computes.
+    """Keeps the vectors of any encoder in an SQLite file, and computes only those that aren't there.
 
         encoder = CachedEncoder(MatryoshkaEncoder(), "./vectors.sqlite3")
-        encoder.encode_documents(texts)            # computed, and kept
-        encoder.encode_documents(texts, dim=64)    # read: full vectors are kept, so every dimension is there
-        TwoStageRetriever(encoder, index)          # wherever an encoder goes
+        encoder.encode_documents(texts)            # computed and stored
+        encoder.encode_documents(texts, dim=64)    # read: full vectors are stored, which serve every dimension
+        TwoStageRetriever(encoder, index)          # it can be used like any encoder
 
-    A vector is kept under the encoder's fingerprint, the task and the text, so one file serves any number of encoders.
-    Vectors are float32: what is read equals what was computed. Several threads and processes may use one file, on a
-    disk of their own machine; what was computed is committed every 1024 texts.
+    The key is the encoder's fingerprint, the task and the text, so one file serves any number of encoders. Vectors are
+    float32: what is read equals what was computed. Several threads and processes may use one file on a local disk.
+    Vectors are committed every 1024 texts, so a call that fails goes on from there when it is made again.
 
     Args:
-        encoder: any encoder of this package.
-        path: the file; made when it isn't there.
+        encoder: any encoder.
+        path: the file; created if missing.
 
     Raises:
-        EncoderCacheError: the file can't be made, read or written, or is not such a cache.
+        EncoderCacheError: the file can't be created, read or written, or is not such a cache.
     """
 
-    def __init__(self, encoder: CacheableEncoder, path: str | os.PathLike[str]) -> None:
+    def __init__(self, encoder: Encoder, path: str | os.PathLike[str]) -> None:
         self.encoder = encoder
         self._path = Path(path).expanduser().absolute()
         self._lock = threading.Lock()
@@ -84,13 +56,16 @@ class CachedEncoder(Encoder):
             pass
         renew_after_fork(self)
 
+    def __repr__(self) -> str:
+        return f"CachedEncoder({self.encoder!r}, {str(self._path)!r})"
+
     def after_fork(self) -> None:
-        """Open the file anew when it is needed: SQLite's connections don't serve two processes."""
+        """Open the file again on the next use: a connection of SQLite can't be shared with the parent."""
         self._lock = threading.Lock()
         leave_to_parent(self._connection)
         self._connection = None
 
-    def __reduce__(self) -> tuple[type[CachedEncoder], tuple[CacheableEncoder, Path]]:
+    def __reduce__(self) -> tuple[type[CachedEncoder], tuple[Encoder, Path]]:
         return CachedEncoder, (self.encoder, self._path)
 
     @property
@@ -104,7 +79,7 @@ class CachedEncoder(Encoder):
         return self.encoder.dims
 
     @property
-    def max_length(self) -> int:
+    def max_length(self) -> int | None:
         """Longest input in tokens."""
         return self.encoder.max_length
 
@@ -113,43 +88,29 @@ class CachedEncoder(Encoder):
         """The encoder's: a cache changes no vector."""
         return self.encoder.fingerprint
 
-    def encode(
-        self, texts: Sequence[str], task: Task = "document", dim: int | None = None, progress: bool = False
-    ) -> Float32Array:
-        """Encode texts, in the order given; what is in the file is not computed again.
+    @property
+    def dim(self) -> int:
+        """Length of the vectors where a call names none: the encoder's."""
+        return self.encoder.dim
 
-        Args:
-            texts: n strings.
-            task: "query", "document", "classification" or "clustering".
-            dim: 1 <= dim <= full_dim; None for the full dimension.
-            progress: show a bar when standard error is a terminal.
-
-        Returns:
-            float32 array of shape [n, dim] whose rows are unit vectors.
-
-        Raises:
-            EncoderCacheError: the file can't be read or written.
-            EncoderClosed: `close` was called.
-            MrlRagError: as the encoder does.
-        """
-        task, texts = check_task(task), check_texts(texts)
-        dim = self.full_dim if dim is None else check_dim(dim, self.full_dim)
+    def _encode(self, texts: list[str], task: Task, dim: int, advance: Advance) -> Float32Array:
         prefix = f"{self.fingerprint}\0{task}\0".encode()
         keys = [blake2b(prefix + text.encode(), digest_size=16).digest() for text in texts]
         known = self._read(list(dict.fromkeys(keys)))
         missing = list({key: text for key, text in zip(keys, texts, strict=True) if key not in known}.items())
-        with progress_bar(len(missing), "encode", "text", progress) as advance:
-            for start in range(0, len(missing), _BATCH):
-                part = missing[start : start + _BATCH]
-                found = dict(
-                    zip((key for key, _ in part), self.encoder.encode([t for _, t in part], task), strict=True)
-                )
-                self._write(found)
-                known |= found
-                advance(len(part))
-        if not texts:
-            return np.empty((0, dim), dtype=np.float32)
+        advance(len(texts) - len(missing))
+        for start in range(0, len(missing), _BATCH):
+            part = missing[start : start + _BATCH]
+            vectors = self.encoder.encode([text for _, text in part], task, self.full_dim)
+            found = dict(zip((key for key, _ in part), vectors, strict=True))
+            self._write(found)
+            known |= found
+            advance(len(part))
         return truncate(np.stack([known[key] for key in keys]), dim)
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise EncoderClosed("this encoder was closed; make a new one.")
 
     def close(self) -> None:
         """Close the file and the encoder."""
@@ -166,7 +127,7 @@ class CachedEncoder(Encoder):
                 part = keys[start : start + _KEYS_PER_STATEMENT]
                 marks = ",".join("?" * len(part))
                 for key, blob in connection.execute(f"SELECT key, vector FROM vectors WHERE key IN ({marks})", part):
-                    # A row of another length was cut short by a failing disk: it is computed and written again.
+                    # A row of another length was damaged: it is computed and written again.
                     if len(blob) == 4 * self.full_dim:
                         found[key] = np.frombuffer(blob, dtype="<f4")
         return found
@@ -178,23 +139,22 @@ class CachedEncoder(Encoder):
 
     @contextmanager
     def _opened(self) -> Iterator[sqlite3.Connection]:
-        """Yield the file's connection to one thread at a time."""
+        """Yield the connection, to one thread at a time."""
         try:
             with self._lock:
-                if self._closed:
-                    raise EncoderClosed("this encoder was closed; make a new one.")
+                self._check_open()
                 if self._connection is None:
                     self._connection = self._connect()
                 yield self._connection
         except (OSError, sqlite3.Error) as error:
             raise EncoderCacheError(
-                f"the cache of vectors {self._path} can't be used: {error}. It holds nothing that can't be computed "
-                "again: delete the file, or pass another path."
+                f"the cache of vectors {self._path} can't be used: {error}. All it holds can be computed again: "
+                "delete the file, or pass another path."
             ) from error
 
     def _connect(self) -> sqlite3.Connection:
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        connection = sqlite3.connect(self._path, timeout=_PATIENCE, check_same_thread=False)
+        connection = sqlite3.connect(self._path, timeout=_LOCK_TIMEOUT_S, check_same_thread=False)
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute("PRAGMA synchronous = NORMAL")
         with connection:

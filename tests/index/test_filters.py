@@ -46,7 +46,7 @@ BAD = [
     ({"n": {"$in": [np.int64(1)]}}, "'n' '\\$in' with"),
     ({"n": {"$in": [[1]]}}, "'n' '\\$in' with"),
     ({"n": {"$in": []}}, "'n' '\\$in' with"),
-    (nested(200, {"n": 1}), "where nests .* more than 60 deep"),
+    (nested(200, {"n": 1}), "where nests .* more than 60 levels deep"),
     ({"#document": {"$eq": "text 1"}}, "#document"),
 ]
 BAD_OF_DOCUMENTS = [
@@ -55,7 +55,7 @@ BAD_OF_DOCUMENTS = [
     ({"$regex": r"\pL{1000}"}, "regular expression in it is too long"),
     ({"$contains": "x" * 60_000}, "string .* is too long"),
     ({"$contains": "x\ud800"}, "'\\$contains' with 'x\\\\ud800'.*surrogate"),
-    (nested(200, {"$contains": "x"}), "where_document nests .* more than 60 deep"),
+    (nested(200, {"$contains": "x"}), "where_document nests .* more than 60 levels deep"),
 ]
 
 
@@ -143,8 +143,8 @@ def test_records_are_deleted_by_a_condition_too_large_for_one_request(open_index
         ({"": 1}, "the key ''"),
         ({"chroma:x": 1}, "the key 'chroma:x'"),
         ({"chroma:document": "x"}, "chroma:document"),
-        ({"n": list(range(5461))}, "5461 members"),
-        ({"n": list(range(3000)), "m": list(range(3000))}, "6000 members"),
+        ({"n": list(range(5461))}, "5461 list items"),
+        ({"n": list(range(3000)), "m": list(range(3000))}, "6000 list items"),
         ({f"key {i}": i for i in range(5461)}, "5461 keys"),
         ({"n": np.int64(1)}, "int64"),
     ],

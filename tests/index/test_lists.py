@@ -90,7 +90,7 @@ def test_a_search_looks_at_twice_the_lists_as_long_as_a_hit_stands_late(score_al
 @given(first=st.integers(1, 200), more=st.integers(0, 200), dropped=st.integers(0, 50))
 def test_lists_take_more_records_and_leave_out_those_that_are_gone(first, more, dropped):
     codes, scales = quantize(normalize(np.random.default_rng(first).normal(size=(first + more, 8))))
-    rows, lists = group(codes[:first], scales[:first])
+    _, lists = group(codes[:first], scales[:first])
     kept = np.arange(min(dropped, first - 1), first)
     order, extended = lists.extended(lists.list_of(kept), codes[first:])
     assert sorted(order.tolist()) == list(range(len(kept) + more))

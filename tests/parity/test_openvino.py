@@ -63,7 +63,7 @@ def test_a_network_that_cannot_be_converted_is_refused_by_name(save_model):
     with pytest.raises(InvalidInput, match="Gemma3TextModel"):
         MatryoshkaEncoder(save_model("gemma3"), device="cpu", dtype="float32", backend="openvino")
     rope = {"rope_type": "dynamic", "rope_theta": 1000.0, "factor": 2.0}
-    with pytest.raises(InvalidInput, match="follows the length"):
+    with pytest.raises(InvalidInput, match="depends on the length"):
         MatryoshkaEncoder(save_model("nomic", rope_parameters=rope), device="cpu", dtype="float32", backend="openvino")
 
 
@@ -75,5 +75,5 @@ def test_a_backend_that_is_not_there_is_refused(tiny_bert, backend, device):
 
 def test_without_the_extra_the_pip_line_is_given(tiny_bert, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "openvino", None)
-    with pytest.raises(MissingExtra, match=r"pip install 'mrl-rag\[openvino\]'"):
+    with pytest.raises(MissingExtra, match=r"pip install 'openvino>="):
         MatryoshkaEncoder(tiny_bert, device="cpu", dtype="float32", backend="openvino")

@@ -1,0 +1,52 @@
+"""Warnings about dimensions and languages that a model was not trained for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from mrl_rag.models import MODELS, ModelSpec
+
+# The sample of a call's texts that is looked at, small enough to cost microseconds: characters per text, and texts.
+_CHARACTERS = 200
+_TEXTS = 32
+
+
+def dim_warning(spec: ModelSpec, dim: int) -> str:
+    """Return what truncation to `dim` costs; "" where the model was trained for that dimension or a lower one."""
+    if dim >= min(spec.dims):
+        return ""
+    trained = ", ".join(map(str, spec.dims))
+    return (
+        f"{spec.name} was trained for dimension {trained}, and its vectors are truncated to {dim}. That costs "
+        "accuracy: nDCG@10 of minilm on Cranfield falls from 0.40 to 0.30 at 64 (benchmarks/README.md). Search full "
+        "vectors with a TwoStageIndex, which fits shorter ones to them, or use a Matryoshka model: "
+        f"{_matryoshka_models(dim)}."
+    )
+
+
+def language_warning(spec: ModelSpec, texts: Sequence[str]) -> str:
+    """Return a warning where an English model is given text in another script, else "".
+
+    Only scripts are looked at, so languages in Latin script, such as French, pass for English.
+    """
+    if spec.languages != "en" or share_outside_latin(texts) <= 0.5:
+        return ""
+    names = ", ".join(repr(row.name) for row in MODELS.values() if row.languages == "multilingual")
+    return (
+        f"{spec.name} was trained on English, and these texts are mostly in another script: it will find little in "
+        f"them. Use a multilingual model: {names}."
+    )
+
+
+def share_outside_latin(texts: Sequence[str]) -> float:
+    """Return the share of letters beyond Latin-1, 0 to 1, in the beginnings of some of the texts."""
+    step = -(-len(texts) // _TEXTS) or 1
+    sample = "".join([text[:_CHARACTERS] for text in texts[::step]])
+    if sample.isascii():
+        return 0.0
+    letters = [character for character in sample if character.isalpha()]
+    return sum(letter > "\xff" for letter in letters) / max(len(letters), 1)
+
+
+def _matryoshka_models(dim: int) -> str:
+    return ", ".join(repr(row.name) for row in MODELS.values() if row.matryoshka and min(row.dims) <= dim) or "none"
