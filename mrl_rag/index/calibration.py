@@ -7,8 +7,10 @@ filled, and what searches really find says how many candidates and inverted list
 
 from __future__ import annotations
 
+import logging
 import time
 import uuid
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -19,7 +21,10 @@ from mrl_rag.index.config import IndexConfig
 from mrl_rag.index.plan import LATE, MAX_ROUNDS, first_size
 from mrl_rag.index.rotation import SAMPLE, explained_energy, fit
 from mrl_rag.index.search import Searcher
+from mrl_rag.index.storage import Stores
 from mrl_rag.truncation import Float32Array, unit_rows
+
+_LOG = logging.getLogger("mrl_rag")
 
 Rows = npt.NDArray[np.intp]
 Ranks = npt.NDArray[np.int64]
@@ -29,6 +34,8 @@ ReadRows = Callable[[Rows], Float32Array]
 _K = 10
 # Records that are asked as questions, and the largest share of all that they may be.
 _HELD_OUT, _LARGEST_SHARE = 500, 0.1
+# With fewer records none are asked.
+MIN_MEASURED = int(_K / _LARGEST_SHARE)
 # Dimensions that are considered: multiples of it.
 _STEP = 32
 # By how much an exact scan at the dimension must exceed the target: what the lists that aren't searched lose, and what
@@ -39,9 +46,12 @@ _MARGIN = 0.004
 _MS_PER_DIM, _MS_PER_CANDIDATE = 0.001, 0.0045
 # Vectors read at a time.
 _BLOCK = 20_000
+# New vectors differ from those that the rotation was fitted on where the shortlist keeps less than this share of what
+# it kept of those. So many of the new ones are looked at.
+_DRIFT, _DRIFT_ROWS = 0.9, 2000
 # Shortlist sizes that are tried, and shares of the inverted lists.
-SIZES = (20, 30, 50, 100)
-SHARES = (0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 1.0)
+_SIZES = (20, 30, 50, 100)
+_SHARES = (0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 1.0)
 
 
 @dataclass(frozen=True)
@@ -97,7 +107,7 @@ def fit_shortlist(read: ReadRows, count: int, shortlist_dim: int, dim_fixed: boo
         dim_fixed: whether it is fixed.
         target_recall: share of the true top 10 that a search should find.
     """
-    questions = ask_own_records(read, count) if count * _LARGEST_SHARE >= _K else None
+    questions = ask_own_records(read, count) if count >= MIN_MEASURED else None
     order = np.random.default_rng(0).permutation(count)
     rest = order if questions is None else order[len(questions.rows) :]
     sample = read(np.sort(rest[:SAMPLE]))
@@ -150,6 +160,72 @@ def measure(
     return float(np.mean(shares)), float(np.median(seconds))
 
 
+def own_questions(stores: Stores) -> tuple[Questions, list[str]]:
+    """Return records of an index to ask as questions, and the ids of the records that these number."""
+    ids = [id_ for page in stores.archive.ids() for id_ in page]
+    return ask_own_records(lambda rows: stores.archive.read([ids[row] for row in rows])[1], len(ids)), ids
+
+
+def calibrate(searcher: Searcher, questions: Questions, ids: Sequence[str]) -> None:
+    """Choose how many candidates and lists a search begins with, by what searches find, and remember it.
+
+    Args:
+        searcher: of the index.
+        questions: records asked as questions.
+        ids: of the records that the questions number.
+    """
+    shortlist, config = searcher.stores.shortlist, searcher.stores.config
+    share = 1.0
+    if searcher.in_memory:
+        enough = (s for s in _SHARES if measure(searcher, questions, ids, _SIZES[-1], s)[0] >= config.target_recall)
+        # Twice as many lists as records need: questions are less like any record.
+        share = min(2 * next(enough, 1.0), 1.0)
+    for size in _SIZES:
+        recall, seconds = measure(searcher, questions, ids, size, share)
+        if recall >= config.target_recall:
+            break
+    shortlist.remember(
+        replace(config, shortlist_size=size, lists_share=share, recall=recall, measured_records=len(ids))
+    )
+    _LOG.info(
+        "index %r is searched at %d of %d dimensions, with %d candidates and %.0f%% of its lists: %.1f%% of the true "
+        "top 10 of %d of its records, %.2f ms per query",
+        *(shortlist.name, config.shortlist_dim, config.full_dim, size, 100 * share),
+        *(100 * recall, len(questions.rows), 1e3 * seconds),
+    )
+
+
+def measure_again(searcher: Searcher) -> None:
+    """Measure the recall of an index that has grown, and warn where it is below the target."""
+    shortlist, config = searcher.stores.shortlist, searcher.stores.config
+    questions, ids = own_questions(searcher.stores)
+    recall, _ = measure(searcher, questions, ids)
+    shortlist.remember(replace(config, recall=recall, measured_records=len(ids)))
+    if recall < config.target_recall:
+        warnings.warn(
+            f"index {shortlist.name!r} has grown to {len(ids)} records, and its searches find {recall:.1%} of the "
+            f'true top 10, not {config.target_recall:.1%}. Call reindex(rotation="fit") to have another dimension '
+            "chosen, at a quiet time.",
+            stacklevel=4,
+        )
+
+
+def warn_of_drift(stores: Stores, rows: Float32Array) -> bool:
+    """Warn where the shortlist keeps less of new vectors, float32 [n, full_dim], than of those it was fitted on."""
+    config = stores.config
+    assert stores.rotation is not None
+    energy = explained_energy(rows[:: max(len(rows) // _DRIFT_ROWS, 1)], stores.rotation, config.shortlist_dim)
+    drifted = energy < _DRIFT * config.explained_energy
+    if drifted:
+        warnings.warn(
+            f"the shortlist of index {stores.shortlist.name!r} kept {config.explained_energy:.0%} of the vectors it "
+            f"was fitted on and keeps {energy:.0%} of these {len(rows)}: they differ. "
+            'Call reindex(rotation="fit") when they are all in.',
+            stacklevel=4,
+        )
+    return drifted
+
+
 def _cheapest_dim(ranks: Mapping[int, Ranks], target_recall: float) -> int:
     """Return the cheapest dimension at which an exact scan's shortlist holds enough of the true neighbours.
 
@@ -159,7 +235,7 @@ def _cheapest_dim(ranks: Mapping[int, Ranks], target_recall: float) -> int:
     """
     costs: dict[int, float] = {}
     for dim, rank in ranks.items():
-        for size in SIZES:
+        for size in _SIZES:
             recall, candidates = _shortlist_recall(rank, size)
             if recall >= min(target_recall + _MARGIN, 1.0):
                 cost = dim * _MS_PER_DIM + candidates * _MS_PER_CANDIDATE

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import uuid
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -30,7 +29,15 @@ from mrl_rag.errors import (
     TwoStageIndexError,
 )
 from mrl_rag.index import writer
-from mrl_rag.index.calibration import SHARES, SIZES, Questions, ask_own_records, fit_shortlist, measure
+from mrl_rag.index.calibration import (
+    MIN_MEASURED,
+    Questions,
+    calibrate,
+    fit_shortlist,
+    measure_again,
+    own_questions,
+    warn_of_drift,
+)
 from mrl_rag.index.checks import (
     Metadata,
     Where,
@@ -49,7 +56,6 @@ from mrl_rag.index.config import ArchivePrecision, IndexConfig
 from mrl_rag.index.filters import check_where
 from mrl_rag.index.plan import Plan, check_is_plan, check_k, check_plan
 from mrl_rag.index.rebuild import rebuild
-from mrl_rag.index.rotation import explained_energy
 from mrl_rag.index.search import GraphOutdated, Hit, Request, Searcher, max_exact, mmr
 from mrl_rag.index.shortlist import (
     ShortlistCollection,
@@ -75,9 +81,7 @@ Answer = TypeVar("Answer")
 Empty = TypeVar("Empty")
 
 _LOG = logging.getLogger("mrl_rag")
-# New vectors differ from those the rotation was fitted on where the shortlist keeps less of their squared length: less
-# than this share of what it kept then. With fewer vectors than _DRIFT_SAMPLE, that share is too uncertain.
-_DRIFT = 0.9
+# With fewer new vectors the share of their length that the shortlist keeps is too uncertain.
 _DRIFT_SAMPLE = 256
 # Least number of vectors per dimension to fit a rotation on; with fewer, the fit overfits.
 _MIN_VECTORS_PER_DIM = 4
@@ -973,32 +977,6 @@ class TwoStageIndex:
             self._calibrate(rebuilt.questions, rebuilt.ids)
         return self._opened.stores
 
-    def _calibrate(self, questions: Questions, ids: Sequence[str]) -> None:
-        """Choose how many candidates and lists a search begins with by what searches really find."""
-        searcher = self._opened
-        assert searcher is not None
-        stores, target = searcher.stores, searcher.stores.config.target_recall
-        stores.note_written()
-        share = 1.0
-        if searcher.in_memory:
-            enough = (s for s in SHARES if measure(searcher, questions, ids, SIZES[-1], s)[0] >= target)
-            # Twice as many lists as records need: questions are less like any record.
-            share = min(2 * next(enough, 1.0), 1.0)
-        for size in SIZES:
-            recall, seconds = measure(searcher, questions, ids, size, share)
-            if recall >= target:
-                break
-        config = replace(
-            stores.config, shortlist_size=size, lists_share=share, recall=recall, measured_records=len(ids)
-        )
-        stores.shortlist.remember(config)
-        _LOG.info(
-            "index %r is searched at %d of %d dimensions, with %d candidates and %.0f%% of its lists: %.1f%% of the "
-            "true top 10 of %d of its records, %.2f ms per query",
-            *(self._name, config.shortlist_dim, config.full_dim, size, 100 * share),
-            *(100 * recall, len(questions.rows), 1e3 * seconds),
-        )
-
     def _reopen(self) -> Stores | None:
         """Have Chroma read the folder again."""
         with self._storage.lock:
@@ -1018,10 +996,10 @@ class TwoStageIndex:
 
     def _adapt(self, stores: Stores, rows: Float32Array) -> None:
         """Fit and choose once there is enough to do so; say when what was chosen no longer fits."""
-        config = stores.config
         if self._questions is not None:
-            (questions, ids), self._questions = self._questions, None
-            self._calibrate(questions, ids)
+            questions, self._questions = self._questions, None
+            self._calibrate(*questions)
+        config = stores.config
         if self._storage.shared:
             # On a server others may be writing: to fill Chroma anew behind their backs could lose what they write.
             return
@@ -1030,38 +1008,19 @@ class TwoStageIndex:
                 _LOG.info("index %r fits its rotation on the vectors it has", self._name)
                 self._check_file()
                 self._rebuild(stores, rotation="fit")
+        elif config.fitted and not config.measured_records and len(stores.archive) >= MIN_MEASURED:
+            # The upsert that fitted the rotation was interrupted.
+            self._calibrate(*own_questions(stores))
         elif config.measured_records and len(stores.archive) >= _GROWTH * config.measured_records:
-            self._measure_again(stores)
-        elif config.fitted and len(rows) >= _DRIFT_SAMPLE:
-            self._check_drift(stores, rows)
+            measure_again(Searcher(stores))
+        elif config.fitted and len(rows) >= _DRIFT_SAMPLE and self._warned != config.rotation:
+            # Once per rotation is enough.
+            self._warned = config.rotation if warn_of_drift(stores, rows) else self._warned
 
-    def _measure_again(self, stores: Stores) -> None:
-        ids = [id_ for page in stores.archive.ids() for id_ in page]
-        questions = ask_own_records(lambda rows: stores.archive.read([ids[row] for row in rows])[1], len(ids))
-        recall, _ = measure(Searcher(stores), questions, ids)
-        config = replace(stores.config, recall=recall, measured_records=len(ids))
-        stores.shortlist.remember(config)
-        if recall < config.target_recall:
-            warnings.warn(
-                f"index {self._name!r} has grown to {len(ids)} records, and its searches find {recall:.1%} of the true "
-                f'top 10, not {config.target_recall:.1%}. Call reindex(rotation="fit") to have another dimension '
-                "chosen, at a quiet time.",
-                stacklevel=4,
-            )
-
-    def _check_drift(self, stores: Stores, rows: Float32Array) -> None:
-        config = stores.config
-        assert stores.rotation is not None
-        sample = rows[:: max(len(rows) // 2000, 1)]
-        energy = explained_energy(sample, stores.rotation, config.shortlist_dim)
-        if energy < _DRIFT * config.explained_energy and self._warned != config.rotation:
-            self._warned = config.rotation  # once per rotation is enough
-            warnings.warn(
-                f"the shortlist of index {self._name!r} kept {config.explained_energy:.0%} of the vectors it was "
-                f"fitted on and keeps {energy:.0%} of these {len(rows)}: they differ. "
-                'Call reindex(rotation="fit") when they are all in.',
-                stacklevel=4,
-            )
+    def _calibrate(self, questions: Questions, ids: Sequence[str]) -> None:
+        assert self._opened is not None
+        self._opened.stores.note_written()
+        calibrate(self._opened, questions, ids)
 
     @contextmanager
     def _writing(self, recover: bool = True) -> Iterator[None]:

@@ -137,3 +137,19 @@ def test_an_index_that_outgrew_its_dimension_says_so_once(score_all_up_to):
 def test_a_recall_that_is_none_is_refused(bad):
     with pytest.raises(InvalidInput, match="recall"):
         TwoStageIndex(recall=bad)
+
+
+def test_an_interrupted_first_upsert_is_measured_by_the_next(tmp_path, score_all_up_to, monkeypatch):
+    score_all_up_to(1000, scan=True)
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    with TwoStageIndex(tmp_path) as index:
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr("mrl_rag.index.index.calibrate", interrupted)
+            fill(index, decaying(2000))
+        assert index.recall is None
+    with TwoStageIndex(tmp_path) as index:
+        index.upsert(["one more"], decaying(1, seed=5))
+        assert index.recall >= 0.98
