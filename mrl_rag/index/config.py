@@ -14,6 +14,29 @@ FORMAT = 3
 PREFIX = "mrl_rag:"
 
 
+@dataclass
+class Wanted:
+    """What the user of an index asks for; None for whatever is stored.
+
+    Attributes:
+        full_dim: length of the vectors.
+        shortlist_dim: dimension of stage one.
+        precision: of the archive.
+        model: name of the encoder's model.
+        fingerprint: of the encoder.
+        rotation: of a new index, "auto" or "none".
+        recall: share of the true top 10 that a new index aims at.
+    """
+
+    full_dim: int | None
+    shortlist_dim: int | None
+    precision: ArchivePrecision | None
+    model: str | None
+    fingerprint: str | None
+    rotation: Literal["auto", "none"]
+    recall: float
+
+
 @dataclass(frozen=True)
 class IndexConfig:
     """The settings of an index, stored in its collection's metadata under keys with the prefix "mrl_rag:".
@@ -89,28 +112,29 @@ class IndexConfig:
             )
         return cls(**known)
 
-    def check(self, name: str, full_dim: int | None, shortlist_dim: int | None, precision: str | None) -> None:
-        """Refuse another dimension or precision than the stored one; None stands for whatever is stored.
+    def check(self, name: str, wanted: Wanted) -> None:
+        """Refuse another encoder, dimension or precision than the stored one.
 
         Raises:
             DimensionMismatch: a dimension differs.
-            IndexMismatch: the precision differs.
+            IndexMismatch: the fingerprint or the precision differs.
         """
-        if full_dim is not None and full_dim != self.full_dim:
+        self.check_encoder(name, wanted.model, wanted.fingerprint)
+        if wanted.full_dim not in (None, self.full_dim):
             filled = f"'{self.model}', the model" if self.model else "the model"
             raise DimensionMismatch(
-                f"collection {name!r} holds vectors of {self.full_dim} numbers; {full_dim} were asked for. "
+                f"collection {name!r} holds vectors of {self.full_dim} numbers; {wanted.full_dim} were asked for. "
                 f"Open it with {filled} that filled it, or fill a new collection."
             )
-        if shortlist_dim is not None and shortlist_dim != self.shortlist_dim:
+        if wanted.shortlist_dim not in (None, self.shortlist_dim):
             raise DimensionMismatch(
-                f"collection {name!r} is searched at {self.shortlist_dim} dimensions; {shortlist_dim} were asked "
-                "for. Leave shortlist_dim out to open it as it is, or fill a new collection."
+                f"collection {name!r} is searched at {self.shortlist_dim} dimensions; {wanted.shortlist_dim} were "
+                "asked for. Leave shortlist_dim out to open it as it is, or fill a new collection."
             )
-        if precision is not None and precision != self.precision:
+        if wanted.precision not in (None, self.precision):
             raise IndexMismatch(
-                f"the archive of collection {name!r} is {self.precision}; {precision} was asked for. Leave precision "
-                "out to open it as it is, or fill a new collection."
+                f"the archive of collection {name!r} is {self.precision}; {wanted.precision} was asked for. Leave "
+                "precision out to open it as it is, or fill a new collection."
             )
 
     def check_encoder(self, name: str, model: str | None, fingerprint: str | None) -> None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 import os
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import islice
 from numbers import Real
@@ -19,14 +19,11 @@ import numpy.typing as npt
 from mrl_rag.arguments import check_integer
 from mrl_rag.compat.chroma import settings_of
 from mrl_rag.errors import (
-    IndexClosed,
     IndexMismatch,
-    IndexNotWritable,
     InvalidIds,
     InvalidInput,
     InvalidVectors,
     MrlRagError,
-    TwoStageIndexError,
 )
 from mrl_rag.index import writer
 from mrl_rag.index.calibration import (
@@ -52,11 +49,12 @@ from mrl_rag.index.checks import (
     explain_other_names,
 )
 from mrl_rag.index.chroma_errors import chroma_errors
-from mrl_rag.index.config import ArchivePrecision, IndexConfig
+from mrl_rag.index.config import ArchivePrecision, IndexConfig, Wanted
 from mrl_rag.index.filters import check_where
 from mrl_rag.index.plan import Plan, check_is_plan, check_k, check_plan
 from mrl_rag.index.rebuild import rebuild
-from mrl_rag.index.search import GraphOutdated, Hit, Request, Searcher, max_exact, mmr
+from mrl_rag.index.search import Hit, Request, Searcher, max_exact, mmr
+from mrl_rag.index.session import REPAIR_SECONDS, VERIFY_SECONDS, Session
 from mrl_rag.index.shortlist import (
     ShortlistCollection,
     empty_collection,
@@ -67,7 +65,7 @@ from mrl_rag.index.shortlist import (
 )
 from mrl_rag.index.storage import Storage, Stores
 from mrl_rag.index.verify import Report, verify
-from mrl_rag.lifetime import leave_to_parent, release_dropped, renew_after_fork
+from mrl_rag.lifetime import release_dropped
 from mrl_rag.progress import progress_bar
 from mrl_rag.tasks import check_texts
 from mrl_rag.truncation import Float32Array, as_rows, check_dim, unit_rows
@@ -89,9 +87,6 @@ _MIN_VECTORS_PER_DIM = 4
 _GROWTH = 10
 # No model's vectors are longer.
 _MAX_DIM = 65536
-# How long SQLite may check Chroma's file. Nobody can write it meanwhile.
-_VERIFY_SECONDS = 2
-_REPAIR_SECONDS = 600
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -183,26 +178,26 @@ class TwoStageIndex:
         release_dropped()
         if path is not None and client is not None:
             raise InvalidInput(f"path={os.fspath(path)!r} and client are both given; pass one of them.")
-        self._full_dim = None if full_dim is None else check_dim(full_dim, _MAX_DIM)
-        self._shortlist_dim = None if shortlist_dim is None else check_dim(shortlist_dim, self._full_dim or _MAX_DIM)
-        self._rotation_wanted = check_choice("rotation", rotation, *get_args(Rotation))
-        self._precision = check_choice("precision", precision, *get_args(ArchivePrecision), None)
-        self._target_recall = check_recall(recall)
-        self._fingerprint, self._model = fingerprint, model
+        self._wanted = Wanted(
+            full_dim=None if full_dim is None else check_dim(full_dim, _MAX_DIM),
+            shortlist_dim=None if shortlist_dim is None else check_dim(shortlist_dim, full_dim or _MAX_DIM),
+            precision=check_choice("precision", precision, *get_args(ArchivePrecision), None),
+            model=model,
+            fingerprint=fingerprint,
+            rotation=check_choice("rotation", rotation, *get_args(Rotation)),
+            recall=check_recall(recall),
+        )
         self.plan = check_is_plan(plan)
-        self._name = check_name(collection)
-        self._storage = Storage(path, client)
-        if self._storage.shared and precision is not None:
+        name, storage = check_name(collection), Storage(path, client)
+        if storage.shared and precision is not None:
             raise InvalidInput(f"precision is {precision!r}; with this client the archive is float32 in Chroma.")
-        self._opened: Searcher | None = None
-        self._refusal = ""
-        renew_after_fork(self)
+        self._session = Session(storage, name, self._wanted)
         # With these the recall of a newly filled collection is measured.
         self._questions: tuple[Questions, list[str]] | None = None
         self._warned = ""
         try:
-            if self._open() is None:
-                self._check_not_hidden()
+            if self._session.open() is None:
+                self._session.check_not_hidden()
         except BaseException:
             self.close()
             raise
@@ -275,11 +270,11 @@ class TwoStageIndex:
                         [metadatas[row] for row in new],
                     )
                 advance(len(ids))
-        if in_place and index._opened is not None:
-            with index._writing():
-                shortlist = index._opened.stores.shortlist
+        if in_place and index._session.opened is not None:
+            with index._session.writing():
+                shortlist = index._session.opened.stores.shortlist
                 shortlist.take_name_of(collection, f"{collection.name}-single-stage")
-                index._name = shortlist.name
+                index._session.name = shortlist.name
         return index
 
     @staticmethod
@@ -295,40 +290,44 @@ class TwoStageIndex:
             storage.close()
 
     def __repr__(self) -> str:
-        place = repr(str(self.path)) if self.path else "in memory" if self._storage.temporary else "on a client"
+        place = repr(str(self.path)) if self.path else "in memory" if self._session.storage.temporary else "on a client"
         try:
             records = len(self)
         except MrlRagError:
-            return f"TwoStageIndex({place}, {self._name!r}, closed or not readable)"
+            return f"TwoStageIndex({place}, {self.name!r}, closed or not readable)"
         dims = f", {self.shortlist_dim} of {self.full_dim}" if self.full_dim else ""
         fitted = ", fitted" if self.rotation == "fit" else ""
-        return f"TwoStageIndex({place}, {self._name!r}, {records} records{dims}{fitted})"
+        return f"TwoStageIndex({place}, {self.name!r}, {records} records{dims}{fitted})"
 
     @property
     def full_dim(self) -> int | None:
         """Length of the vectors; None until it is known."""
-        opened = self._opened
-        return self._full_dim if opened is None else opened.stores.config.full_dim
+        opened = self._session.opened
+        return self._wanted.full_dim if opened is None else opened.stores.config.full_dim
 
     @property
     def shortlist_dim(self) -> int | None:
         """Dimension of stage one; None until `full_dim` is known."""
-        opened = self._opened
+        opened = self._session.opened
         if opened is not None:
             return opened.stores.config.shortlist_dim
-        return None if self._full_dim is None else self._shortlist_dim or _default_shortlist(self._full_dim)
+        return (
+            None
+            if self._wanted.full_dim is None
+            else self._wanted.shortlist_dim or _default_shortlist(self._wanted.full_dim)
+        )
 
     @property
     def rotation(self) -> str:
         """The shortlist's rotation: "fit" once fitted, "auto" while there are too few vectors for that, or "none"."""
-        opened = self._open()
-        stored = self._rotation_wanted if opened is None else opened.stores.config.rotation
+        opened = self._session.open()
+        stored = self._wanted.rotation if opened is None else opened.stores.config.rotation
         return stored if stored in ("auto", "none") else "fit"
 
     @property
     def recall(self) -> float | None:
         """Share of the true top 10 found with records left out of the fit; None until it is measured."""
-        opened = self._open()
+        opened = self._session.open()
         return (opened.stores.config.recall or None) if opened is not None else None
 
     @property
@@ -342,27 +341,26 @@ class TwoStageIndex:
         return self._encoder()[1]
 
     def _encoder(self) -> tuple[str | None, str | None]:
-        opened = self._open()
+        opened = self._session.open()
         config = None if opened is None else opened.stores.config
         if config is None or not config.fingerprint:
-            return self._model, self._fingerprint
-        return config.model or self._model, config.fingerprint
+            return self._wanted.model, self._wanted.fingerprint
+        return config.model or self._wanted.model, config.fingerprint
 
     @property
     def name(self) -> str:
         """The collection's name."""
-        return self._name
+        return self._session.name
 
     @property
     def path(self) -> Path | None:
         """The folder it is in, absolute; None in memory and on a server."""
-        return None if self._storage.temporary else self._storage.folder
+        return None if self._session.storage.temporary else self._session.storage.folder
 
     @property
     def client(self) -> ClientAPI:
         """The chromadb client this index is on."""
-        self._check_usable()
-        return self._storage.client
+        return self._session.client
 
     def collection(self, create: bool = False) -> Collection:
         """Return the Chroma collection, to read from. Records that Chroma adds by itself have no full vector.
@@ -378,12 +376,12 @@ class TwoStageIndex:
         from chromadb.errors import NotFoundError
 
         with chroma_errors():
-            if self._open() is None and create:
-                return empty_collection(self.client, self._name)
+            if self._session.open() is None and create:
+                return empty_collection(self.client, self._session.name)
             try:
-                return self.client.get_collection(self._name, embedding_function=None)
+                return self.client.get_collection(self._session.name, embedding_function=None)
             except NotFoundError:
-                raise InvalidInput(f"there is no collection {self._name!r}; store a record, or make it.") from None
+                raise InvalidInput(f"there is no collection {self.name!r}; store a record, or make it.") from None
 
     def bind(self, model: str, fingerprint: str) -> None:
         """Take vectors of one encoder alone from here on; the next `upsert` stores which. See `TwoStageRetriever`.
@@ -395,19 +393,19 @@ class TwoStageIndex:
         Raises:
             IndexMismatch: the index was filled by another encoder, or opened with another `fingerprint`.
         """
-        opened = self._open()
+        opened = self._session.open()
         if opened is not None:
-            opened.stores.config.check_encoder(self._name, model, fingerprint)
-        if self._fingerprint not in (None, "", fingerprint):
+            opened.stores.config.check_encoder(self._session.name, model, fingerprint)
+        if self._wanted.fingerprint not in (None, "", fingerprint):
             raise IndexMismatch(
-                f"index {self._name!r} was opened with fingerprint={self._fingerprint!r}; {model!r} has "
+                f"index {self.name!r} was opened with fingerprint={self._wanted.fingerprint!r}; {model!r} has "
                 f"{fingerprint}. Open it with this encoder's, or without one."
             )
-        self._model, self._fingerprint = model, fingerprint
+        self._wanted.model, self._wanted.fingerprint = model, fingerprint
 
     def __len__(self) -> int:
         """Return how many records there are."""
-        return self._current(lambda searcher: searcher.stores.shortlist.count(), 0)
+        return self._session.current(lambda searcher: searcher.stores.shortlist.count(), 0)
 
     def upsert(
         self,
@@ -446,8 +444,8 @@ class TwoStageIndex:
         checked = check_metadatas([None] * len(ids) if metadatas is None else metadatas)
         if not ids:
             return
-        with self._writing():
-            stores = (self._open() or self._create(ids, rows)).stores
+        with self._session.writing():
+            stores = (self._session.open() or self._create(ids, rows)).stores
             self._check_length(rows, "vectors", stores.config.full_dim)
             self._remember_encoder(stores)
             with progress_bar(len(ids), "index", "record", progress) as advance:
@@ -507,8 +505,8 @@ class TwoStageIndex:
             )
         wanted = None if ids is None else check_ids(ids, unique=False)
         where, where_document = check_where(where, where_document)
-        with self._writing():
-            opened = self._open()
+        with self._session.writing():
+            opened = self._session.open()
             if opened is None:
                 return
             if where is not None or where_document is not None:
@@ -518,8 +516,8 @@ class TwoStageIndex:
 
     def clear(self) -> None:
         """Remove every record, and keep the collection and the settings stored with it; `drop` removes those, too."""
-        if self._open() is not None:
-            self.delete(self._current(lambda searcher: searcher.stores.shortlist.ids(None, None), []))
+        if self._session.open() is not None:
+            self.delete(self._session.current(lambda searcher: searcher.stores.shortlist.ids(None, None), []))
 
     def drop(self) -> None:
         """Remove the index itself: records, full vectors and settings. The next upsert makes a new one.
@@ -528,16 +526,16 @@ class TwoStageIndex:
         """
         from chromadb.errors import NotFoundError
 
-        with self._writing():
-            opened = self._open()
+        with self._session.writing():
+            opened = self._session.open()
             if opened is None:
                 with suppress(NotFoundError):
-                    self.client.delete_collection(self._name)
+                    self.client.delete_collection(self._session.name)
                 return
             # Chroma first: a crash in between leaves an archive that no collection uses.
             self.client.delete_collection(opened.stores.shortlist.name)
-            self._opened = None
-            self._storage.remove_archive(opened.stores)
+            self._session.opened = None
+            self._session.storage.remove_archive(opened.stores)
 
     @explain_other_names
     def get(
@@ -591,7 +589,7 @@ class TwoStageIndex:
             there, rows = stores.full_vectors(list(records))
             return [Record(id_, *records[id_], row) for id_, row in zip(there, unit_rows(rows), strict=True)]
 
-        return self._current(work, [])
+        return self._session.current(work, [])
 
     def metadatas(self, where: Where | None = None) -> dict[str, dict[str, Any]]:
         """Return the metadata of records by id, without reading vectors.
@@ -608,7 +606,7 @@ class TwoStageIndex:
             shortlist = searcher.stores.shortlist
             return {id_: metadata for id_, (_, metadata) in shortlist.get(shortlist.ids(where, None)).items()}
 
-        return self._current(work, {})
+        return self._session.current(work, {})
 
     def changed(
         self,
@@ -648,7 +646,7 @@ class TwoStageIndex:
                 if id_ not in hashes or writer.differs(stored.get(id_), document, metadata)
             ]
 
-        return self._current(work, list(range(len(ids))))
+        return self._session.current(work, list(range(len(ids))))
 
     @explain_other_names
     def search(
@@ -702,8 +700,8 @@ class TwoStageIndex:
         among = None if ids is None else list(dict.fromkeys(check_ids(ids, unique=False)))
         if not len(queries):
             return []
-        if self._full_dim is not None:
-            self._check_length(queries, "query_vectors", self._full_dim)
+        if self._wanted.full_dim is not None:
+            self._check_length(queries, "query_vectors", self._wanted.full_dim)
         nothing: list[list[Hit]] = [[] for _ in queries]
 
         def nearest(searcher: Searcher) -> list[list[Hit]]:
@@ -716,7 +714,7 @@ class TwoStageIndex:
                 check_plan(wanted, config.shortlist_dim, config.full_dim, k)
             return searcher.search(queries, Request(k, wanted, where, where_document, among, explain))
 
-        answers = self._current(nearest, nothing)
+        answers = self._session.current(nearest, nothing)
         if floor is not None:
             answers = [[hit for hit in answer if hit.score >= floor] for answer in answers]
         return answers[0] if single else answers  # type: ignore[return-value]
@@ -797,13 +795,13 @@ class TwoStageIndex:
             TwoStageIndexError: Chroma's own file is damaged. Records that the damage hides would be lost.
         """
         check_choice("rotation", rotation, "fit", "none", None)
-        with self._writing():
-            opened = self._open()
+        with self._session.writing():
+            opened = self._session.open()
             if opened is not None:
-                self._check_file()
+                self._session.check_file()
                 self._rebuild(opened.stores, shortlist_dim, rotation, hnsw, progress)
             elif shortlist_dim is not None:
-                self._shortlist_dim = check_dim(shortlist_dim, self._full_dim or _MAX_DIM)
+                self._wanted.shortlist_dim = check_dim(shortlist_dim, self._wanted.full_dim or _MAX_DIM)
 
     def verify(self) -> Report:
         """Compare Chroma and the archive, record by record, and try the search.
@@ -811,8 +809,12 @@ class TwoStageIndex:
         Returns:
             The differences; `report.ok` when there are none.
         """
-        found = self._current(lambda searcher: verify(searcher.stores), None)
-        return Report() if found is None else replace(found, chroma_damaged=self._storage.sqlite_fault(_VERIFY_SECONDS))
+        found = self._session.current(lambda searcher: verify(searcher.stores), None)
+        return (
+            Report()
+            if found is None
+            else replace(found, chroma_damaged=self._session.storage.sqlite_fault(VERIFY_SECONDS))
+        )
 
     def repair(self, encode: Callable[[list[str]], npt.ArrayLike] | None = None) -> Report:
         """Mend what can be mended, and lose nothing that was acknowledged.
@@ -834,18 +836,18 @@ class TwoStageIndex:
         Raises:
             InvalidVectors: `encode` gives vectors of another length.
         """
-        with self._writing(recover=False):
-            opened = self._open()
+        with self._session.writing(recover=False):
+            opened = self._session.open()
             if opened is None:
                 return Report()
-            damaged = self._storage.sqlite_fault(_REPAIR_SECONDS)
+            damaged = self._session.storage.sqlite_fault(REPAIR_SECONDS)
             if damaged:
                 return replace(verify(opened.stores), chroma_damaged=damaged)
-            stores = self._readable(opened.stores)
+            stores = self._session.readable(opened.stores)
             writer.recover(stores)
             found = verify(stores)
             stores.archive.delete(found.orphaned)
-            for name in leftovers(self.client, self._name):
+            for name in leftovers(self.client, self._session.name):
                 self.client.delete_collection(name)
             if found.search_broken or found.misplaced or found.too_many_unreachable:
                 lost = {*found.missing, *found.damaged}
@@ -865,13 +867,7 @@ class TwoStageIndex:
 
     def close(self) -> None:
         """Close the files. A client that was passed in stays open; an index in memory is lost."""
-        with self._storage.lock:
-            if self._opened is not None:
-                self._opened.stores.archive.close()
-            self._opened = None
-            self._refusal = f"index {self._name!r} was closed; open it again."
-            self._storage.close()
-        release_dropped()
+        self._session.close()
 
     def __enter__(self) -> Self:
         return self
@@ -879,83 +875,43 @@ class TwoStageIndex:
     def __exit__(self, *error: object) -> None:
         self.close()
 
-    def after_fork(self) -> None:
-        """Leave open files to the parent process; called in the child."""
-        if self._opened is not None or not self._storage.reopens:
-            self._refusal = (
-                f"index {self._name!r} was open when this process was forked. Open it only after the fork, or start "
-                "processes by multiprocessing's 'spawn' or 'forkserver'."
-            )
-        leave_to_parent(self._opened)
-        self._opened = self._questions = None
-
-    def _check_usable(self) -> None:
-        if self._refusal:
-            raise IndexClosed(self._refusal)
-
-    def _open(self) -> Searcher | None:
-        """Return the searcher of the stores; None until something is written."""
-        self._check_usable()
-        # Without the lock once it is open, so that a search doesn't wait for an upsert.
-        opened = self._opened
-        if opened is not None and opened.stores.generation == self._storage.generation:
-            return opened
-        with self._storage.lock, chroma_errors():
-            client = self.client
-            if self._opened is None or self._opened.stores.generation != self._storage.generation:
-                self._opened = None
-                shortlist = ShortlistCollection.open(client, self._name)
-                if shortlist is None:
-                    return None
-                shortlist.config.check_encoder(self._name, self._model, self._fingerprint)
-                shortlist.config.check(self._name, self._full_dim, self._shortlist_dim, self._precision)
-                try:
-                    archive = self._storage.open_archive(shortlist.config, create=False)
-                except TwoStageIndexError:
-                    if shortlist.exists():
-                        raise
-                    # Another process or client has dropped it meanwhile.
-                    return self._open()
-                self._opened = Searcher(self._storage.stores(shortlist, archive))
-            return self._opened
-
     def _create(self, ids: list[str], rows: Float32Array) -> Searcher:
-        full_dim = self._full_dim or rows.shape[1]
+        full_dim = self._wanted.full_dim or rows.shape[1]
         self._check_length(rows, "vectors", full_dim)
         config = IndexConfig(
             full_dim,
-            check_dim(self._shortlist_dim or _default_shortlist(full_dim), full_dim),
-            self._fingerprint or "",
+            check_dim(self._wanted.shortlist_dim or _default_shortlist(full_dim), full_dim),
+            self._wanted.fingerprint or "",
             uuid.uuid4().hex,
-            self._rotation_wanted,
-            precision="float32" if self._storage.shared else self._precision or "float16",
-            dim_fixed=self._shortlist_dim is not None,
-            target_recall=self._target_recall,
-            model=self._model or "",
+            self._wanted.rotation,
+            precision="float32" if self._session.storage.shared else self._wanted.precision or "float16",
+            dim_fixed=self._wanted.shortlist_dim is not None,
+            target_recall=self._wanted.recall,
+            model=self._wanted.model or "",
         )
         # The archive first: a collection without one would be damaged.
-        archive = self._storage.open_archive(config, create=True)
+        archive = self._session.storage.open_archive(config, create=True)
         # On a server no index ranks every record, so it fits as soon as it may.
-        enough = _MIN_VECTORS_PER_DIM * full_dim if self._storage.shared else max_exact(full_dim) + 1
+        enough = _MIN_VECTORS_PER_DIM * full_dim if self._session.storage.shared else max_exact(full_dim) + 1
         if config.rotation == "auto" and config.shortlist_dim < full_dim and len(rows) >= enough:
-            _LOG.info("index %r fits its rotation on the first %d vectors", self._name, len(rows))
+            _LOG.info("index %r fits its rotation on the first %d vectors", self._session.name, len(rows))
             fitted = fit_shortlist(
                 lambda chosen: rows[chosen], len(rows), config.shortlist_dim, config.dim_fixed, config.target_recall
             )
             config = fitted.applied_to(config)
             archive.save_rotation(config.rotation, fitted.rotation)
             self._questions = None if fitted.questions is None else (fitted.questions, ids)
-        shortlist = ShortlistCollection.create(self.client, self._name, config)
-        self._opened = Searcher(self._storage.stores(shortlist, archive))
-        return self._opened
+        shortlist = ShortlistCollection.create(self.client, self._session.name, config)
+        self._session.opened = Searcher(self._session.storage.stores(shortlist, archive))
+        return self._session.opened
 
     def _remember_encoder(self, stores: Stores) -> None:
         """Store which encoder fills the index, where that wasn't known when it was made."""
         config = stores.config
         known = replace(
             config,
-            fingerprint=config.fingerprint or self._fingerprint or "",
-            model=config.model or self._model or "",
+            fingerprint=config.fingerprint or self._wanted.fingerprint or "",
+            model=config.model or self._wanted.model or "",
         )
         if known != config:
             stores.shortlist.remember(known)
@@ -971,28 +927,11 @@ class TwoStageIndex:
     ) -> Stores:
         """Fill Chroma anew, and choose how it is searched."""
         settings = stores.shortlist.hnsw if hnsw is None else dict(hnsw)
-        rebuilt = rebuild(self._storage, stores, shortlist_dim, rotation, settings, progress, lost)
-        self._opened = Searcher(rebuilt.stores)
+        rebuilt = rebuild(self._session.storage, stores, shortlist_dim, rotation, settings, progress, lost)
+        self._session.opened = Searcher(rebuilt.stores)
         if rebuilt.questions is not None:
             self._calibrate(rebuilt.questions, rebuilt.ids)
-        return self._opened.stores
-
-    def _reopen(self) -> Stores | None:
-        """Have Chroma read the folder again."""
-        with self._storage.lock:
-            self._storage.reopen()
-            opened = self._open()
-            return None if opened is None else opened.stores
-
-    def _readable(self, stores: Stores) -> Stores:
-        """Return the stores; a graph that Chroma can't read is first renamed, so that Chroma begins without one."""
-        try:
-            with chroma_errors():
-                stores.shortlist.ids(None, None, limit=1)
-        except TwoStageIndexError:
-            if self._storage.set_graph_aside(stores.shortlist.id):
-                return self._reopen() or stores
-        return stores
+        return self._session.opened.stores
 
     def _adapt(self, stores: Stores, rows: Float32Array) -> None:
         """Fit and choose once there is enough to do so; say when what was chosen no longer fits."""
@@ -1000,13 +939,13 @@ class TwoStageIndex:
             questions, self._questions = self._questions, None
             self._calibrate(*questions)
         config = stores.config
-        if self._storage.shared:
+        if self._session.storage.shared:
             # On a server others may be writing: to fill Chroma anew behind their backs could lose what they write.
             return
         if config.rotation == "auto" and config.shortlist_dim < config.full_dim:
             if len(stores.archive) > max_exact(config.full_dim):
-                _LOG.info("index %r fits its rotation on the vectors it has", self._name)
-                self._check_file()
+                _LOG.info("index %r fits its rotation on the vectors it has", self._session.name)
+                self._session.check_file()
                 self._rebuild(stores, rotation="fit")
         elif config.fitted and not config.measured_records and len(stores.archive) >= MIN_MEASURED:
             # The upsert that fitted the rotation was interrupted.
@@ -1018,98 +957,14 @@ class TwoStageIndex:
             self._warned = config.rotation if warn_of_drift(stores, rows) else self._warned
 
     def _calibrate(self, questions: Questions, ids: Sequence[str]) -> None:
-        assert self._opened is not None
-        self._opened.stores.note_written()
-        calibrate(self._opened, questions, ids)
-
-    @contextmanager
-    def _writing(self, recover: bool = True) -> Iterator[None]:
-        """Hold the locks of the one writing thread and, in a folder, the one writing process.
-
-        Args:
-            recover: whether to finish what an interrupted writer may have left undone.
-        """
-        with self._storage.lock, chroma_errors(missing=True):
-            _ = self.client  # raises in a forked process, and is a new one where the folder was removed
-            fresh = self._storage.acquire()
-            # Another index on this folder or server may have rebuilt the collection.
-            self._forget_if_replaced()
-            opened = self._with_whole_graph(self._open())
-            if fresh and recover and opened is not None:
-                writer.recover(opened.stores)
-            try:
-                yield
-            finally:
-                if self._opened is not None:
-                    self._opened.stores.note_written()
-
-    def _with_whole_graph(self, opened: Searcher | None) -> Searcher | None:
-        """Have Chroma read its graph again if others have written since; it would save its own over theirs."""
-        stores = None if opened is None else opened.stores
-        if stores is None or stores.graph is None or stores.graph.version == stores.archive.version:
-            return opened
-        if not self._storage.reopens:
-            raise IndexNotWritable(
-                f"another process or client has written to index {self._name!r} since this client was opened, and "
-                "Chroma would save its old graph over the new one. Close this client, and open the index on a new one, "
-                "or by its path."
-            )
-        self._reopen()
-        return self._opened
-
-    def _forget_if_replaced(self) -> None:
-        stores = None if self._opened is None else self._opened.stores
-        if stores is not None and (stores.generation != self._storage.generation or not stores.shortlist.exists()):
-            # It isn't closed, as another thread may be reading it.
-            self._opened = None
-
-    def _current(self, work: Callable[[Searcher], Answer], empty: Empty) -> Answer | Empty:
-        """Return what `work` makes of the stores; do it again if they were dropped or rebuilt meanwhile."""
-        from chromadb.errors import ChromaError
-
-        with chroma_errors(missing=True):
-            while self._open() is not None:
-                outdated = False
-                with self._storage.gate.shared():
-                    opened = self._opened
-                    if opened is None or opened.stores.generation != self._storage.generation:
-                        continue
-                    try:
-                        return work(opened)
-                    except GraphOutdated:
-                        outdated = True
-                    except (ChromaError, MrlRagError):
-                        # A collection that is being dropped or replaced raises many errors; only one that is still
-                        # there means it.
-                        if opened.stores.shortlist.exists():
-                            raise
-                with self._storage.lock:
-                    if outdated and self._opened is opened:
-                        self._reopen()
-                    self._forget_if_replaced()
-            return empty
-
-    def _check_not_hidden(self) -> None:
-        """Raise an error where archives and a damaged file say that Chroma has lost sight of collections."""
-        damaged = self._storage.has_archives() and self._storage.sqlite_fault(_VERIFY_SECONDS)
-        if damaged:
-            raise TwoStageIndexError(
-                f"Chroma finds no collection {self._name!r}, and its file in {self._storage.folder} is damaged: "
-                f"{damaged}. Restore the folder from a backup."
-            )
-
-    def _check_file(self) -> None:
-        damaged = self._storage.sqlite_fault(_REPAIR_SECONDS)
-        if damaged:
-            raise TwoStageIndexError(
-                f"collection {self._name!r} can't be rebuilt: Chroma's own file in {self._storage.folder} is "
-                f"damaged, and records that it hides would be lost: {damaged}. Restore the folder from a backup."
-            )
+        assert self._session.opened is not None
+        self._session.opened.stores.note_written()
+        calibrate(self._session.opened, questions, ids)
 
     def _check_length(self, rows: Float32Array, name: str, full_dim: int) -> None:
         if rows.shape[1] != full_dim:
             raise InvalidVectors(
-                f"{name} have {rows.shape[1]} numbers; index {self._name!r} has {full_dim}. "
+                f"{name} have {rows.shape[1]} numbers; index {self.name!r} has {full_dim}. "
                 "Encode with the model that filled it, at its full dimension."
             )
 

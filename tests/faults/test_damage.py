@@ -350,7 +350,7 @@ def test_a_lost_graph_is_rebuilt_from_what_full_vectors_there_are(folder, archiv
     index = TwoStageIndex(folder)
     report = index.repair()
     assert (report.missing, report.damaged, report.search_broken, report.misplaced) == (["r3"], ["r4"], False, [])
-    assert index._opened.stores.shortlist.get(["r3", "r4"]) == {
+    assert index._session.opened.stores.shortlist.get(["r3", "r4"]) == {
         f"r{i}": (f"text {i}", {"n": i, "even": i == 4}) for i in (3, 4)
     }
     plan = Plan(dims=(16, DIM), sizes=(100,))
@@ -443,7 +443,7 @@ def test_repair_changes_nothing_where_chromas_file_hides_records(folder):
         chroma.write(bytes([10, 0, 0, 0, 0]) + size.to_bytes(2, "big") + b"\0")
 
     index = TwoStageIndex(folder)
-    archive = index._opened.stores.archive
+    archive = index._session.opened.stores.archive
     before = list(archive.ids())
     report = index.repair()
     assert report.orphaned

@@ -94,13 +94,13 @@ def test_with_an_unknown_chroma_the_answers_are_the_same(tmp_path, monkeypatch, 
     index = TwoStageIndex(tmp_path)
     index.upsert(["a", "b"], vectors[:2], ["text a", None], [{"page": 1}, None])
     known = index.search(vectors[:1])
-    assert index._opened.stores.reader.read(["a", "b"]) is not None
+    assert index._session.opened.stores.reader.read(["a", "b"]) is not None
     monkeypatch.setattr(documents, "KNOWN_MIGRATIONS", frozenset())
     monkeypatch.setattr(documents._ChromaFile, "_opened", {})
     index.close()
     again = TwoStageIndex(tmp_path)
     assert again.search(vectors[:1]) == known
-    assert again._opened.stores.reader.read(["a", "b"]) is None
+    assert again._session.opened.stores.reader.read(["a", "b"]) is None
 
 
 def test_a_reader_beside_a_writer_gets_whole_records(tmp_path, vectors):

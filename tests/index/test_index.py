@@ -137,7 +137,7 @@ def test_pages_hold_every_record_once_in_the_order_it_was_stored(small, vectors)
 
 def test_vectors_are_read_where_they_are_asked_for(small, monkeypatch):
     assert [record.vector is None for record in small.get(limit=2)] == [False, False]
-    monkeypatch.setattr(small._opened.stores.archive, "read", lambda ids: pytest.fail("read vectors"))
+    monkeypatch.setattr(small._session.opened.stores.archive, "read", lambda ids: pytest.fail("read vectors"))
     records = [*small.get(limit=1, vectors=False), *small.get(["id-5"], vectors=False)]
     assert [(record.document, record.vector) for record in records] == [("text 0", None), ("text 5", None)]
 
@@ -185,7 +185,7 @@ def test_delete_by_id_condition_and_both(filled):
 
 def test_a_deleted_record_is_gone_from_the_archive_too(filled):
     filled.delete(["id-3"])
-    assert set(filled._opened.stores.archive.document_hashes(["id-3", "id-4"])) == {"id-4"}
+    assert set(filled._session.opened.stores.archive.document_hashes(["id-3", "id-4"])) == {"id-4"}
 
 
 def test_records_and_order_survive_opening_again(filled, open_index, vectors):
@@ -196,7 +196,7 @@ def test_records_and_order_survive_opening_again(filled, open_index, vectors):
 
 
 def test_batches_are_cut_to_what_the_client_takes(filled, monkeypatch, vectors):
-    monkeypatch.setattr(filled._opened.stores.shortlist, "_limits", Limits(batch=7, results=sys.maxsize))
+    monkeypatch.setattr(filled._session.opened.stores.shortlist, "_limits", Limits(batch=7, results=sys.maxsize))
     filled.upsert([f"more-{i}" for i in range(50)], vectors[:50])
     assert len(filled) == 350
     assert len(filled.get([f"more-{i}" for i in range(50)])) == 50
@@ -433,9 +433,9 @@ def test_another_format_is_refused_with_the_way_out(tmp_path, number):
 
 def test_what_is_stored_already_is_not_written_again(filled, vectors, monkeypatch):
     written = []
-    upsert = type(filled._opened.stores.shortlist).upsert
+    upsert = type(filled._session.opened.stores.shortlist).upsert
     monkeypatch.setattr(
-        type(filled._opened.stores.shortlist),
+        type(filled._session.opened.stores.shortlist),
         "upsert",
         lambda self, ids, *rest, **more: written.append(ids) or upsert(self, ids, *rest, **more),
     )
@@ -576,7 +576,7 @@ def test_a_write_refused_by_chroma_leaves_an_orphan_that_no_search_returns(tmp_p
     def refuse(*args, **kwargs):
         raise RuntimeError("disk full")
 
-    monkeypatch.setattr(index._opened.stores.shortlist._collection, "upsert", refuse)
+    monkeypatch.setattr(index._session.opened.stores.shortlist._collection, "upsert", refuse)
     with pytest.raises(RuntimeError):
         index.upsert(["b"], vectors[1:2])
     assert [hit.id for hit in index.search(vectors[1:2])[0]] == ["a"]
@@ -590,7 +590,7 @@ def test_a_delete_that_stops_halfway_leaves_no_record_without_its_vector(tmp_pat
     def stop(ids):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(index._opened.stores.archive, "delete", stop)
+    monkeypatch.setattr(index._session.opened.stores.archive, "delete", stop)
     with pytest.raises(KeyboardInterrupt):
         index.delete(["b"])
     assert [hit.id for hit in index.search(vectors[1:2])[0]] == ["a"]
@@ -600,8 +600,8 @@ def test_a_delete_that_stops_halfway_leaves_no_record_without_its_vector(tmp_pat
 def test_an_upsert_that_stops_between_batches_keeps_what_was_committed(tmp_path, vectors, monkeypatch):
     index = TwoStageIndex(tmp_path, full_dim=32)
     index.upsert(["first"], vectors[:1])
-    monkeypatch.setattr(index._opened.stores.shortlist, "_limits", Limits(batch=10, results=sys.maxsize))
-    write, calls = index._opened.stores.archive.write, []
+    monkeypatch.setattr(index._session.opened.stores.shortlist, "_limits", Limits(batch=10, results=sys.maxsize))
+    write, calls = index._session.opened.stores.archive.write, []
 
     def stop_at_the_third(*rows):
         calls.append(rows)
@@ -609,7 +609,7 @@ def test_an_upsert_that_stops_between_batches_keeps_what_was_committed(tmp_path,
             raise KeyboardInterrupt
         write(*rows)
 
-    monkeypatch.setattr(index._opened.stores.archive, "write", stop_at_the_third)
+    monkeypatch.setattr(index._session.opened.stores.archive, "write", stop_at_the_third)
     with pytest.raises(KeyboardInterrupt):
         index.upsert([str(i) for i in range(100)], vectors[:100])
     again = TwoStageIndex(tmp_path)

@@ -34,7 +34,7 @@ def records(loaded):
 def test_a_record_is_found_as_it_was_last_written(steps, full):
     with_rows = TwoStageIndex(full_dim=DIM, shortlist_dim=8, rotation="none")
     with_rows.upsert(["z"], vector(9))
-    stores = with_rows._opened.stores
+    stores = with_rows._session.opened.stores
     loader = Loader(stores)
     for action, id_, seed in [("load", "", 0), *steps]:
         if action == "upsert":

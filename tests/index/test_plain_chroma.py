@@ -39,7 +39,7 @@ def test_chroma_embeds_texts_as_a_fitted_index_does(fitted, collection, minilm, 
     collection.update(ids=["0"], documents=TEXTS[:1])
     with TwoStageIndex(fitted) as index:
         stored = collection.get(ids=["0"], include=["embeddings"])["embeddings"]
-        expected = index._opened.stores.project(minilm.encode_documents(TEXTS[:1]))
+        expected = index._session.opened.stores.project(minilm.encode_documents(TEXTS[:1]))
     assert cosine_distance(stored, expected).max() < 1e-3
 
 

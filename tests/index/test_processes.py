@@ -109,7 +109,7 @@ def test_a_record_that_another_process_is_deleting_is_left_out(tmp_path, vectors
     index = TwoStageIndex(tmp_path, shortlist_dim=8, rotation="none")
     index.upsert([str(row) for row in range(100)], vectors[:100])
     index.upsert(["5"], vectors[5:6] + 0.01)
-    stores = index._opened.stores
+    stores = index._session.opened.stores
     # As if the replacement were another process's: in the graph and beside it. Chroma has the record no more.
     stores.graph.version -= 2
     records = stores.records

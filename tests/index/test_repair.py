@@ -96,7 +96,7 @@ def test_a_record_without_its_vector_does_not_stop_a_repair(folder, vectors, arc
     index = TwoStageIndex(folder)
     report = index.repair()
     assert (report.missing, report.misplaced, len(index)) == (["id-3"], [], 300)
-    assert index._opened.stores.shortlist.get(["id-3"]) == {"id-3": ("text 3", {})}
+    assert index._session.opened.stores.shortlist.get(["id-3"]) == {"id-3": ("text 3", {})}
 
 
 def test_chromas_lost_graph_is_rebuilt_from_the_archive(tmp_path):
@@ -123,7 +123,7 @@ def test_an_upsert_that_stopped_after_chroma_is_finished(tmp_path, vectors, monk
     index = TwoStageIndex(tmp_path, full_dim=32, shortlist_dim=8)
     index.upsert(["a"], vectors[:1], documents=["old"])
     with monkeypatch.context() as patched:
-        patched.setattr(index._opened.stores.archive, "commit_staged", interrupted)
+        patched.setattr(index._session.opened.stores.archive, "commit_staged", interrupted)
         with pytest.raises(KeyboardInterrupt):
             index.upsert(["a"], vectors[1:2], documents=["new"])
     index.close()
@@ -138,7 +138,7 @@ def test_an_upsert_that_stopped_before_chroma_is_undone(tmp_path, vectors, monke
     index = TwoStageIndex(tmp_path, full_dim=32, shortlist_dim=8)
     index.upsert(["a"], vectors[:1], documents=["old"])
     with monkeypatch.context() as patched:
-        patched.setattr(index._opened.stores.shortlist, "upsert", interrupted)
+        patched.setattr(index._session.opened.stores.shortlist, "upsert", interrupted)
         with pytest.raises(KeyboardInterrupt):
             index.upsert(["a", "b"], vectors[1:3], documents=["new", "new"])
     assert index.search(vectors[:1])[0][0].score == pytest.approx(1, abs=1e-3)
@@ -166,7 +166,7 @@ def interrupted(*arguments, **settings):
 def upsert_unsettled(index, vector, text, monkeypatch):
     """Replace record "a", and stop when Chroma has it and the archive still has it staged."""
     with monkeypatch.context() as patched:
-        patched.setattr(index._opened.stores.archive, "commit_staged", interrupted)
+        patched.setattr(index._session.opened.stores.archive, "commit_staged", interrupted)
         with pytest.raises(KeyboardInterrupt):
             index.upsert(["a"], vector, documents=[text])
 
@@ -181,13 +181,13 @@ def test_a_record_that_has_lost_its_full_vector_is_scored_by_chromas_with_a_warn
     index = TwoStageIndex(folder)
     index.reindex(rotation=rotation)
     complete = index.search(vectors[3], k=300)
-    low = truncate(index._opened.stores.project(truncate(vectors[3:4], 32)), 8)[0]
+    low = truncate(index._session.opened.stores.project(truncate(vectors[3:4], 32)), 8)[0]
     index.close()
     archive_of(folder).lose("id-3")
     index = TwoStageIndex(folder)
     with pytest.warns(UserWarning, match=r"1 records of index 'docs' have no full vector, 'id-3' among them.*repair"):
         hits = {hit.id: hit.score for hit in index.search(vectors[3], k=300)}
-    kept = float(np.linalg.norm(index._opened.stores._lifted(low[None])[0] @ truncate(vectors[3:4], 32)[0]))
+    kept = float(np.linalg.norm(index._session.opened.stores._lifted(low[None])[0] @ truncate(vectors[3:4], 32)[0]))
     assert hits["id-3"] == pytest.approx(kept, abs=1e-3)
     assert {hit.id: hit.score for hit in complete if hit.id != "id-3"} == {
         id_: score for id_, score in hits.items() if id_ != "id-3"
@@ -211,7 +211,7 @@ def test_a_record_that_chroma_has_added_by_itself_is_found_with_a_warning_until_
 @pytest.mark.parametrize(("lost", "ok"), [(1, True), (2, False)])
 def test_records_that_the_graph_lost_are_named_and_found_again(filled, monkeypatch, lost, ok):
     """One may be the graph's own approximation."""
-    shortlist = type(filled._opened.stores.shortlist)
+    shortlist = type(filled._session.opened.stores.shortlist)
     unreached, replace, rebuilt = shortlist.unreached, shortlist.replace, []
     names = [f"id-{number}" for number in range(lost)]
     monkeypatch.setattr(
