@@ -1,12 +1,12 @@
-"""Where full vectors are kept, apart from what Chroma searches.
+"""Storage of the full vectors, beside the Chroma collection that is searched.
 
-A local index keeps them in an LMDB file: one writer, any number of readers in any process, and a commit that is on the
-disk or didn't happen. Reading 50 of 100,000 vectors of 768 float16 takes 0.1 ms. A memory-mapped file of rows would
-make a search 5% faster and a batch 12% (`benchmarks/README.md`), and need a journal, a list of free rows and locks of
-its own. Beside a server the vectors are in a second Chroma collection, which its clients share.
+A local index keeps them in an LMDB file: one writing process, any number of readers, and atomic, durable transactions.
+Reading 50 of 100,000 vectors of 768 float16 takes 0.1 ms. A memory-mapped array would make a search 5% faster and a
+batch 12% (`benchmarks/README.md`), but needs its own journal, free list and locks. On a server the vectors are in a
+second Chroma collection, which all clients share.
 
-A vector that replaces another is staged until Chroma has the new record: a crash in between leaves the old record
-whole, with its own vector.
+A vector that replaces another is staged until Chroma has the new record. After a crash in between, the old record still
+has its own vector.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import zlib
 from collections.abc import Callable, Container, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from hashlib import blake2b
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, TypeAlias
 
@@ -32,41 +33,43 @@ from mrl_rag.lifetime import Dropped
 from mrl_rag.quantization import Bytes, Precision, pack_rows, row_bytes, sign_bits, unpack_rows
 from mrl_rag.truncation import Float32Array
 
-# `lmdb.Transaction` without its `buffers=True`, which returns memoryviews.
+# The stubs of `lmdb.Transaction` don't cover `buffers=True`, which returns memoryviews.
 Transaction: TypeAlias = Any
 Keys: TypeAlias = Sequence[bytes]
 Slots: TypeAlias = npt.NDArray[np.int64]
 
-# Bytes of the file that are mapped at first; more than that and twice the file are when it is full.
-_MAP_BYTES = 64 << 20
+# Least size of the memory map. It is doubled when the file fills it.
+_MIN_MAP_BYTES = 64 << 20
 _MAX_READERS = 1024
-_SLACK = 2 << 16
-_CHECKSUM = 8
-# Odd, so that a change of any one word of a row changes its checksum: 2**64 divided by the golden ratio.
-_ODD = np.uint64(0x9E3779B97F4A7C15)
-_SLOT = 8
-# Transactions of which it is kept what they changed: so many a reader may miss and still not read everything again.
-_CHANGES_KEPT = 256
-_HASH = 16
-_CRC = 4
+# File space allocated past LMDB's last page; see `_LmdbFile`.
+_PREALLOCATED_BYTES = 2 << 16
+_CHECKSUM_BYTES = 8
+# 2**64 divided by the golden ratio. It is odd, so that a change of any single word of a row changes the checksum.
+_CHECKSUM_FACTOR = np.uint64(0x9E3779B97F4A7C15)
+_SLOT_BYTES = 8
+# Transactions whose changed ids are logged. A reader that is further behind reads everything again.
+_MAX_LOGGED_TRANSACTIONS = 256
+_HASH_BYTES = 16
+_CRC_BYTES = 4
+_IDS_PER_PAGE = 5000
 
 
 def document_hash(document: str | None) -> bytes | None:
-    """Return 16 bytes that change with the document, None where there is none."""
+    """Return a 16-byte hash of a document; None where there is no document."""
     if document is None:
         return None
-    return blake2b(document.encode(), digest_size=_HASH).digest()
+    return blake2b(document.encode(), digest_size=_HASH_BYTES).digest()
 
 
 class Archive(Protocol):
-    """Full vectors by id. Every call is atomic."""
+    """Full vectors by id."""
 
     def __len__(self) -> int:
-        """Return how many vectors there are."""
+        """Return the number of vectors, without staged ones."""
 
     @property
     def version(self) -> int | None:
-        """A number that grows with each write by any process; None where that can't be told."""
+        """A number that grows with each write by any process; None where there is no such number."""
 
     def write(
         self,
@@ -75,83 +78,93 @@ class Archive(Protocol):
         documents: Sequence[str | None],
         staged: Container[str] = (),
     ) -> None:
-        """Store unit rows, float32 [n, full_dim], each with the hash of its document.
-
-        Those of `ids` that are in `staged` don't replace the rows that are there yet: `commit_staged` does that.
-        """
-
-    def staged(self) -> tuple[list[str], Float32Array]:
-        """Return the ids that wait to be committed, and their new vectors, float32 [n, full_dim]."""
-
-    def commit_staged(self, ids: Sequence[str], accepted: Container[str]) -> None:
-        """Replace the rows of `accepted` by the staged ones, and forget what is staged of `ids`."""
-
-    def read(self, ids: Sequence[str], slots: Slots | None = None) -> tuple[list[str], Float32Array]:
-        """Return the ids found, in the order asked, and their vectors, float32 [found, full_dim].
+        """Store vectors, and the hashes of their documents.
 
         Args:
             ids: n ids.
-            slots: int64 [n], what `slots` said of them, however long ago; None asks again.
+            vectors: float32 unit rows [n, full_dim].
+            documents: n documents.
+            staged: ids whose new vectors are only staged; `commit_staged` puts them in place of the old ones.
+        """
+
+    def staged(self) -> tuple[list[str], Float32Array]:
+        """Return the ids with staged vectors, and these vectors, float32 [n, full_dim]."""
+
+    def commit_staged(self, ids: Sequence[str], accepted: Container[str]) -> None:
+        """Put the staged vectors of `accepted` in place of the old ones, and discard those of the other `ids`."""
+
+    def read(self, ids: Sequence[str], slots: Slots | None = None) -> tuple[list[str], Float32Array]:
+        """Return the ids found, in the order of `ids`, and their vectors, float32 [found, full_dim].
+
+        Args:
+            ids: n ids.
+            slots: int64 [n], what `slots` returned for them earlier, which saves looking them up. They may be outdated.
         """
 
     def slots(self, ids: Sequence[str]) -> Slots:
-        """Return where the rows of n ids are, int64 [n]; -1 of an id without one."""
+        """Return the slot of each id's vector, int64 [n]; -1 for an id without one."""
 
     def changes(self, since: int) -> tuple[list[str], bool]:
-        """Return the ids that were written or deleted after a `version`, and whether that is known of all of them."""
+        """Return the ids that were written or deleted after version `since`, and whether the list is complete."""
 
     def read_bits(self, ids: Sequence[str]) -> tuple[list[str], Bytes] | None:
-        """Return the ids found and their sign bits, uint8 [found, ceil(full_dim / 8)]; None where none are kept."""
+        """Return the ids found and their sign bits, uint8 [found, ceil(full_dim / 8)]; None where none are stored."""
 
     def damaged(self, ids: Sequence[str]) -> set[str]:
-        """Return those of `ids` whose row is not what was written."""
+        """Return those of `ids` whose stored vector fails its checksum."""
 
     def document_hashes(self, ids: Sequence[str]) -> dict[str, bytes | None]:
-        """Return the document hash of those of `ids` that have a row."""
+        """Return the document hash per id, None for a record without a document; unknown ids are left out."""
 
     def unchanged(self, ids: Sequence[str], vectors: Float32Array) -> set[str]:
-        """Return those of `ids` whose row is what `write` would make of their vectors, float32 [n, full_dim].
+        """Return those of `ids` whose stored vector is what `write` would store for `vectors`, float32 [n, full_dim].
 
-        One that a staged row waits to replace is not among them.
+        Ids with a staged vector are left out.
         """
 
     def as_stored(self, vectors: Float32Array) -> Float32Array:
-        """Return vectors as `read` will after `write`, float32 [n, full_dim]."""
+        """Return vectors in the archive's precision, as `read` returns them after `write`: float32 [n, full_dim]."""
 
     def ids(self) -> Iterator[list[str]]:
-        """Yield the ids of all rows, some thousands at a time."""
+        """Yield all ids, in pages."""
 
     def delete(self, ids: Sequence[str]) -> None:
-        """Remove rows; unknown ids are passed over."""
+        """Remove vectors; unknown ids are ignored."""
 
     def save_rotation(self, name: str, rotation: Float32Array) -> None:
-        """Keep a rotation, float32 [full_dim, full_dim]."""
+        """Store a rotation, float32 [full_dim, full_dim]."""
 
     def load_axes(self, name: str, count: int) -> Float32Array:
         """Return the first `count` columns of a rotation, float32 [full_dim, count]."""
 
     def drop_rotations(self, but: str) -> None:
-        """Remove every rotation but one."""
+        """Remove every rotation except `but`."""
 
     def close(self) -> None:
-        """Let go of files; nothing is lost."""
+        """Close the files."""
 
 
 class LmdbArchive:
-    """An archive in a folder, or in memory.
+    """An archive in an LMDB file.
 
-    Databases of the file: `places` has an id's slot and its document hash, `vectors` and `bits` a slot's row, `staged`
-    the row that is to replace an id's, `rotations` a rotation's axes, `changes` the ids that each of the last
-    transactions changed, `long_ids` the ids that are too long for a key. Slots grow, so that vectors fill the file's
-    pages one after another; ids as they come would leave half of each empty.
-    A row carries a checksum of its id and its bytes.
+    A vector's row is stored under a slot number. Slots ascend, so that LMDB appends rows and fills its pages; with ids
+    as keys half of each page would stay empty. Each row starts with a checksum of its id and its bytes.
+
+    LMDB databases in the file:
+        places: id -> slot and document hash.
+        vectors: slot -> row.
+        bits: slot -> sign bits.
+        staged: id -> document hash, row and sign bits.
+        rotations: rotation's name and axis -> row.
+        changes: transaction number -> ids that it changed, for the latest transactions.
+        long_ids: hash -> id, for ids that are too long for a key.
 
     Args:
         path: the file.
         full_dim: length of a vector.
-        precision: "float16"; "int8", with a scale per row; or "binary": as int8, and sign bits beside it.
-        create: make the file, which must not exist yet; otherwise it must.
-        durable: whether a write that has returned is on the disk.
+        precision: "float16"; "int8", with a scale per row; or "binary": int8 rows, and sign bits besides.
+        create: whether to make the file, which must not exist; otherwise it must exist.
+        durable: whether each write is synced to the disk before it returns.
 
     Raises:
         ArchiveError: the file is missing or damaged.
@@ -163,7 +176,7 @@ class LmdbArchive:
     ) -> None:
         if path.is_file() == create:
             raise ArchiveError(
-                f"the archive of full vectors {path} {'exists already' if create else 'is missing'}. Bring it back "
+                f"the archive of full vectors {path} {'exists already' if create else 'is missing'}. Restore it "
                 "from a backup, or fill a new collection."
             )
         self._name = f"the archive {path}"
@@ -172,7 +185,7 @@ class LmdbArchive:
         self._row_bytes = row_bytes(self._precision, full_dim)
         self._has_bits = precision == "binary"
         names = ("places", "vectors", "bits", "staged", "rotations", "long_ids", "changes")
-        with self._named_errors():
+        with self._translated_errors():
             self._file = _LmdbFile.open(path, durable)
             self._dropped = Dropped(self, self._file.close)
             try:
@@ -215,10 +228,10 @@ class LmdbArchive:
             slot = self._next_slot(txn)
             for position, (id_, key) in enumerate(zip(ids, keys, strict=True)):
                 bit_row = b"" if bits is None else bits[position].tobytes()
-                if key.startswith(_LONG):
+                if key.startswith(_HASHED_KEY_PREFIX):
                     txn.put(key, id_.encode(), db=self._long_ids)
                 if id_ in staged:
-                    # The length of the hash first: rows and bits have fixed lengths.
+                    # The hash may be empty, so its length comes first. Rows and bits have fixed lengths.
                     row = bytes([len(hashes[position])]) + hashes[position] + rows[position].tobytes() + bit_row
                     txn.put(key, row, db=self._staged)
                 else:
@@ -231,9 +244,9 @@ class LmdbArchive:
         with self._reading() as txn:
             entries = [(key, *self._split(value)) for key, value in txn.cursor(self._staged)]
             ids = [self._id(txn, key) for key, *_ in entries]
-        joined = _joined([row for _, _, row, _ in entries], self._row_bytes)
-        rows, wrong = _checked(joined, [key for key, *_ in entries], self._row_bytes)
-        # A damaged row was never acknowledged: it is as good as not written.
+        joined = _concatenated([row for _, _, row, _ in entries], self._row_bytes)
+        rows, wrong = _verified(joined, [key for key, *_ in entries], self._row_bytes)
+        # A staged row belongs to an upsert that never returned, so a damaged one can be left out.
         sound = sorted(set(range(len(ids))) - set(wrong))
         return [ids[position] for position in sound], unpack_rows(rows[sound], self._precision)
 
@@ -255,20 +268,20 @@ class LmdbArchive:
         """See `Archive.read`.
 
         Raises:
-            ArchiveError: a row is not what was written.
+            ArchiveError: a row fails its checksum.
         """
         if slots is not None:
             numbers = slots.astype(">i8").tobytes()
             with self._reading(buffers=True) as txn:
                 stored = txn.cursor(self._vectors).getmulti(
-                    [numbers[at : at + _SLOT] for at in range(0, len(numbers), _SLOT)]
+                    [numbers[at : at + _SLOT_BYTES] for at in range(0, len(numbers), _SLOT_BYTES)]
                 )
-                joined = _joined([row for _, row in stored], self._row_bytes)
+                joined = _concatenated([row for _, row in stored], self._row_bytes)
             if len(stored) == len(ids):
-                rows, wrong = _checked(joined, _keys(ids), self._row_bytes)
+                rows, wrong = _verified(joined, _keys(ids), self._row_bytes)
                 if not wrong:
                     return list(ids), unpack_rows(rows, self._precision)
-        # None known, or rows were moved, deleted or damaged since.
+        # No slots were given, or they are outdated, or a row is damaged.
         found, rows = self._read(self._vectors, ids, self._row_bytes)
         return found, unpack_rows(rows, self._precision)
 
@@ -276,24 +289,24 @@ class LmdbArchive:
         """See `Archive.slots`."""
         keys = _keys(ids)
         with self._reading(buffers=True) as txn:
-            places = {bytes(key): bytes(place[:_SLOT]) for key, place in txn.cursor(self._places).getmulti(keys)}
-        joined = b"".join(places.get(key, b"\xff" * _SLOT) for key in keys)
+            places = {bytes(key): bytes(place[:_SLOT_BYTES]) for key, place in txn.cursor(self._places).getmulti(keys)}
+        joined = b"".join(places.get(key, b"\xff" * _SLOT_BYTES) for key in keys)
         return np.frombuffer(joined, dtype=">i8").astype(np.int64)
 
     def changes(self, since: int) -> tuple[list[str], bool]:
         """See `Archive.changes`."""
         with self._reading() as txn:
             last = int(txn.id())
-            first = max(since, last - _CHANGES_KEPT, 0) + 1
-            stored = [txn.get(_number(at), db=self._changes) for at in range(first, last + 1)]
-        known = [_ids_in(value) for value in stored if value is not None and _is_sound(value)]
-        return list(dict.fromkeys(id_ for ids in known for id_ in ids)), len(known) == last - since
+            first = max(since, last - _MAX_LOGGED_TRANSACTIONS, 0) + 1
+            stored = [txn.get(_transaction_key(at), db=self._changes) for at in range(first, last + 1)]
+        known = [ids for ids in map(_logged_ids, stored) if ids is not None]
+        return list(dict.fromkeys(chain.from_iterable(known))), len(known) == last - since
 
     def read_bits(self, ids: Sequence[str]) -> tuple[list[str], Bytes] | None:
         """See `Archive.read_bits`.
 
         Raises:
-            ArchiveError: a row is not what was written.
+            ArchiveError: a row fails its checksum.
         """
         return self._read(self._bits, ids, -(-self._full_dim // 8)) if self._has_bits else None
 
@@ -312,7 +325,7 @@ class LmdbArchive:
         """See `Archive.document_hashes`."""
         with self._reading(buffers=True) as txn:
             found = txn.cursor(self._places).getmulti(_keys(ids))
-            hashes = {bytes(key): bytes(place[_SLOT : _SLOT + _HASH]) for key, place in found}
+            hashes = {bytes(key): bytes(place[_SLOT_BYTES : _SLOT_BYTES + _HASH_BYTES]) for key, place in found}
         return {id_: hashes[key] or None for id_ in ids if (key := _key(id_)) in hashes}
 
     def unchanged(self, ids: Sequence[str], vectors: Float32Array) -> set[str]:
@@ -333,17 +346,17 @@ class LmdbArchive:
 
     def ids(self) -> Iterator[list[str]]:
         """See `Archive.ids`."""
-        last: bytes | None = b""
-        while last is not None:
+        start = b""
+        while True:
             with self._reading() as txn:
                 cursor = txn.cursor(self._places)
-                page: list[bytes] = []
-                if cursor.set_range(last + b"\0") if last else cursor.first():
-                    page = [key for key, _ in zip(cursor.iternext(values=False), range(5000), strict=False)]
+                found = cursor.set_range(start)
+                page = list(islice(cursor.iternext(values=False), _IDS_PER_PAGE)) if found else []
                 ids = [self._id(txn, key) for key in page]
-            if ids:
-                yield ids
-            last = page[-1] if page else None
+            if not ids:
+                return
+            yield ids
+            start = page[-1] + b"\0"
 
     def delete(self, ids: Sequence[str]) -> None:
         """See `Archive.delete`."""
@@ -353,8 +366,8 @@ class LmdbArchive:
                 place = txn.pop(key, db=self._places)
                 for database in (self._vectors, self._bits):
                     if place is not None:
-                        txn.delete(place[:_SLOT], db=database)
-                if key.startswith(_LONG):
+                        txn.delete(place[:_SLOT_BYTES], db=database)
+                if key.startswith(_HASHED_KEY_PREFIX):
                     txn.delete(key, db=self._long_ids)
 
         self._write(work, ids)
@@ -380,7 +393,7 @@ class LmdbArchive:
         with self._reading() as txn:
             found = txn.cursor(self._rotations).getmulti(keys)
         length = 4 * self._full_dim
-        rows, wrong = _checked(_joined([row for _, row in found], length), [key for key, _ in found], length)
+        rows, wrong = _verified(_concatenated([row for _, row in found], length), [key for key, _ in found], length)
         if wrong or len(found) < count:
             raise ArchiveError(
                 f"the rotation in {self._name} is {'damaged' if wrong else 'missing'}. Call repair(), which fits "
@@ -402,28 +415,28 @@ class LmdbArchive:
         return 1 + int.from_bytes(cursor.key(), "big") if cursor.last() else 0
 
     def _put(self, txn: Transaction, key: bytes, hash_: bytes, row: bytes, bits: bytes, slot: int) -> bool:
-        """Store a row at its id's slot, or at a new one; return whether that was taken."""
+        """Store a row in its id's slot, or in `slot` if it has none; return whether `slot` was used."""
         place = txn.get(key, db=self._places)
-        at = slot.to_bytes(_SLOT, "big") if place is None else place[:_SLOT]
+        at = slot.to_bytes(_SLOT_BYTES, "big") if place is None else place[:_SLOT_BYTES]
         txn.put(key, at + hash_, db=self._places)
-        # Appending fills pages; LMDB would otherwise split them in halves.
+        # When appending, LMDB fills its pages; otherwise it splits a full page in halves.
         txn.put(at, row, db=self._vectors, append=place is None)
         if bits:
             txn.put(at, bits, db=self._bits, append=place is None)
         return place is None
 
     def _split(self, staged: bytes) -> tuple[bytes, bytes, bytes]:
-        """Return document hash, row and bits of a staged value."""
+        """Return document hash, row and sign bits of a value of the database `staged`."""
         start = 1 + staged[0]
-        end = start + _CHECKSUM + _padded(self._row_bytes)
+        end = start + _CHECKSUM_BYTES + _padded(self._row_bytes)
         return staged[1:start], staged[start:end], staged[end:]
 
     def _read(self, database: Any, ids: Sequence[str], length: int) -> tuple[list[str], Bytes]:
         found, rows, wrong = self._rows(database, ids, length)
         if wrong:
             raise ArchiveError(
-                f"the vector of {found[wrong[0]]!r} in {self._name} is damaged. Call repair(), and upsert the record "
-                "again."
+                f"the vector of {found[wrong[0]]!r} in {self._name} is damaged. Call repair(encode=...), or "
+                "upsert the record again."
             )
         return found, rows
 
@@ -431,42 +444,44 @@ class LmdbArchive:
         """Return the ids found, their rows (uint8 [found, length]), and the positions of damaged ones."""
         keys = _keys(ids)
         with self._reading(buffers=True) as txn:
-            places = [(bytes(key), bytes(place[:_SLOT])) for key, place in txn.cursor(self._places).getmulti(keys)]
+            places = [
+                (bytes(key), bytes(place[:_SLOT_BYTES])) for key, place in txn.cursor(self._places).getmulti(keys)
+            ]
             slots = [slot for _, slot in places]
             stored = txn.cursor(database).getmulti(slots)
             if len(stored) < len(slots):
-                # Damage: an id without a row.
+                # The file is damaged: an id has no row.
                 row_of = {bytes(slot): row for slot, row in stored}
                 stored = [(slot, row_of.get(slot, b"")) for slot in slots]
-            joined = _joined([row for _, row in stored], length)
+            joined = _concatenated([row for _, row in stored], length)
         if len(places) < len(ids):
             known = {key for key, _ in places}
             ids = [id_ for id_, key in zip(ids, keys, strict=True) if key in known]
-        rows, wrong = _checked(joined, [key for key, _ in places], length)
+        rows, wrong = _verified(joined, [key for key, _ in places], length)
         return list(ids), rows, wrong
 
     def _id(self, txn: Transaction, key: bytes) -> str:
-        stored = txn.get(key, db=self._long_ids) if key.startswith(_LONG) else key
-        # In a damaged file a key may be anything; it is then nobody's.
+        stored = txn.get(key, db=self._long_ids) if key.startswith(_HASHED_KEY_PREFIX) else key
+        # In a damaged file a key may not be UTF-8.
         return (stored or key).decode(errors="backslashreplace")
 
     def _write(self, work: Callable[[Transaction], None], changed: Sequence[str] = ()) -> None:
-        def noted(txn: Transaction) -> None:
+        def logged(txn: Transaction) -> None:
             work(txn)
             ids = json.dumps(list(changed)).encode()
-            txn.put(_number(txn.id()), zlib.crc32(ids).to_bytes(_CRC, "big") + ids, db=self._changes)
-            txn.delete(_number(txn.id() - _CHANGES_KEPT), db=self._changes)
+            txn.put(_transaction_key(txn.id()), zlib.crc32(ids).to_bytes(_CRC_BYTES, "big") + ids, db=self._changes)
+            txn.delete(_transaction_key(txn.id() - _MAX_LOGGED_TRANSACTIONS), db=self._changes)
 
-        with self._named_errors():
-            self._file.write(noted)
+        with self._translated_errors():
+            self._file.write(logged)
 
     @contextmanager
     def _reading(self, buffers: bool = False) -> Iterator[Transaction]:
-        with self._named_errors(), self._file.reading(buffers) as txn:
+        with self._translated_errors(), self._file.reading(buffers) as txn:
             yield txn
 
     @contextmanager
-    def _named_errors(self) -> Iterator[None]:
+    def _translated_errors(self) -> Iterator[None]:
         try:
             yield
         except (lmdb.Error, OSError) as error:
@@ -478,16 +493,16 @@ class LmdbArchive:
                     f"{self._name} can't be used: {error}. Check the folder's permissions and the free disk space."
                 ) from error
             raise ArchiveError(
-                f"{self._name} is damaged: {error}. Bring it back from a backup, or fill a new collection."
+                f"{self._name} is damaged: {error}. Restore it from a backup, or fill a new collection."
             ) from error
 
 
 class _LmdbFile:
-    """One LMDB environment per file and process, which LMDB asks for, shared by all archives on it."""
+    """An LMDB environment, shared by all archives on its file: LMDB allows one per file and process."""
 
     _open: ClassVar[dict[Path, _LmdbFile]] = {}
-    # What the process had open that this one was forked from.
-    _left: ClassVar[dict[Path, _LmdbFile]] = {}
+    # Environments of the parent process, after a fork.
+    _inherited: ClassVar[dict[Path, _LmdbFile]] = {}
     _mutex = threading.Lock()
 
     def __init__(self, path: Path, durable: bool) -> None:
@@ -496,7 +511,7 @@ class _LmdbFile:
         self._env = lmdb.open(
             str(path),
             subdir=False,
-            map_size=max(_MAP_BYTES, 2 * size),
+            map_size=max(_MIN_MAP_BYTES, 2 * size),
             max_dbs=8,
             max_readers=_MAX_READERS,
             max_spare_txns=8,
@@ -508,21 +523,21 @@ class _LmdbFile:
         self._users = 0
         info, page = self._env.info(), self._env.stat()["psize"]
         if size and (info["last_pgno"] + 1) * page > size:
-            # LMDB would read past the file's end, and that ends the process.
+            # LMDB would read past the end of the file, which kills the process.
             self._env.close()
             raise lmdb.CorruptedError("the file is shorter than it was")
         if size and hasattr(os, "posix_fallocate"):
-            # A damaged page can point so far past itself, and past the file's end that would end the process. Not
-            # `truncate`, which could cut off what another process is just writing.
+            # A pointer in a damaged page can reach this far past the page. Beyond the end of the file, following it
+            # would kill the process. Not `truncate`, which could cut off what another process is writing.
             with suppress(OSError), path.open("r+b") as file:
-                os.posix_fallocate(file.fileno(), (info["last_pgno"] + 1) * page, _SLACK)
+                os.posix_fallocate(file.fileno(), (info["last_pgno"] + 1) * page, _PREALLOCATED_BYTES)
 
     @classmethod
     def open(cls, path: Path, durable: bool) -> _LmdbFile:
-        """Return the environment of a file, opened once."""
+        """Return the environment of a file; it is opened if this process has not done so yet."""
         path = path.resolve()
         with cls._mutex:
-            if path in cls._left:
+            if path in cls._inherited:
                 raise IndexClosed(
                     f"the archive {path} was open in the process that this one was forked from, and can't be opened in "
                     "both. Open the index only after the fork, or start processes by multiprocessing's 'spawn' or "
@@ -535,11 +550,11 @@ class _LmdbFile:
         return file
 
     def close(self) -> None:
-        """Close the environment when nobody of this process uses it any more."""
+        """Close the environment when its last archive in this process is closed."""
         with self._mutex:
             self._users -= 1
             if self._users or self._open.get(self._path) is not self:
-                # Still in use, or of the process that this one was forked from.
+                # Still in use, or inherited from the parent process.
                 return
             del self._open[self._path]
         with self._gate.exclusive():
@@ -547,22 +562,22 @@ class _LmdbFile:
 
     @property
     def version(self) -> int:
-        """The number of the last transaction, by any process, that a reader sees."""
-        # Not the file's own last number: for a moment that is ahead of what readers see.
+        """The number of the last committed transaction of any process."""
+        # Not `last_txnid` of the environment, which is ahead of what readers see for a moment.
         with self.reading() as txn:
             return int(txn.id())
 
     def database(self, name: str, create: bool) -> Any:
-        """Open a database of the file."""
+        """Open a named database in the file."""
         return self._env.open_db(name.encode(), create=create)
 
     @contextmanager
     def reading(self, buffers: bool = False) -> Iterator[Transaction]:
-        """Read what was committed.
+        """Open a read transaction.
 
         Args:
-            buffers: whether values are memoryviews, of use within the transaction, of which nothing is copied: in a
-                damaged file they may be longer than it.
+            buffers: whether to return memoryviews, which are valid within the transaction, instead of copies. In a
+                damaged file a value may claim to be longer than the file: don't copy it before checking its length.
         """
         with self._gate.shared():
             try:
@@ -573,7 +588,7 @@ class _LmdbFile:
                 with txn:
                     yield txn
                 return
-        # Another process has made the file larger than what is mapped here.
+        # Another process has made the file larger than the map of this one. 0 takes the file's size.
         self._map(0)
         with self._gate.shared(), self._begin(buffers) as again:
             yield again
@@ -582,7 +597,7 @@ class _LmdbFile:
         return self._env.begin(buffers=True) if buffers else self._env.begin()
 
     def write(self, work: Callable[[Transaction], None]) -> None:
-        """Do something in one transaction; a map that is full grows, and it is done again."""
+        """Call `work` in one write transaction. If the map is full, enlarge it and start again."""
         while True:
             try:
                 with self._gate.shared(), self._env.begin(write=True) as txn:
@@ -599,52 +614,51 @@ class _LmdbFile:
 
 
 def leave_files() -> None:
-    """Forget every open file, in a process that was forked."""
-    _LmdbFile._left.update(_LmdbFile._open)
+    """Leave the open files to the parent process; called in a forked child."""
+    _LmdbFile._inherited.update(_LmdbFile._open)
     _LmdbFile._open, _LmdbFile._mutex = {}, threading.Lock()
 
 
-# No UTF-8 begins with this byte.
-_LONG = b"\xff"
-# LMDB's limit as it is built for Python, less the prefix.
-_MAX_KEY = 500
+# UTF-8 never begins with this byte.
+_HASHED_KEY_PREFIX = b"\xff"
+# py-lmdb is built with a limit of 511.
+_MAX_KEY_BYTES = 500
 
 
 def _key(id_: str) -> bytes:
-    """Return the key of an id: its UTF-8, or a hash of it where that is longer than LMDB takes."""
+    """Return the LMDB key of an id: its UTF-8, or a hash of it if that is too long."""
     key = id_.encode()
-    return key if len(key) <= _MAX_KEY else _LONG + blake2b(key, digest_size=32).digest()
+    return key if len(key) <= _MAX_KEY_BYTES else _HASHED_KEY_PREFIX + blake2b(key, digest_size=32).digest()
 
 
 def _keys(ids: Sequence[str]) -> list[bytes]:
     keys = [id_.encode() for id_ in ids]
-    return keys if not keys or max(map(len, keys)) <= _MAX_KEY else list(map(_key, ids))
+    return keys if not keys or max(map(len, keys)) <= _MAX_KEY_BYTES else list(map(_key, ids))
 
 
-def _is_sound(changes: bytes) -> bool:
-    return zlib.crc32(changes[_CRC:]).to_bytes(_CRC, "big") == changes[:_CRC]
-
-
-def _ids_in(changes: bytes) -> list[str]:
-    ids: list[str] = json.loads(changes[_CRC:])
+def _logged_ids(value: bytes | None) -> list[str] | None:
+    """Return the ids in a value of the database `changes`; None where there is no value, or a damaged one."""
+    if value is None or zlib.crc32(value[_CRC_BYTES:]).to_bytes(_CRC_BYTES, "big") != value[:_CRC_BYTES]:
+        return None
+    ids: list[str] = json.loads(value[_CRC_BYTES:])
     return ids
 
 
-def _number(transaction: int) -> bytes:
+def _transaction_key(transaction: int) -> bytes:
     return max(transaction, 0).to_bytes(8, "big")
 
 
-def _joined(stored: Sequence[bytes | memoryview], length: int) -> bytes:
-    """Return stored rows one after another, zeros for one of another length than rows of `length` bytes have."""
-    width = _CHECKSUM + _padded(length)
+def _concatenated(stored: Sequence[bytes | memoryview], length: int) -> bytes:
+    """Join stored rows, each of `length` bytes and a checksum; a row of another size becomes zeros."""
+    width = _CHECKSUM_BYTES + _padded(length)
     return b"".join([row if len(row) == width else bytes(width) for row in stored])
 
 
-def _checked(joined: bytes, keys: Keys, length: int) -> tuple[Bytes, list[int]]:
-    """Return rows without their checksums, uint8 [n, length], and the positions of those that don't fit them."""
-    words = np.frombuffer(joined, dtype="<u8").reshape(-1, (_CHECKSUM + _padded(length)) // 8)
+def _verified(joined: bytes, keys: Keys, length: int) -> tuple[Bytes, list[int]]:
+    """Return rows without their checksums, uint8 [n, length], and the positions of rows with a wrong checksum."""
+    words = np.frombuffer(joined, dtype="<u8").reshape(-1, (_CHECKSUM_BYTES + _padded(length)) // 8)
     wrong = np.flatnonzero(words[:, 0] != _checksums(words[:, 1:], keys)).tolist()
-    return np.ascontiguousarray(words.view(np.uint8)[:, _CHECKSUM : _CHECKSUM + length]), wrong
+    return np.ascontiguousarray(words.view(np.uint8)[:, _CHECKSUM_BYTES : _CHECKSUM_BYTES + length]), wrong
 
 
 def _padded(length: int) -> int:
@@ -652,17 +666,17 @@ def _padded(length: int) -> int:
 
 
 def _checksums(words: npt.NDArray[np.uint64], keys: Keys) -> npt.NDArray[np.uint64]:
-    """Return a checksum of each row, uint64 [n, words], and its key: uint64 [n]."""
-    weights = (2 * np.arange(words.shape[1], dtype=np.uint64) + np.uint64(1)) * _ODD
+    """Return a checksum per row, uint64 [n], of its words, uint64 [n, words], and its key."""
+    weights = (2 * np.arange(words.shape[1], dtype=np.uint64) + np.uint64(1)) * _CHECKSUM_FACTOR
     names = np.fromiter(map(zlib.crc32, keys), dtype=np.uint64, count=len(keys))
-    sums: npt.NDArray[np.uint64] = np.einsum("nw,w->n", words, weights) + (names + np.uint64(1)) * _ODD
+    sums: npt.NDArray[np.uint64] = np.einsum("nw,w->n", words, weights) + (names + np.uint64(1)) * _CHECKSUM_FACTOR
     return sums
 
 
 def _with_checksums(rows: Bytes, keys: Keys) -> Bytes:
-    """Return rows, uint8 [n, length], as they are stored: uint8 [n, 8 + length, padded]."""
-    block = np.zeros((len(rows), _CHECKSUM + _padded(rows.shape[1])), dtype=np.uint8)
-    block[:, _CHECKSUM : _CHECKSUM + rows.shape[1]] = rows
+    """Return rows, uint8 [n, length], with checksums and padded to whole words: uint8 [n, 8 + padded length]."""
+    block = np.zeros((len(rows), _CHECKSUM_BYTES + _padded(rows.shape[1])), dtype=np.uint8)
+    block[:, _CHECKSUM_BYTES : _CHECKSUM_BYTES + rows.shape[1]] = rows
     sums = _checksums(block.view("<u8")[:, 1:], keys)
-    block[:, :_CHECKSUM] = sums.astype("<u8")[:, None].view(np.uint8)
+    block[:, :_CHECKSUM_BYTES] = sums.astype("<u8")[:, None].view(np.uint8)
     return block

@@ -1,4 +1,4 @@
-"""The archive as a second Chroma collection, so that any number of clients of a server share it."""
+"""The archive on a server: a second Chroma collection, which all clients share."""
 
 from __future__ import annotations
 
@@ -18,13 +18,16 @@ if TYPE_CHECKING:
 
 
 class ChromaArchive:
-    """An archive in a second collection of the same Chroma client, for servers and clients in memory. Rows are float32.
+    """An archive in a second Chroma collection, for servers and clients in memory. Vectors are float32.
+
+    Ids of its records are "vector:<id>", "staged:<id>" and "rotation:<name>:<axis>". A call may take several requests,
+    so it is not atomic.
 
     Args:
         client: any chromadb client.
         name: the collection's name.
         full_dim: length of a vector.
-        create: make the collection, which must not exist yet; otherwise it must.
+        create: whether to make the collection, which must not exist; otherwise it must exist.
 
     Raises:
         ArchiveError: the collection is missing.
@@ -44,7 +47,7 @@ class ChromaArchive:
         except NotFoundError as error:
             raise ArchiveError(
                 f"the archive of full vectors, collection {name!r}, is missing. "
-                "Bring it back from a backup, or fill a new collection."
+                "Restore it from a backup, or fill a new collection."
             ) from error
 
     def __len__(self) -> int:
@@ -75,27 +78,22 @@ class ChromaArchive:
 
     def commit_staged(self, ids: Sequence[str], accepted: Container[str]) -> None:
         """See `Archive.commit_staged`."""
-        waiting, vectors, hashes = self._staged()
-        chosen = [row for row, id_ in enumerate(waiting) if id_ in accepted]
-        self._upsert("vector", [waiting[row] for row in chosen], vectors[chosen], [hashes[row] for row in chosen])
+        staged, vectors, hashes = self._staged()
+        rows = [row for row, id_ in enumerate(staged) if id_ in accepted]
+        self._upsert("vector", [staged[row] for row in rows], vectors[rows], [hashes[row] for row in rows])
         self._delete("staged", ids)
 
     def slots(self, ids: Sequence[str]) -> Slots:
-        """See `Archive.slots`: a collection has none."""
+        """See `Archive.slots`: a Chroma collection has no slots."""
         return np.full(len(ids), -1, dtype=np.int64)
 
     def read(self, ids: Sequence[str], slots: Slots | None = None) -> tuple[list[str], Float32Array]:
         """See `Archive.read`.
 
         Raises:
-            ArchiveError: a row has another length.
+            ArchiveError: the vectors have another length.
         """
-        rows: dict[str, Float32Array] = {}
-        for part in self._limits.batches(list(dict.fromkeys(ids))):
-            answer = self._collection.get(ids=[f"vector:{id_}" for id_ in part], include=["embeddings"])
-            embeddings = answer["embeddings"] if answer["embeddings"] is not None else []
-            for key, vector in zip(answer["ids"], embeddings, strict=True):
-                rows[key.removeprefix("vector:")] = np.asarray(vector, dtype=np.float32)
+        rows = self._embeddings("vector", ids)
         found = [id_ for id_ in ids if id_ in rows]
         if not found:
             return [], np.empty((0, self._full_dim), dtype=np.float32)
@@ -103,19 +101,19 @@ class ChromaArchive:
         if vectors.shape[1] != self._full_dim:
             raise ArchiveError(
                 f"the archive {self._collection.name!r} holds {vectors.shape[1]}-number vectors, not {self._full_dim}. "
-                "Bring it back from a backup, or fill a new collection."
+                "Restore it from a backup, or fill a new collection."
             )
         return found, vectors
 
     def changes(self, since: int) -> tuple[list[str], bool]:
-        """See `Archive.changes`: nothing is known of them."""
+        """See `Archive.changes`: changes are not logged."""
         return [], False
 
     def read_bits(self, ids: Sequence[str]) -> None:
-        """See `Archive.read_bits`: none are kept."""
+        """See `Archive.read_bits`: none are stored."""
 
     def damaged(self, ids: Sequence[str]) -> set[str]:
-        """See `Archive.damaged`: what a server stores is the server's to check."""
+        """See `Archive.damaged`: there are no checksums."""
         return set()
 
     def document_hashes(self, ids: Sequence[str]) -> dict[str, bytes | None]:
@@ -130,18 +128,18 @@ class ChromaArchive:
     def unchanged(self, ids: Sequence[str], vectors: Float32Array) -> set[str]:
         """See `Archive.unchanged`."""
         given = dict(zip(ids, vectors, strict=True))
-        held: set[str] = set()
+        staged: set[str] = set()
         for part in self._limits.batches(ids):
             found = self._collection.get(ids=[f"staged:{id_}" for id_ in part], include=[])["ids"]
-            held.update(key.removeprefix("staged:") for key in found)
-        # Chroma normalises once more: the last digit may be another.
+            staged.update(key.removeprefix("staged:") for key in found)
+        # Chroma normalizes vectors again, which may change the last digit.
         same = (
             id_ for id_, row in zip(*self.read(ids), strict=True) if np.allclose(row, given[id_], rtol=0, atol=1e-6)
         )
-        return set(same) - held
+        return set(same) - staged
 
     def as_stored(self, vectors: Float32Array) -> Float32Array:
-        """See `Archive.as_stored`: they are float32."""
+        """See `Archive.as_stored`."""
         return vectors
 
     def ids(self) -> Iterator[list[str]]:
@@ -163,20 +161,16 @@ class ChromaArchive:
         """See `Archive.load_axes`.
 
         Raises:
-            ArchiveError: some are missing.
+            ArchiveError: axes are missing.
         """
-        axes: dict[str, Float32Array] = {}
-        keys = [f"rotation:{name}:{axis}" for axis in range(count)]
-        for part in self._limits.batches(keys):
-            answer = self._collection.get(ids=list(part), include=["embeddings"])
-            embeddings = answer["embeddings"] if answer["embeddings"] is not None else []
-            axes |= {key: np.asarray(row, dtype=np.float32) for key, row in zip(answer["ids"], embeddings, strict=True)}
+        names = [f"{name}:{axis}" for axis in range(count)]
+        axes = self._embeddings("rotation", names)
         if len(axes) != count:
             raise ArchiveError(
                 f"the rotation in {self._collection.name!r} has {len(axes)} of {count} axes. Call repair(), "
                 "which fits a new one from the archive."
             )
-        return np.ascontiguousarray(np.stack([axes[key] for key in keys]).T)
+        return np.ascontiguousarray(np.stack([axes[name] for name in names]).T)
 
     def drop_rotations(self, but: str) -> None:
         """See `Archive.drop_rotations`."""
@@ -192,6 +186,16 @@ class ChromaArchive:
                 embeddings=vectors[part[0] : part[-1] + 1],
                 metadatas=[{"kind": kind, "document_hash": (hashes[row] or b"").hex()} for row in part],
             )
+
+    def _embeddings(self, kind: str, ids: Sequence[str]) -> dict[str, Float32Array]:
+        """Return the vectors of the records of one kind by id, float32 [full_dim] each; unknown ids are left out."""
+        found: dict[str, Float32Array] = {}
+        for part in self._limits.batches(list(dict.fromkeys(ids))):
+            answer = self._collection.get(ids=[f"{kind}:{id_}" for id_ in part], include=["embeddings"])
+            embeddings = answer["embeddings"] if answer["embeddings"] is not None else []
+            for key, row in zip(answer["ids"], embeddings, strict=True):
+                found[key.removeprefix(f"{kind}:")] = np.asarray(row, dtype=np.float32)
+        return found
 
     def _staged(self) -> tuple[list[str], Float32Array, list[bytes | None]]:
         ids: list[str] = []
