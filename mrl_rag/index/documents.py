@@ -1,14 +1,14 @@
-"""The winners' documents and metadata, read from Chroma's SQLite file without a call to Chroma.
+"""Reads documents and metadata of search results straight from Chroma's SQLite file.
 
 Reading ten records takes 0.06 ms; `Collection.get` takes six times that (`benchmarks/README.md`). The reader answers
-only where it is as right as Chroma itself: the file has exactly the migrations that this module knows, nothing that
-Chroma still has to apply is in its log, every record is there, and every value has a known type. Otherwise `read`
-returns None, and the caller asks Chroma.
+only where Chroma would answer the same: the file has exactly the migrations that this module knows, Chroma's queue of
+writes (its write-ahead log) holds nothing unapplied, every record is there, and every value has a known type. Otherwise
+`read` returns None, and the caller asks Chroma.
 
-Chroma brings its own copy of SQLite. Two copies in one process undo each other's POSIX locks on a file, and so does
-closing it (sqlite.org/howtocorrupt.html, sections 2.2 and 2.2.1). So this reader takes no locks, and is closed after
-Chroma's last client of this package. What it read counts only if nobody wrote meanwhile: no journal was there, and the
-file's version stayed as it was.
+Chroma brings its own copy of SQLite. Two copies in one process cancel each other's POSIX locks on a file, and so does
+closing the file (sqlite.org/howtocorrupt.html, sections 2.2 and 2.2.1). So this reader takes no locks, and is closed
+after the last Chroma client that this package opened on the folder. A read counts only if nobody wrote during it: there
+was no journal, and the file's change counter stayed the same.
 """
 
 from __future__ import annotations
@@ -29,18 +29,18 @@ from mrl_rag.lifetime import leave_to_parent
 T = TypeVar("T")
 Document: TypeAlias = tuple[str | None, dict[str, Any]]
 
-# `migrations_digest` of Chroma 1.5. A test fails where the installed Chroma has others.
+# `migrations_digest` of Chroma 1.5. A test compares it with the installed Chroma.
 KNOWN_MIGRATIONS = frozenset({"9c5714562583773064d7e3b93f7a1b45"})
-_DOCUMENT = "chroma:document"
-_TRIES = 3
+_DOCUMENT_KEY = "chroma:document"
+_MAX_ATTEMPTS = 3
 _IDS_PER_STATEMENT = 500
-# Whether Chroma wrote something to its log for the collection that it has not applied to the tables read here.
+# Whether the write-ahead queue has entries of the collection that the tables read here don't have yet.
 _UNAPPLIED = """
     SELECT EXISTS(SELECT 1 FROM embeddings_queue WHERE topic LIKE '%/' || ? AND seq_id > coalesce(
         (SELECT seq_id FROM max_seq_id WHERE segment_id = ?), -1))
 """
 _KEY_ORDERS = f"SELECT str_value FROM collection_metadata WHERE collection_id = ? AND key = '{PREFIX}key_orders'"
-# One row per value, or item of a list; with key NULL for a record without any.
+# One row per value or list item. A record without any has one row, with key NULL.
 _VALUES = """
     WITH chosen AS (SELECT id, embedding_id FROM embeddings WHERE segment_id = ? AND embedding_id IN ({marks}))
     SELECT embedding_id, key, string_value, int_value, float_value, bool_value, 0 AS list_item
@@ -52,10 +52,10 @@ _VALUES = """
 
 
 class DocumentReader:
-    """Reads records of one collection.
+    """Reads documents and metadata of one collection.
 
     Args:
-        folder: Chroma's.
+        folder: the folder with Chroma's files.
         collection: the collection's id.
     """
 
@@ -63,16 +63,16 @@ class DocumentReader:
         self._file = _ChromaFile.open(folder / "chroma.sqlite3")
         self._collection = collection
         self._segment = ""
-        # Of the version of the file that was last found to have nothing unapplied.
+        # Version of the file that was last found to have an empty queue, and the collection's key orders in it.
         self._known: tuple[bytes, KeyOrders] | None = None
 
     def read(self, ids: Sequence[str]) -> dict[str, Document] | None:
-        """Return document and metadata of every one of `ids`; None where Chroma must be asked."""
+        """Return document and metadata of each of `ids`; None if Chroma must be asked."""
 
         def work(connection: sqlite3.Connection, version: bytes) -> dict[str, Document] | None:
             known = self._known
             if known is None or known[0] != version:
-                known = self._known = self._look(connection, version)
+                known = self._known = self._check_queue(connection, version)
             records = None if known is None else _records(connection, self._segment, ids)
             if known is None or records is None:
                 return None
@@ -80,19 +80,19 @@ class DocumentReader:
 
         return None if self._file is None else self._file.consistent(work)
 
-    def _look(self, connection: sqlite3.Connection, version: bytes) -> tuple[bytes, KeyOrders] | None:
-        """Return the version and the collection's orders of keys, None where Chroma has something to apply."""
+    def _check_queue(self, connection: sqlite3.Connection, version: bytes) -> tuple[bytes, KeyOrders] | None:
+        """Return the version and the collection's key orders; None if the queue has something unapplied."""
         if not self._segment:
             sql = "SELECT id FROM segments WHERE collection = ? AND scope = 'METADATA'"
             (self._segment,) = connection.execute(sql, (self._collection,)).fetchone() or ("",)
         if connection.execute(_UNAPPLIED, (self._collection, self._segment)).fetchone()[0]:
             return None
-        (remembered,) = connection.execute(_KEY_ORDERS, (self._collection,)).fetchone() or ("",)
-        return version, key_orders(remembered)
+        (stored,) = connection.execute(_KEY_ORDERS, (self._collection,)).fetchone() or ("",)
+        return version, key_orders(stored)
 
 
 def vector_segment(folder: Path, collection: str) -> str | None:
-    """Return the name of the folder that a collection's graph is in, None where that can't be told."""
+    """Return the name of the folder with a collection's HNSW graph; None if it can't be read."""
 
     def work(connection: sqlite3.Connection, version: bytes) -> str | None:
         sql = "SELECT id FROM segments WHERE collection = ? AND scope = 'VECTOR'"
@@ -104,7 +104,7 @@ def vector_segment(folder: Path, collection: str) -> str | None:
 
 
 def close_reader(folder: Path) -> None:
-    """Close the connection to a folder's file; a Chroma client of this process that has it open would lose locks."""
+    """Close the connection to a folder's file, of which a Chroma client of this process would lose its locks."""
     with _ChromaFile._mutex:
         for key in [key for key in _ChromaFile._opened if key[0] == folder / "chroma.sqlite3"]:
             file = _ChromaFile._opened.pop(key)
@@ -113,19 +113,19 @@ def close_reader(folder: Path) -> None:
 
 
 def migrations_digest(connection: sqlite3.Connection) -> str:
-    """Return a digest of the migrations that a file of Chroma's has gone through."""
+    """Return a hash of the migrations that were applied to Chroma's file."""
     rows = connection.execute("SELECT dir, version, hash FROM migrations ORDER BY dir, version").fetchall()
     return blake2b(repr(rows).encode(), digest_size=16).hexdigest()
 
 
 def leave_readers() -> None:
-    """Forget every connection, in a process that was forked."""
+    """Leave the connections to the parent process; called in a forked child."""
     leave_to_parent(_ChromaFile._opened)
     _ChromaFile._opened, _ChromaFile._mutex = {}, threading.Lock()
 
 
 class _ChromaFile:
-    """A read-only connection, one per file and process."""
+    """A read-only connection to Chroma's file, one per file and process."""
 
     _opened: dict[tuple[Path, int], _ChromaFile | None] = {}  # noqa: RUF012
     _mutex = threading.Lock()
@@ -140,9 +140,9 @@ class _ChromaFile:
 
     @classmethod
     def open(cls, path: Path) -> _ChromaFile | None:
-        """Return the connection to a file, None where the file isn't one that this module knows how to read."""
+        """Return the connection to a file; None if this module can't read that file."""
         if os.name == "nt":
-            # Its locks can't be left out.
+            # SQLite has no "unix-none" there, the VFS without locks.
             return None
         try:
             path = path.resolve()
@@ -159,21 +159,21 @@ class _ChromaFile:
                     )
                 )
                 if known is None:
-                    # Somebody is writing it at this moment.
+                    # Another process is writing it, so this was not found out.
                     return None
                 cls._opened[key] = file if known else None
             return cls._opened[key]
 
     def close(self) -> None:
-        """Close both descriptors; whoever still holds this reads nothing any more."""
+        """Close both descriptors; later reads return None."""
         with self._lock:
             self._closed = True
             self._connection.close()
             os.close(self._descriptor)
 
     def consistent(self, work: Callable[[sqlite3.Connection, bytes], T | None]) -> T | None:
-        """Return what `work` reads of a version of the file, None where it read nothing or somebody was writing."""
-        for _ in range(_TRIES):
+        """Return what `work` reads from one version of the file; None if it returns None, or someone is writing."""
+        for _ in range(_MAX_ATTEMPTS):
             if os.path.exists(self._journal):
                 return None
             with self._lock, suppress(sqlite3.Error):
@@ -186,12 +186,12 @@ class _ChromaFile:
         return None
 
     def _version(self) -> bytes:
-        """Return SQLite's file change counter; sqlite.org/fileformat.html, section 1.3.7."""
+        """Return the file change counter; sqlite.org/fileformat.html, section 1.3.7."""
         return os.pread(self._descriptor, 4, 24)
 
 
 def _records(connection: sqlite3.Connection, segment: str, ids: Sequence[str]) -> dict[str, Document] | None:
-    """Return document and metadata of `ids`, None where one is missing or a value has an unknown type."""
+    """Return document and metadata of `ids`; None if a record is missing or a value has an unknown type."""
     metadata_of: dict[str, dict[str, Any]] = {}
     for start in range(0, len(ids), _IDS_PER_STATEMENT):
         part = ids[start : start + _IDS_PER_STATEMENT]
@@ -211,4 +211,4 @@ def _records(connection: sqlite3.Connection, segment: str, ids: Sequence[str]) -
                 metadata[key] = given[0]
     if any(id_ not in metadata_of for id_ in ids):
         return None
-    return {id_: (metadata_of[id_].pop(_DOCUMENT, None), metadata_of[id_]) for id_ in ids}
+    return {id_: (metadata_of[id_].pop(_DOCUMENT_KEY, None), metadata_of[id_]) for id_ in ids}

@@ -1,4 +1,4 @@
-"""A folder as one process uses it: one Chroma client for all its indexes, and one writing process at a time."""
+"""What all indexes of this process share in a folder: the Chroma client, and the lock of the one writing process."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ if TYPE_CHECKING:
 
 
 class Graph:
-    """How far Chroma's graph of a collection, in this process's memory, is up to date.
+    """How far Chroma's HNSW graph of a collection, in this process's memory, is up to date.
 
-    Chroma reads a graph from the disk once, and doesn't see what other processes write afterwards.
+    Chroma reads a graph from the disk once, and doesn't see what other processes write later.
 
     Attributes:
-        version: of the archive; everything written up to this version is in the graph.
+        version: version of the archive up to which the graph has everything.
     """
 
     def __init__(self, version: int) -> None:
@@ -33,14 +33,15 @@ class Graph:
 
 
 class Folder:
-    """A folder that indexes of this process have open. Each index identifies itself by a token.
+    """A folder that indexes of this process have open. Each index is represented by a token, any unique object.
 
     Attributes:
         path: absolute, without symbolic links.
-        lock: held while a thread writes or replaces the client.
-        gate: held while a thread uses the client.
-        generation: number of clients before this one.
-        graphs: by (spelling of the folder, name of the archive). Chroma keeps a graph in memory per spelling.
+        lock: held by a thread that writes, or replaces the client.
+        gate: held by threads that use the client.
+        generation: number of clients before the current one.
+        graphs: by (path as it was passed to Chroma, name of the archive). Chroma has a graph in memory for each way in
+            which the path was written.
     """
 
     _all: ClassVar[dict[Path, Folder]] = {}
@@ -64,7 +65,7 @@ class Folder:
 
     @classmethod
     def at(cls, path: Path) -> Folder:
-        """Return the one object that this process has for a folder."""
+        """Return this process's object for a folder."""
         path = path.expanduser().resolve()
         with cls._mutex:
             if path not in cls._all:
@@ -73,10 +74,10 @@ class Folder:
 
     @property
     def client(self) -> ClientAPI:
-        """The client that the indexes on this folder share; opened when it is first needed."""
+        """The client that the indexes share, opened at first use."""
         with self.lock:
             if self._client is not None and self._file != _identity(self.path):
-                # The folder was removed, and perhaps made again.
+                # The folder was removed, and may have been made again.
                 self._forget_client()
             if self._client is None:
                 _check_threads()
@@ -85,12 +86,12 @@ class Folder:
             return self._client
 
     def join(self, user: object) -> None:
-        """Keep the client open for an index, given by its token."""
+        """Register an index, so that the client stays open."""
         with self.lock:
             self._users.add(user)
 
     def leave(self, user: object) -> None:
-        """Let go of an index. The last one closes the client."""
+        """Unregister an index. The last one closes the client."""
         with self.lock:
             self._users.discard(user)
             self.release(user)
@@ -100,7 +101,7 @@ class Folder:
                     self._all.pop(self.path, None)
 
     def reopen(self) -> None:
-        """Close the client once no thread uses it, and open another, which reads the folder again."""
+        """Replace the client, once no thread uses it, by a new one, which reads the folder again."""
         with self.lock, self.gate.exclusive():
             self._forget_client()
             _ = self.client
@@ -113,16 +114,16 @@ class Folder:
             self.graphs.clear()
             close_reader(self.path)
         if self._file_lock is not None and self._file not in (None, _identity(self.path)):
-            # The locked file is gone with the folder.
+            # The locked file was removed with the folder.
             self._file_lock.release()
             self._file_lock = None
             self._writers.clear()
 
     def acquire(self, writer: object) -> bool:
-        """Take the lock that one process holds while it writes; indexes of one process share it.
+        """Take the lock of the one writing process. Its indexes share it.
 
         Returns:
-            Whether this process didn't hold it before.
+            Whether this process didn't hold it before: another process may have written.
 
         Raises:
             IndexNotWritable: another process holds it, or the folder can't be written.
@@ -147,7 +148,7 @@ class Folder:
         return False
 
     def release(self, writer: object) -> None:
-        """Release the lock, unless another index of this process writes."""
+        """Release the lock, unless another index of this process needs it."""
         self._writers.discard(writer)
         if self._file_lock is not None and not self._writers:
             self._file_lock.release()
@@ -166,13 +167,11 @@ class Folder:
 
 
 class _ChromaThreads:
-    """Whether Chroma has started threads here, or in the process that this one was forked from.
-
-    A fork doesn't copy threads, so in the child Chroma would wait for them forever.
+    """Notes whether Chroma has started threads. A fork doesn't copy them, so in the child Chroma would wait forever.
 
     Attributes:
-        started: Chroma has started threads in this process, or in one that it was forked from.
-        lost: it had done so before the fork.
+        started: whether Chroma has started threads in this process, or in a parent before the fork.
+        lost: whether a parent had done so.
     """
 
     started = False
@@ -197,7 +196,7 @@ def _check_threads() -> None:
 
 
 def open_client(folder: Path) -> ClientAPI:
-    """Open Chroma in a folder; a missing one is made.
+    """Open Chroma in a folder, which is made if it doesn't exist.
 
     Raises:
         IndexNotWritable: the folder can't be made or written.
@@ -209,7 +208,7 @@ def open_client(folder: Path) -> ClientAPI:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise IndexNotWritable(
-            f"{folder} can't be made: {error}. Pass a folder: a new one, or one with an index."
+            f"{folder} can't be made: {error}. Pass another path: of a new folder, or one with an index."
         ) from error
     if not os.access(folder, os.W_OK | os.X_OK):
         raise IndexNotWritable(f"{folder} can't be written. Check its permissions, or pass another folder.")
@@ -221,14 +220,14 @@ def open_client(folder: Path) -> ClientAPI:
         if not is_open(str(folder)):
             forget_folder(str(folder))
         raise TwoStageIndexError(
-            f"Chroma can't open {folder}: {error}. Check that it is a folder of Chroma's, that its files can be "
+            f"Chroma can't open {folder}: {error}. Check that it holds Chroma's files, that they can be "
             "written, and that no other client has it open with other settings; if chroma.sqlite3 is damaged, restore "
             "the folder from a backup."
         ) from error
 
 
 def _identity(folder: Path) -> tuple[int, int] | None:
-    """Return device and inode of Chroma's file, None where there is none: another file in its place has others."""
+    """Return device and inode of Chroma's file, which change when it is replaced; None without a file."""
     try:
         found = (folder / "chroma.sqlite3").stat()
     except OSError:

@@ -1,4 +1,4 @@
-"""Who may use what is about to be replaced."""
+"""A shared/exclusive lock."""
 
 from __future__ import annotations
 
@@ -8,7 +8,10 @@ from contextlib import contextmanager
 
 
 class SharedGate:
-    """Lets any number of threads use a resource, until one needs it alone to replace it. Not reentrant."""
+    """A shared/exclusive lock: threads use a resource together, or one of them replaces it alone. Not reentrant.
+
+    Waiting for exclusive use keeps new threads out.
+    """
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
@@ -17,7 +20,7 @@ class SharedGate:
 
     @contextmanager
     def shared(self) -> Iterator[None]:
-        """Use the resource beside others."""
+        """Use the resource together with other threads."""
         with self._changed:
             while self._closed:
                 self._changed.wait()
@@ -32,13 +35,11 @@ class SharedGate:
 
     @contextmanager
     def exclusive(self) -> Iterator[None]:
-        """Wait for all who use the resource, and keep others out."""
+        """Wait until no other thread uses the resource, and keep other threads out."""
         with self._changed:
-            while self._closed:
-                self._changed.wait()
+            self._changed.wait_for(lambda: not self._closed)
             self._closed = True
-            while self._inside:
-                self._changed.wait()
+            self._changed.wait_for(lambda: not self._inside)
         try:
             yield
         finally:

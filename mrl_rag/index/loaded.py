@@ -1,4 +1,4 @@
-"""An archive's vectors in memory, which each search brings up to date with what any process wrote since."""
+"""The vectors of an index in memory, as int8 codes. Each search first adds what any process has written since."""
 
 from __future__ import annotations
 
@@ -23,50 +23,50 @@ from mrl_rag.truncation import Float32Array, unit_rows
 
 Number = TypeVar("Number", np.int8, np.float32)
 
-# Vectors read at a time.
-_PAGE = 5000
-# Where more than one row in this many is of a record that was replaced or deleted, all are read again.
-_MOST_REMOVED = 4
-# Once one record in this many has changed, the lists are made anew and saved.
-_MOST_UNSAVED = 10
-# Times the records that the lists' centroids were fitted on: then they are fitted anew.
-_MOST_GROWTH = 2
-# By how much sums of float32 may be off.
-_ARITHMETIC = 1e-5
+# Vectors per read of the archive.
+_BATCH = 5000
+# Share of rows that may be of replaced or deleted records. Above it all vectors are read again.
+_MAX_REMOVED_SHARE = 0.25
+# Share of records that may have changed since the file was saved. Above it lists are updated, and the file is saved.
+_MAX_UNSAVED_SHARE = 0.1
+# Once there are so many times the records that the centroids were fitted on, new ones are fitted.
+_MAX_GROWTH = 2
+# Bound on the rounding error of a cosine in float32.
+_FLOAT32_ERROR = 1e-5
 
 
 class Candidates(NamedTuple):
-    """What stage one hands on for a query.
+    """The shortlist of one query.
 
     Attributes:
         ids: n ids, best first.
-        slots: int64 [n], where the archive had their rows; None where that isn't known.
+        slots: int64 [n], their slots in the archive; None if unknown. They may be outdated.
     """
 
     ids: Sequence[str]
     slots: Slots | None = None
 
     def without(self, seen: Container[str]) -> Candidates:
-        """Return those that weren't seen before."""
-        new = [place for place, id_ in enumerate(self.ids) if id_ not in seen]
+        """Return the candidates that are not in `seen`."""
+        new = [position for position, id_ in enumerate(self.ids) if id_ not in seen]
         if len(new) == len(self.ids):
             return self
-        return Candidates([self.ids[place] for place in new], None if self.slots is None else self.slots[new])
+        return Candidates([self.ids[position] for position in new], None if self.slots is None else self.slots[new])
 
 
 @dataclass(frozen=True, eq=False)
 class LoadedVectors:
-    """The records of one moment.
+    """The records at one version of the archive. Later versions share its arrays, and append to `ids`.
 
     Attributes:
         version: of the archive.
-        ids: of the n rows, and after them perhaps of rows that later moments have.
-        codes: the vectors in eight bits per number, int8 [n, d].
-        scales: float32 [n], by which the codes are multiplied.
-        full: the vectors themselves, float32 unit rows [n, full_dim]; None where the codes are of the shortlist's.
-        lists: of the first rows, which stand in the order of their lists; None where there are none.
-        error: the largest distance of one of `full` from its codes.
-        slots: int64 [n], where the archive has the full vectors; empty where nobody asks for that.
+        ids: of the n rows; further ids belong to rows of later versions.
+        codes: vectors in eight bits per number, int8 [n, d].
+        scales: float32 [n], factors of the codes.
+        full: float32 unit rows [n, full_dim]; None where `codes` are of the shortlist's vectors.
+        lists: of the first rows, which are in the order of their lists; None without lists.
+        error: largest distance of a vector in `full` from its codes.
+        slots: int64 [n], slots of the full vectors in the archive; empty where they are not needed.
         removed: int [m], rows of records that were replaced or deleted.
     """
 
@@ -81,7 +81,7 @@ class LoadedVectors:
     removed: Rows = field(default_factory=lambda: np.empty(0, dtype=np.intp))
 
     def __len__(self) -> int:
-        """Return how many records there are."""
+        """Return the number of records."""
         return len(self.codes) - len(self.removed)
 
     def nearest(self, queries: Float32Array, size: int, share: float) -> list[Candidates]:
@@ -89,8 +89,8 @@ class LoadedVectors:
 
         Args:
             queries: float32 unit rows [q, d].
-            size: how many; all where there are fewer.
-            share: of the lists that are looked at, 0 to 1. Rows in no list always are.
+            size: candidates per query at most.
+            share: share of the inverted lists to scan, 0 to 1. Rows in no list are always scanned.
         """
         codes, _ = quantize(queries)
         if self.lists is None or share >= 1:
@@ -104,7 +104,15 @@ class LoadedVectors:
         return found
 
     def _best(self, query: Codes, rows: Rows, codes: Codes, scales: Float32Array, size: int) -> Candidates:
-        """Return the nearest of n rows, whose codes and scales are given, to a query, int8 [d]."""
+        """Return the nearest of n rows to a query.
+
+        Args:
+            query: int8 [d].
+            rows: int [n].
+            codes: of these rows, int8 [n, d].
+            scales: of these rows, float32 [n].
+            size: candidates at most.
+        """
         scores = score_codes(query[None], codes, scales)[0]
         if len(self.removed):
             kept = ~np.isin(rows, self.removed)
@@ -116,28 +124,30 @@ class LoadedVectors:
         return Candidates([self.ids[row] for row in rows.tolist()], self.slots[rows])
 
     def among_best(self, query: Float32Array, k: int) -> Rows:
-        """Return rows, int [m], among which are the k nearest to a unit query, float32 [full_dim]."""
+        """Return rows, int [m], that include the k nearest to a unit query, float32 [full_dim]."""
         code, scale = quantize(query[None])
         scores = score_codes(code, self.codes, self.scales)[0] * scale
         scores[self.removed] = -np.inf
-        # By so much at most does a score differ from the cosine: by Cauchy and Schwarz, for the rounding of both sides.
-        ours = float(rounding_errors(query[None], code, scale)[0])
-        margin = self.error + ours * (1 + self.error) + _ARITHMETIC
+        # Bound on the difference between a score and the cosine, from the rounding errors of both vectors
+        # (Cauchy-Schwarz inequality).
+        query_error = float(rounding_errors(query[None], code, scale)[0])
+        margin = self.error + query_error * (1 + self.error) + _FLOAT32_ERROR
         return np.flatnonzero(scores >= np.partition(scores, -k)[-k] - 2 * margin)
 
     def without(self, ids: Container[str]) -> LoadedVectors:
-        """Return the same without some records."""
+        """Return the records without those of `ids`."""
         rows = [row for row in range(len(self.codes)) if self.ids[row] in ids]
         return replace(self, removed=np.union1d(self.removed, rows).astype(np.intp))
 
 
 class Loader:
-    """Loads the vectors of an index, at full length or as its shortlist has them.
+    """Loads the vectors of an index, and keeps them up to date. Any number of threads may call it.
 
-    What the shortlist has is also saved in the folder: reading and projecting every full vector takes 1 s for 100,000.
+    Vectors at the shortlist's dimension are also saved in the index's folder: reading and projecting all full vectors
+    takes 1 s per 100,000.
 
     Args:
-        stores: of the index; their archive has a `version`.
+        stores: of the index. The archive must have a `version`.
     """
 
     def __init__(self, stores: Stores) -> None:
@@ -145,39 +155,40 @@ class Loader:
         self._lock = threading.Lock()
         self._loaded: LoadedVectors | None = None
         self._row_of: dict[str, int] | None = None
-        # What was handed out of it is never written again: another thread may be reading it.
+        # Buffers with room for more rows. Rows in use are never overwritten: another thread may be reading them.
         self._codes: Codes = np.empty((0, 0), dtype=np.int8)
         self._full: Float32Array | None = None
         self._unsaved = 0
 
     def load(self, full: bool) -> LoadedVectors:
-        """Return every record's vector, at full length or projected to the shortlist's.
+        """Return the vectors of all records.
+
+        Args:
+            full: whether at full dimension, or at the shortlist's.
 
         Raises:
             ArchiveError: a record has a damaged vector.
         """
-        archive = self._stores.archive
         with self._lock:
-            before, version = self._loaded, archive.version
+            loaded, version = self._loaded, self._stores.archive.version
             assert version is not None
-            usable = before is not None and (before.full is not None) == full
-            if before is not None and usable and before.version == version:
-                return before
-            if not usable:
-                before, self._row_of = None if full else self._saved(), None
-            # Nothing, if what follows is interrupted half way.
+            if loaded is None or (loaded.full is not None) != full:
+                loaded, self._row_of = None if full else self._saved(), None
+            elif loaded.version == version:
+                return loaded
+            # If what follows is interrupted, the next call starts again.
             self._loaded = None
-            if before is None or before.version != version:
-                caught_up = None if before is None else self._caught_up(before)
-                before = caught_up or self._load_all(full)
-            self._loaded = replace(before, version=version)
-            if not full and _MOST_UNSAVED * self._unsaved > len(self._loaded):
-                self._loaded, self._unsaved = self._grouped(self._loaded), 0
-                self._save(self._loaded)
-            return self._loaded
+            if loaded is not None and loaded.version != version:
+                loaded = self._caught_up(loaded)
+            loaded = replace(self._load_all(full) if loaded is None else loaded, version=version)
+            if not full and self._unsaved > _MAX_UNSAVED_SHARE * len(loaded):
+                loaded, self._unsaved = self._grouped(loaded), 0
+                self._save(loaded)
+            self._loaded = loaded
+            return loaded
 
     def load_some(self, ids: Sequence[str]) -> LoadedVectors:
-        """Return the full vectors of those of `ids` that are there."""
+        """Return full vectors of some records; unknown ids are left out."""
         found, vectors = self._stores.archive.read(ids)
         rows = unit_rows(vectors)
         codes, scales = quantize(rows)
@@ -185,39 +196,40 @@ class Loader:
         return LoadedVectors(0, found, codes, scales, rows, error=error)
 
     def _caught_up(self, before: LoadedVectors) -> LoadedVectors | None:
-        """Put in what was written since; None where that isn't known, or little of `before` is left."""
+        """Return the records with all later changes; None if not all changes are known, or too many rows are unused."""
         changed, complete = self._stores.archive.changes(before.version)
-        if not complete or len(before.removed) > len(before.codes) // _MOST_REMOVED:
+        if not complete or len(before.removed) > _MAX_REMOVED_SHARE * len(before.codes):
             return None
         loaded = before
-        for start in range(0, len(changed), _PAGE):
-            part = changed[start : start + _PAGE]
+        for start in range(0, len(changed), _BATCH):
+            part = changed[start : start + _BATCH]
             loaded = self._append(loaded, *self._stores.archive.read(part), gone=part)
         return loaded
 
     def _load_all(self, full: bool) -> LoadedVectors:
-        # Chroma's ids, so that a record whose vector is lost is missed, and those that may be on their way to Chroma.
+        # Chroma's ids, so that records that have lost their vectors are noticed, and ids that the archive has changed
+        # lately, whose records Chroma may not have yet.
         ids = list(dict.fromkeys([*self._stores.shortlist.ids(None, None), *self._stores.archive.changes(0)[0]]))
         config = self._stores.config
         self._codes = np.empty((len(ids), config.full_dim if full else config.shortlist_dim), dtype=np.int8)
         self._full = np.empty((len(ids), config.full_dim), dtype=np.float32) if full else None
         self._row_of = {}
-        none = np.empty(0, dtype=np.float32)
-        loaded = LoadedVectors(0, [], self._codes[:0], none, None if self._full is None else self._full[:0])
-        for start in range(0, len(ids), _PAGE):
-            loaded = self._append(loaded, *self._stores.full_vectors(ids[start : start + _PAGE]))
+        scales = np.empty(0, dtype=np.float32)
+        loaded = LoadedVectors(0, [], self._codes[:0], scales, None if self._full is None else self._full[:0])
+        for start in range(0, len(ids), _BATCH):
+            loaded = self._append(loaded, *self._stores.full_vectors(ids[start : start + _BATCH]))
         return loaded
 
     def _append(
         self, before: LoadedVectors, ids: Sequence[str], vectors: Float32Array, gone: Sequence[str] = ()
     ) -> LoadedVectors:
-        """Return the records with `ids` put in, and those of `gone` that are not among them left out.
+        """Return the records after an upsert of `ids` and a deletion of the other ids in `gone`.
 
         Args:
             before: the latest records.
             ids: n ids.
             vectors: float32 [n, full_dim].
-            gone: any ids.
+            gone: any ids, among them those that were deleted.
         """
         if self._row_of is None:
             self._row_of = {id_: row for row, id_ in enumerate(before.ids)}
@@ -248,17 +260,17 @@ class Loader:
         )
 
     def _grouped(self, loaded: LoadedVectors) -> LoadedVectors:
-        """Return the records in inverted lists, where there are enough, and without room for those removed."""
+        """Return the records without unused rows, in inverted lists if there are enough of them."""
         kept = np.delete(np.arange(len(loaded.codes)), loaded.removed)
         lists = loaded.lists
-        if lists is not None and len(kept) < _MOST_GROWTH * lists.fitted_on:
+        if lists is not None and len(kept) < _MAX_GROWTH * lists.fitted_on:
             listed, new = np.split(kept, [np.searchsorted(kept, lists.size)])
             order, lists = lists.extended(lists.list_of(listed), loaded.codes[new])
             kept = kept[order]
         elif len(kept) >= MIN_LISTED:
             order, lists = group(loaded.codes[kept], loaded.scales[kept])
             kept = kept[order]
-        # The rows that were handed out stay as they are.
+        # A new array: other threads may be reading the old one.
         self._codes, self._row_of = loaded.codes[kept], None
         return LoadedVectors(
             loaded.version,
@@ -271,12 +283,12 @@ class Loader:
         )
 
     def _saved(self) -> LoadedVectors | None:
-        """Return what was saved for this rotation and dimension, None where there is none or it is damaged."""
+        """Return the saved vectors; None if there are none for this rotation and dimension, or the file is damaged."""
         if self._stores.saved is None:
             return None
-        wrong = suppress(OSError, ValueError, KeyError, zipfile.BadZipFile)
-        # NumPy leaves a file that it opened itself open when it is damaged.
-        with wrong, self._stores.saved.open("rb") as opened, np.load(opened) as file:
+        damaged = suppress(OSError, ValueError, KeyError, zipfile.BadZipFile)
+        # Opened here, because NumPy doesn't close a damaged file that it has opened itself.
+        with damaged, self._stores.saved.open("rb") as opened, np.load(opened) as file:
             about, ids = (json.loads(file[name].tobytes()) for name in ("about", "ids"))
             if (about["rotation"], about["dim"]) == (self._stores.config.rotation, self._stores.config.shortlist_dim):
                 names = [name for name in file if name.startswith("list_")]
@@ -288,14 +300,14 @@ class Loader:
         return None
 
     def _save(self, loaded: LoadedVectors) -> None:
-        """Save records of which none are removed."""
+        """Save records, none of them removed, for the next session."""
         path, config = self._stores.saved, self._stores.config
         if path is None:
             return
         lists: dict[str, Any] = {}
         if loaded.lists is not None:
             lists = {f"list_{name}": value for name, value in vars(loaded.lists).items()}
-        # Whoever may not write here reads everything again when it opens the index.
+        # A process that may not write to the folder does without the file.
         with suppress(OSError), tempfile.NamedTemporaryFile(dir=path.parent, prefix=path.name, delete=False) as file:
             try:
                 np.savez(
@@ -317,7 +329,7 @@ class Loader:
 
 
 def _with_room(buffer: npt.NDArray[Number], used: int, wanted: int) -> npt.NDArray[Number]:
-    """Return a buffer of at least `wanted` rows that begins with the first `used` of this one, [n, d]."""
+    """Return a buffer [n, d] with n >= `wanted`, whose first `used` rows are those of `buffer`."""
     if wanted <= len(buffer):
         return buffer
     larger = np.empty((wanted + wanted // 2, buffer.shape[1]), dtype=buffer.dtype)

@@ -1,4 +1,4 @@
-"""Searches of several threads at once share one batch."""
+"""Batching of searches that several threads make at the same time."""
 
 from __future__ import annotations
 
@@ -23,54 +23,54 @@ class _Search(Generic[RequestT, Answer]):
 
 
 class QueryBatcher(Generic[RequestT, Answer]):
-    """Answers the searches that wait at the same time as one batch.
+    """Answers one search at a time, and those that have queued up meanwhile as one batch.
 
-    A search in memory is a hundred short calls of NumPy and LMDB. Threads that make them side by side spend more time
-    handing each other the interpreter's lock than searching; a batch also costs less per query.
-
+    A search in memory makes a hundred short calls to NumPy and LMDB. Threads that search in parallel would spend most
+    of their time passing the interpreter lock around, and a batch takes less time per query.
     """
 
     def __init__(self) -> None:
-        self._turn = threading.Lock()
+        self._answering = threading.Lock()
         self._mutex = threading.Lock()
         self._waiting: list[_Search[RequestT, Answer]] = []
 
     def search(
         self, queries: Float32Array, request: RequestT, answer: Callable[[Float32Array, RequestT], list[Answer]]
     ) -> list[Answer]:
-        """Return the answers to queries; raise what `answer` raises for them.
+        """Return `answer(queries, request)`, computed in a batch with other searches if possible.
 
         Args:
             queries: float32 [n, d].
-            request: what is asked of each; only searches with equal requests share a batch.
-            answer: queries, float32 [n, d], and a request -> n answers. Called by one thread at a time.
+            request: the search's other arguments; only searches with equal requests share a batch.
+            answer: returns one answer per query, for queries, float32 [n, d], and a request. It is called by one thread
+                at a time; its errors are raised here.
         """
         mine = _Search[RequestT, Answer](queries, request)
         with self._mutex:
             self._waiting.append(mine)
-        with self._turn:
+        with self._answering:
             if mine.answers is None:
-                self._answer_all_like(mine, answer)
+                self._answer_batch(mine, answer)
             if mine.answers is None:
-                # An error that may be another search's.
+                # Search alone, also if the batch failed: its error may be due to another search.
                 mine.answers = answer(queries, request)
         return mine.answers
 
-    def _answer_all_like(
+    def _answer_batch(
         self, mine: _Search[RequestT, Answer], answer: Callable[[Float32Array, RequestT], list[Answer]]
     ) -> None:
         with self._mutex:
-            taken = [one for one in self._waiting if one is not mine and one.request == mine.request]
-            # Whoever isn't answered below, after an error or an interruption, answers itself in its turn.
-            self._waiting = [one for one in self._waiting if one is not mine and one not in taken]
-        if not taken:
+            others = [one for one in self._waiting if one is not mine and one.request == mine.request]
+            # A search that isn't answered below, after an error or an interruption, is answered by its own thread.
+            self._waiting = [one for one in self._waiting if one is not mine and one not in others]
+        if not others:
             return
-        together = [mine, *taken]
+        batch = [mine, *others]
         try:
-            answers = answer(np.concatenate([one.queries for one in together]), mine.request)
+            answers = answer(np.concatenate([one.queries for one in batch]), mine.request)
         except Exception:
             return
         end = 0
-        for one in together:
+        for one in batch:
             start, end = end, end + len(one.queries)
             one.answers = answers[start:end]

@@ -1,4 +1,4 @@
-"""What an index has open: its stores, and the locks of who reads and who writes them."""
+"""The open stores of an index, and the locks for reading and writing them."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ if TYPE_CHECKING:
 Answer = TypeVar("Answer")
 Empty = TypeVar("Empty")
 
-# Time limits for SQLite's check of Chroma's file, during which nobody can write it.
+# Time limits of SQLite's check of Chroma's file, which nobody can write meanwhile.
 VERIFY_SECONDS = 2
 REPAIR_SECONDS = 600
 
 
 class Session:
-    """The stores of one index while it is open. They are opened when they are first needed.
+    """Opens the stores of one index at first use, and again if another index replaces them.
 
     Args:
-        storage: a client, and the folder of its files.
+        storage: where the stores are.
         name: the collection's name.
-        wanted: what a stored index must be.
+        wanted: what a stored index must match.
 
     Attributes:
-        opened: searches the stores; None until something is written, and after they were dropped.
+        opened: the searcher of the open stores; None until something is written, and after the index was dropped.
 
     Raises:
         IndexClosed: this process was forked from one that had used Chroma.
@@ -81,9 +81,9 @@ class Session:
         self.opened = None
 
     def open(self) -> Searcher | None:
-        """Return the searcher of the stores; None until something is written."""
-        _ = self.client  # raises where the index was closed
-        # Without the lock once it is open, so that a search doesn't wait for an upsert.
+        """Return the searcher of the stores; None if nothing is stored yet."""
+        _ = self.client  # raises if the index was closed
+        # First without the lock, so that a search doesn't wait for an upsert.
         opened = self.opened
         if opened is not None and opened.stores.generation == self.storage.generation:
             return opened
@@ -100,20 +100,20 @@ class Session:
                 except TwoStageIndexError:
                     if shortlist.exists():
                         raise
-                    # Another process or client has dropped it meanwhile.
+                    # The index was dropped meanwhile by another process or client.
                     return self.open()
                 self.opened = Searcher(self.storage.stores(shortlist, archive))
             return self.opened
 
     def reopen(self) -> Stores | None:
-        """Have Chroma read the folder again."""
+        """Replace the client, so that Chroma reads the folder again, and return the stores."""
         with self.storage.lock:
             self.storage.reopen()
             opened = self.open()
             return None if opened is None else opened.stores
 
     def readable(self, stores: Stores) -> Stores:
-        """Return the stores; a graph that Chroma can't read is first renamed, so that Chroma begins without one."""
+        """Return the stores. If Chroma can't read the graph, first rename it, so that Chroma starts a new one."""
         try:
             with chroma_errors():
                 stores.shortlist.ids(None, None, limit=1)
@@ -124,17 +124,17 @@ class Session:
 
     @contextmanager
     def writing(self, recover: bool = True) -> Iterator[None]:
-        """Hold the locks of the one writing thread and, in a folder, the one writing process.
+        """Hold the write locks: one thread and, in a folder, one process may write.
 
         Args:
-            recover: whether to finish what an interrupted writer may have left undone.
+            recover: whether to finish or undo what an interrupted writer has left.
         """
         with self.storage.lock, chroma_errors(missing=True):
-            _ = self.client  # raises in a forked process, and is a new one where the folder was removed
+            _ = self.client  # raises in a forked process; makes a new client if the folder was removed
             fresh = self.storage.acquire()
             # Another index on this folder or server may have rebuilt the collection.
             self._forget_if_replaced()
-            opened = self._with_whole_graph(self.open())
+            opened = self._with_current_graph(self.open())
             if fresh and recover and opened is not None:
                 writer.recover(opened.stores)
             try:
@@ -143,8 +143,8 @@ class Session:
                 if self.opened is not None:
                     self.opened.stores.note_written()
 
-    def _with_whole_graph(self, opened: Searcher | None) -> Searcher | None:
-        """Have Chroma read its graph again if others have written since; it would save its own over theirs."""
+    def _with_current_graph(self, opened: Searcher | None) -> Searcher | None:
+        """Reopen the stores if other processes have written: Chroma would overwrite their graph with its own."""
         stores = None if opened is None else opened.stores
         if stores is None or stores.graph is None or stores.graph.version == stores.archive.version:
             return opened
@@ -160,11 +160,14 @@ class Session:
     def _forget_if_replaced(self) -> None:
         stores = None if self.opened is None else self.opened.stores
         if stores is not None and (stores.generation != self.storage.generation or not stores.shortlist.exists()):
-            # It isn't closed, as another thread may be reading it.
+            # Not closed: another thread may be reading it.
             self.opened = None
 
     def current(self, work: Callable[[Searcher], Answer], empty: Empty) -> Answer | Empty:
-        """Return what `work` makes of the stores; do it again if they were dropped or rebuilt meanwhile."""
+        """Return `work(searcher)`, or `empty` if nothing is stored.
+
+        It is called again if the stores were dropped or rebuilt meanwhile.
+        """
         from chromadb.errors import ChromaError
 
         with chroma_errors(missing=True):
@@ -179,8 +182,7 @@ class Session:
                     except GraphOutdated:
                         outdated = True
                     except (ChromaError, MrlRagError):
-                        # A collection that is being dropped or replaced raises many errors; only one that is still
-                        # there means it.
+                        # While a collection is dropped or replaced, it raises various errors. Those don't count.
                         if opened.stores.shortlist.exists():
                             raise
                 with self.storage.lock:
@@ -190,7 +192,7 @@ class Session:
             return empty
 
     def check_not_hidden(self) -> None:
-        """Raise an error where archives and a damaged file say that Chroma has lost sight of collections."""
+        """Raise an error if Chroma may have lost the collection: there are archives, and its file is damaged."""
         damaged = self.storage.has_archives() and self.storage.sqlite_fault(VERIFY_SECONDS)
         if damaged:
             raise TwoStageIndexError(
@@ -199,10 +201,11 @@ class Session:
             )
 
     def check_file(self) -> None:
-        """Raise an error where Chroma's file is damaged: records that it hides would be lost in a rebuilding."""
+        """Raise an error if Chroma's file is damaged: a rebuild would lose the records that the damage hides."""
         damaged = self.storage.sqlite_fault(REPAIR_SECONDS)
         if damaged:
             raise TwoStageIndexError(
                 f"collection {self.name!r} can't be rebuilt: Chroma's own file in {self.storage.folder} is "
-                f"damaged, and records that it hides would be lost: {damaged}. Restore the folder from a backup."
+                f"damaged, and a rebuild would lose the records that the damage hides: {damaged}. Restore the folder "
+                "from a backup."
             )

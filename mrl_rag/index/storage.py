@@ -1,4 +1,4 @@
-"""Where an index lives: in a folder, in memory, or on a server."""
+"""Opens the two stores of an index, in a folder, in memory or on a server."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ if TYPE_CHECKING:
 
     from chromadb.api import ClientAPI
 
-# Vectors whose product with a matrix is not left to OpenBLAS. It shares it out to all cores and waits for the last one:
-# for 50 x 768 x 96 that saves 0.3 ms where they are idle, and costs 25 ms where others keep one of two busy.
-_FEW = 100
-# In a process of its own: closing the file here would undo the locks that Chroma has on it. Not `quick_check`: that
-# doesn't see an index that hides records, whose vectors `repair` would take for orphans.
+# Up to so many vectors are projected by einsum instead of OpenBLAS, which spreads the work over all cores and waits for
+# the last one. For 50 x 768 x 96 that saves 0.3 ms on idle cores, and costs 25 ms if other programs use one of two.
+_MAX_EINSUM_VECTORS = 100
+# Runs in a separate process: closing the file in this one would release Chroma's locks on it. Not `quick_check`, which
+# overlooks a damaged SQLite index that hides records: `repair` would remove their vectors as orphaned.
 _INTEGRITY_CHECK = """
 import sqlite3, sys, time
 end = time.monotonic() + float(sys.argv[2])
@@ -53,15 +53,15 @@ except sqlite3.DatabaseError as error:
 
 
 class Stores:
-    """What an open index reads and writes: a Chroma collection and an archive.
+    """The two stores of an open index: a Chroma collection and an archive.
 
     Args:
         shortlist: the collection.
         archive: the full vectors.
-        reader: reads documents without a call to Chroma; None where the collection isn't in a folder.
-        saved: where the shortlist's vectors may be saved, to be read at once when the index is opened; None for not.
-        graph: what Chroma's graph is known to hold; None where that can't be told.
-        generation: of the client that all this is on.
+        reader: reads documents without calling Chroma; None where the collection isn't in a folder.
+        saved: the file that caches the shortlist's vectors between sessions; None for no cache.
+        graph: how far Chroma's graph in this process is up to date; None where that isn't known.
+        generation: `Storage.generation` when the stores were opened.
     """
 
     def __init__(
@@ -81,18 +81,18 @@ class Stores:
         self.generation = generation
 
     def note_written(self) -> None:
-        """Remember that Chroma's graph holds all that there is: this process has written the last of it."""
+        """Note that Chroma's graph is up to date: this process has just written."""
         if self.graph is not None and self.archive.version is not None:
             self.graph.version = self.archive.version
 
     @property
     def config(self) -> IndexConfig:
-        """What the index remembers."""
+        """The settings that are stored with the collection."""
         return self.shortlist.config
 
     @cached_property
     def rotation(self) -> Float32Array | None:
-        """float32 [full_dim, full_dim]; None where the shortlist keeps the vectors' own coordinates."""
+        """The fitted rotation, float32 [full_dim, full_dim]; None without one."""
         return self.archive.load_axes(self.config.rotation, self.config.full_dim) if self.config.fitted else None
 
     @cached_property
@@ -102,21 +102,21 @@ class Stores:
         return self.archive.load_axes(self.config.rotation, self.config.shortlist_dim)
 
     def project(self, vectors: Float32Array) -> Float32Array:
-        """Return what Chroma stores or searches: float32 [n, shortlist_dim] of float32 [n, full_dim]."""
+        """Reduce full vectors or queries, float32 [n, full_dim], to unit rows, float32 [n, shortlist_dim]."""
         if self._axes is None:
             return truncate(vectors, self.config.shortlist_dim)
-        if len(vectors) <= _FEW:
+        if len(vectors) <= _MAX_EINSUM_VECTORS:
             return unit_rows(np.einsum("nf,fd->nd", vectors, self._axes))
         return unit_rows(vectors @ self._axes)
 
     def full_vectors(self, ids: Sequence[str], slots: Slots | None = None) -> tuple[list[str], Float32Array]:
-        """Return the ids that still exist, in the order given, and their vectors, float32 [found, full_dim].
+        """Return the ids found, in the order of `ids`, and their vectors, float32 [found, full_dim].
 
-        A record without a full vector gets the one that Chroma has, with zeros for what the shortlist leaves out.
+        A record without a full vector gets Chroma's vector, with zeros for the dimensions that Chroma lacks.
 
         Args:
             ids: n ids.
-            slots: int64 [n], where the archive had their rows; None where that isn't known.
+            slots: int64 [n], their slots in the archive; None if unknown.
 
         Raises:
             ArchiveError: a row is damaged.
@@ -127,14 +127,15 @@ class Stores:
         found, vectors = self.archive.read(ids, slots)
         if len(found) == len(ids):
             return found, vectors
-        # Deleted since, added by Chroma alone, or lost.
+        # The others were deleted meanwhile, were added through Chroma itself, or have lost their vectors.
         short = self.shortlist.shortlist_vectors(sorted(set(ids) - set(found)))
         if not short:
             return found, vectors
         warnings.warn(
             f"{len(short)} records of index {self.shortlist.name!r} have no full vector, {next(iter(short))!r} among "
-            f"them: Chroma has added them by itself, or they were lost. They are scored at {self.config.shortlist_dim} "
-            "of their dimensions. Call repair(encode=encoder.encode_documents), or run `mrl-rag repair --encode`.",
+            "them: they were added through Chroma itself, or their vectors were lost. They are scored at "
+            f"{self.config.shortlist_dim} of their dimensions. Call repair(encode=encoder.encode_documents), or run "
+            "`mrl-rag repair --encode`.",
             stacklevel=2,
         )
         vector_of = dict(zip([*found, *short], [*vectors, *self._lifted(np.stack(list(short.values())))], strict=True))
@@ -142,7 +143,7 @@ class Stores:
         return there, np.stack([vector_of[id_] for id_ in there])
 
     def _lifted(self, short: Float32Array) -> Float32Array:
-        """Return the full vectors, float32 [n, full_dim], that `project` takes to these, float32 [n, shortlist_dim]."""
+        """Return vectors, float32 [n, full_dim], whose projection is `short`, float32 [n, shortlist_dim]."""
         if self._axes is not None:
             return short @ self._axes.T
         lifted = np.zeros((len(short), self.config.full_dim), dtype=np.float32)
@@ -150,11 +151,11 @@ class Stores:
         return lifted
 
     def count(self) -> int:
-        """Return how many records there are, by the store that is quicker to ask."""
+        """Return the number of records, from the store that answers faster."""
         return self.shortlist.count() if self.archive.version is None else len(self.archive)
 
     def records(self, ids: Sequence[str]) -> dict[str, Stored]:
-        """Return document and metadata of those of `ids` that are there."""
+        """Return document and metadata by id; unknown ids are left out."""
         if not ids:
             return {}
         found = None if self.reader is None else self.reader.read(ids)
@@ -162,19 +163,19 @@ class Stores:
 
 
 class Storage:
-    """A chromadb client, and the folder that its files and the archives are in.
+    """A chromadb client, and the folder with its files and the archives.
 
     Args:
-        path: a folder, made when it isn't there; None for one in the system's temporary folder that is removed in the
-            end, or where `client` is given.
+        path: a folder, made if it doesn't exist. None where `client` is given; otherwise None makes a temporary folder,
+            which is removed in the end.
         client: a chromadb client to use instead.
 
     Attributes:
-        folder: absolute; None on a server and where the client given is in memory.
+        folder: absolute path; None where `client` is a server's, or in memory.
         temporary: whether the folder is removed in the end.
-        shared: whether others may write, too: a client was given that has no folder.
-        lock: is held by whoever writes.
-        gate: is held by whoever uses the client.
+        shared: whether other clients may write at the same time: `client` has no folder.
+        lock: held by the thread that writes.
+        gate: held by threads that use the client, exclusively by one that replaces it.
 
     Raises:
         IndexNotWritable: the folder can't be made or written.
@@ -203,7 +204,7 @@ class Storage:
         self._alone = threading.RLock(), SharedGate()
 
     def close(self) -> None:
-        """Let go of the folder; the last index on it closes its client."""
+        """Leave the folder. The last index of this process on it closes the client."""
         self._dropped.release_now()
 
     @property
@@ -226,45 +227,45 @@ class Storage:
 
     @property
     def generation(self) -> int:
-        """How many clients there were before this one."""
+        """The number of clients on this folder before the current one; 0 for a client that was passed in."""
         return 0 if self._place is None or self._client is not None else self._place.generation
 
     @property
     def reopens(self) -> bool:
-        """Whether `reopen` does anything."""
+        """Whether `reopen` makes a new client; one that was passed in is kept."""
         return self._client is None
 
     def reopen(self) -> None:
-        """Have Chroma read the folder anew, once nobody uses the client."""
+        """Make a new client, which reads the folder again, once no thread uses the old one."""
         if self.reopens and self._place is not None:
             self._place.reopen()
 
     def acquire(self) -> bool:
-        """Be the one process that writes to the folder; return whether it wasn't before.
+        """Take the lock of the one writing process; return whether this process didn't hold it before.
 
         Raises:
-            IndexNotWritable: another process is, or the folder can't be written.
+            IndexNotWritable: another process holds it, or the folder can't be written.
         """
         return self._place is not None and self._place.acquire(self._token)
 
     def has_archives(self) -> bool:
-        """Say whether there is an archive in the folder, whichever collection's."""
+        """Return whether the folder has an archive of any collection."""
         return self.folder is not None and any(self.folder.glob("archive-*.lmdb"))
 
     def stores(self, shortlist: ShortlistCollection, archive: Archive) -> Stores:
-        """Put a collection and its archive together."""
+        """Combine a collection and its archive."""
         version = archive.version
         if self._place is None or version is None:
             return Stores(shortlist, archive)
         folder, name = self._place.path, shortlist.config.archive
-        # The last transaction's record may have been on its way to Chroma when that read its graph.
+        # The archive is written before Chroma, so Chroma may have read its graph without the last transaction.
         known = Graph(version - 1 if self.reopens else version)
         graph = self._place.graphs.setdefault((self._spelling, name), known)
         saved = folder / f"archive-{name}.shortlist.npz"
         return Stores(shortlist, archive, DocumentReader(folder, shortlist.id), saved, graph, self.generation)
 
     def open_archive(self, config: IndexConfig, create: bool) -> Archive:
-        """Open the archive that `config` names, or make it.
+        """Open the archive that `config` names; with `create`, make it.
 
         Raises:
             ArchiveError: it is missing or damaged.
@@ -277,9 +278,9 @@ class Storage:
         return LmdbArchive(path, config.full_dim, config.precision, create, durable=not self.temporary)
 
     def remove_archive(self, stores: Stores) -> None:
-        """Remove the archive's files or its collection; others may be reading it."""
+        """Remove the archive's files or its collection; other threads and processes may be reading it."""
         if os.name == "nt":
-            # Windows removes no open file. Elsewhere whoever still reads goes on, and the last one closes it.
+            # Windows can't remove an open file. Elsewhere readers keep the removed file until they close it.
             stores.archive.close()
         if self.folder is not None:
             for file in self.folder.glob(f"archive-{stores.config.archive}.*"):
@@ -288,9 +289,9 @@ class Storage:
             self.client.delete_collection(_collection_name(stores.config))
 
     def set_graph_aside(self, collection: str) -> bool:
-        """Rename the folder of a collection's graph, so that Chroma doesn't find it; return whether there was one.
+        """Rename the folder of a collection's graph, so that Chroma ignores it; return whether there was one.
 
-        Nothing is removed: `repair` makes another graph from the archive, and the user may remove this one.
+        `repair` makes another graph from the archive. The user may remove the old one.
         """
         segment = None if self.folder is None or not self.reopens else vector_segment(self.folder, collection)
         if segment is None or self.folder is None or not (self.folder / segment).is_dir():
@@ -299,10 +300,13 @@ class Storage:
         return True
 
     def sqlite_fault(self, seconds: float) -> str:
-        """Say what SQLite finds wrong with Chroma's file, "" where nothing is, it takes longer, or there is no folder.
+        """Return the faults that SQLite finds in Chroma's file.
 
         Args:
-            seconds: how long it may look; meanwhile Chroma can't write.
+            seconds: time limit. Chroma can't write during the check.
+
+        Returns:
+            The faults; "" for none, for a check that isn't finished in time, or without a folder.
         """
         if self.folder is None or self.temporary or not sys.executable:
             return ""
@@ -327,7 +331,7 @@ def _collection_name(config: IndexConfig) -> str:
     return f"mrl_rag-archive-{config.archive}"
 
 
-# Folders to be removed, and the process that made each.
+# Temporary folders, and the process that made each.
 _TEMPORARY: dict[Path, int] = {}
 
 
@@ -335,7 +339,7 @@ def _leave(place: Folder | None, token: object, temporary: bool) -> None:
     if place is None:
         return
     place.leave(token)
-    # A child that was forked has its parent's index, and must leave it the folder.
+    # A forked child has a copy of its parent's index, whose folder it must not remove.
     if temporary and _TEMPORARY.get(place.path) == os.getpid():
         del _TEMPORARY[place.path]
         shutil.rmtree(place.path, ignore_errors=True)

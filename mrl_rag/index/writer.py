@@ -1,8 +1,9 @@
-"""The order in which the two stores are written, and what a crash in between leaves.
+"""Writes to both stores, in an order that survives a crash.
 
-Archive first, Chroma second: a crash leaves a vector without a record, which no search returns. A vector that replaces
-another is staged, and committed when Chroma has the new record: a crash leaves the old record with its own vector, and
-`recover` finishes or undoes the replacement. Deletions go the other way: Chroma first.
+An upsert writes to the archive first, then to Chroma. A crash in between leaves a vector without a record, which no
+search returns. A vector that replaces another is staged, and committed when Chroma has the new record. A crash in
+between leaves the old record with its own vector, and `recover` finishes or undoes the replacement. A deletion removes
+the record from Chroma first, then the vector from the archive.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from mrl_rag.truncation import Float32Array
 
 
 def differs(stored: Stored | None, document: str | None, metadata: Metadata | None) -> bool:
-    """Say whether a record is not there, or there with another document or other metadata."""
+    """Return whether a record is missing, or stored with another document or other metadata."""
     return stored is None or stored != (document, dict(metadata or {}))
 
 
@@ -31,10 +32,10 @@ def upsert(
     documents: Sequence[str | None],
     metadatas: Sequence[Metadata],
 ) -> None:
-    """Store one batch of records, leaving those that are stored as they are.
+    """Store one batch of records. Those that are stored already are not written again.
 
     Args:
-        stores: where.
+        stores: where to write.
         ids: n ids.
         vectors: float32 unit rows [n, full_dim].
         documents: n documents.
@@ -49,7 +50,7 @@ def upsert(
     documents, metadatas = [documents[row] for row in changed], [metadatas[row] for row in changed]
     staged = {id_ for id_ in ids if id_ in hashes}
     stores.archive.write(ids, vectors, documents, staged)
-    # What Chroma gets is made of what the archive has: filled from it again, Chroma comes out the same.
+    # Project the vectors in the archive's precision, so that a rebuild from the archive gives Chroma the same vectors.
     stores.shortlist.upsert(ids, stores.project(stores.archive.as_stored(vectors)), documents, metadatas, old)
     if staged:
         stores.archive.commit_staged(sorted(staged), staged)
@@ -65,7 +66,7 @@ def _changed_rows(
     hashes: Mapping[str, bytes | None],
     old: Mapping[str, Stored],
 ) -> list[int]:
-    """Return the rows that aren't stored already as they are: writing the others again would change nothing."""
+    """Return the positions of the records that differ from what is stored."""
     same = {
         id_
         for id_, document, metadata in zip(ids, documents, metadatas, strict=True)
@@ -78,7 +79,7 @@ def _changed_rows(
 
 
 def delete(stores: Stores, ids: Sequence[str]) -> None:
-    """Remove records; unknown ids are passed over."""
+    """Remove records; unknown ids are ignored."""
     for batch in stores.shortlist.batches(list(dict.fromkeys(ids))):
         stores.shortlist.delete(batch)
         stores.archive.delete(batch)
@@ -86,7 +87,11 @@ def delete(stores: Stores, ids: Sequence[str]) -> None:
 
 
 def recover(stores: Stores) -> None:
-    """Commit or forget the vectors that an interrupted writer left staged, by which record Chroma has."""
+    """Finish or undo the replacements that an interrupted upsert left staged.
+
+    A staged vector is committed if Chroma's vector is nearer to it than to the archive's old one: then Chroma has the
+    new record.
+    """
     ids, vectors = stores.archive.staged()
     if not ids:
         return
@@ -102,7 +107,7 @@ def recover(stores: Stores) -> None:
 
 
 def readable_vectors(stores: Stores, ids: list[str]) -> dict[str, Float32Array]:
-    """Return what Chroma searches, float32 [shortlist_dim] per id; ids of which it can't be read are left out."""
+    """Return Chroma's vectors by id, float32 [shortlist_dim] each; unreadable ones are left out."""
     try:
         return stores.shortlist.shortlist_vectors(ids)
     except TwoStageIndexError:
@@ -113,8 +118,8 @@ def readable_vectors(stores: Stores, ids: list[str]) -> dict[str, Float32Array]:
 
 
 def sampled_vectors(stores: Stores, size: int) -> tuple[list[str], Float32Array]:
-    """Return up to `size` ids of the archive, spread over all of them, and their vectors, float32 [n, full_dim]."""
+    """Return a random sample of up to `size` ids of the archive, and their vectors, float32 [n, full_dim]."""
     ids = [id_ for page in stores.archive.ids() for id_ in page]
     chosen = np.random.default_rng(0).permutation(len(ids))[:size]
-    names = sorted(ids[row] for row in chosen)
-    return stores.archive.read(sorted(set(names) - stores.archive.damaged(names)))
+    sample = [ids[row] for row in chosen]
+    return stores.archive.read(sorted(set(sample) - stores.archive.damaged(sample)))

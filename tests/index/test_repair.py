@@ -200,7 +200,7 @@ def test_a_record_that_chroma_has_added_by_itself_is_found_with_a_warning_until_
     chromadb.PersistentClient(folder).get_collection("docs").add(["new"], truncate(full, 8), documents=["new"])
     index = TwoStageIndex(folder)
     for ask in (lambda: index.search(full), lambda: index.search(full, where_document={"$contains": "new"})):
-        with pytest.warns(UserWarning, match="Chroma has added them by itself"):
+        with pytest.warns(UserWarning, match="added through Chroma itself"):
             assert ask()[0][0].id == "new"
     with pytest.warns(UserWarning, match="scored at 8 of their dimensions"):
         assert index.get(["id-1", "new"])[1].vector == pytest.approx(np.append(truncate(full, 8), np.zeros(24)))
