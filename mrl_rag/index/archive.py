@@ -184,6 +184,7 @@ class LmdbArchive:
         self._precision: Precision = "float16" if precision == "float16" else "int8"
         self._row_bytes = row_bytes(self._precision, full_dim)
         self._has_bits = precision == "binary"
+        self._bits_bytes = -(-full_dim // 8)
         names = ("places", "vectors", "bits", "staged", "rotations", "long_ids", "changes")
         with self._translated_errors():
             self._file = _LmdbFile.open(path, durable)
@@ -308,14 +309,14 @@ class LmdbArchive:
         Raises:
             ArchiveError: a row fails its checksum.
         """
-        return self._read(self._bits, ids, -(-self._full_dim // 8)) if self._has_bits else None
+        return self._read(self._bits, ids, self._bits_bytes) if self._has_bits else None
 
     def damaged(self, ids: Sequence[str]) -> set[str]:
         """See `Archive.damaged`."""
         wrong: set[str] = set()
         databases = [(self._vectors, self._row_bytes)]
         if self._has_bits:
-            databases.append((self._bits, -(-self._full_dim // 8)))
+            databases.append((self._bits, self._bits_bytes))
         for database, length in databases:
             found, _, bad = self._rows(database, ids, length)
             wrong.update(found[position] for position in bad)

@@ -1,8 +1,8 @@
-"""Choose the cheapest dimension and shortlist with which searches find nearly all of the true nearest records.
+"""Choice of the cheapest settings with which searches reach the target recall.
 
-The questions are records of the index itself that the rotation isn't fitted on. The dimension is chosen by exact scans,
-before anything is written to Chroma: what an exact scan at a dimension loses, no search can find. Then Chroma is
-filled, and what searches really find says how many candidates and inverted lists they begin with.
+The queries are records of the index itself, left out of the rotation's fit. First, exact scans choose the shortlist
+dimension, before anything is written to Chroma: no search finds what an exact scan at that dimension loses. Then real
+searches choose the shortlist size and the share of the inverted lists that are scanned.
 """
 
 from __future__ import annotations
@@ -30,38 +30,38 @@ Rows = npt.NDArray[np.intp]
 Ranks = npt.NDArray[np.int64]
 ReadRows = Callable[[Rows], Float32Array]
 
-# Of the top K that a full scan finds.
+# Recall is measured on the true top 10.
 _K = 10
-# Records that are asked as questions, and the largest share of all that they may be.
-_HELD_OUT, _LARGEST_SHARE = 500, 0.1
-# With fewer records none are asked.
-MIN_MEASURED = int(_K / _LARGEST_SHARE)
-# Dimensions that are considered: multiples of it.
-_STEP = 32
-# By how much an exact scan at the dimension must exceed the target: what the lists that aren't searched lose, and what
-# the questions may hide.
-_MARGIN = 0.004
-# Milliseconds of a search, measured at 100,000 records (`benchmarks/README.md`): per dimension, and to read and rank a
-# candidate.
+# Number of records that are used as queries, and their largest share of all records.
+_MAX_QUESTIONS, _MAX_QUESTIONS_SHARE = 500, 0.1
+# With fewer records nothing is measured.
+MIN_MEASURED = int(_K / _MAX_QUESTIONS_SHARE)
+# Dimensions to choose from are multiples of this.
+_DIM_STEP = 32
+# An exact scan must exceed the target recall by so much: a search also loses records in lists that it doesn't scan, and
+# the measurement has an error.
+_RECALL_MARGIN = 0.004
+# Milliseconds per dimension of stage one, and per candidate that is read and ranked, measured at 100,000 records
+# (`benchmarks/README.md`).
 _MS_PER_DIM, _MS_PER_CANDIDATE = 0.001, 0.0045
-# Vectors read at a time.
-_BLOCK = 20_000
-# New vectors differ from those that the rotation was fitted on where the shortlist keeps less than this share of what
-# it kept of those. So many of the new ones are looked at.
-_DRIFT, _DRIFT_ROWS = 0.9, 2000
-# Shortlist sizes that are tried, and shares of the inverted lists.
+# Vectors per read.
+_BATCH = 20_000
+# New vectors have drifted if the shortlist keeps less than this share of the squared length that it kept of the vectors
+# the rotation was fitted on. At most so many of the new ones are looked at.
+_MIN_KEPT_ENERGY, _MAX_DRIFT_SAMPLE = 0.9, 2000
+# Shortlist sizes and shares of the inverted lists to choose from, cheapest first.
 _SIZES = (20, 30, 50, 100)
 _SHARES = (0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 1.0)
 
 
 @dataclass(frozen=True)
 class Questions:
-    """Records asked as questions.
+    """Records that are used as queries.
 
     Attributes:
-        rows: int [q], which records they are.
+        rows: int [q], their row numbers among all records.
         vectors: float32 unit rows [q, full_dim].
-        nearest: int [q, K], the records nearest to each apart from itself.
+        nearest: int [q, 10], row numbers of the nearest other records, in any order.
     """
 
     rows: Rows
@@ -75,9 +75,9 @@ class Fit:
 
     Attributes:
         rotation: float32 [full_dim, full_dim].
-        shortlist_dim: how many of the rotated coordinates the shortlist keeps.
-        explained_energy: share of the vectors' squared length in these, 0 to 1.
-        questions: what the dimension was chosen with; None where there were too few records.
+        shortlist_dim: number of rotated coordinates that the shortlist keeps.
+        explained_energy: share of the vectors' squared length in these coordinates, 0 to 1.
+        questions: queries for measuring the recall; None if there are too few records.
     """
 
     rotation: Float32Array
@@ -86,7 +86,7 @@ class Fit:
     questions: Questions | None
 
     def applied_to(self, config: IndexConfig) -> IndexConfig:
-        """Return the configuration with this dimension and a new name for the rotation; nothing is measured of it."""
+        """Return the settings with this dimension, a new name for the rotation, and no measurements."""
         return replace(
             config,
             rotation=uuid.uuid4().hex,
@@ -98,14 +98,14 @@ class Fit:
 
 
 def fit_shortlist(read: ReadRows, count: int, shortlist_dim: int, dim_fixed: bool, target_recall: float) -> Fit:
-    """Fit a rotation, and choose the dimension.
+    """Fit a rotation, and choose the shortlist dimension.
 
     Args:
-        read: returns vectors, float32 [n, full_dim], by their numbers from 0 to count - 1, ascending.
-        count: how many vectors there are.
-        shortlist_dim: the dimension where it is fixed, or too few vectors are there to choose one.
-        dim_fixed: whether it is fixed.
-        target_recall: share of the true top 10 that a search should find.
+        read: returns vectors, float32 [n, full_dim], by ascending row numbers, 0 to count - 1.
+        count: number of vectors.
+        shortlist_dim: the dimension to use if it is fixed, or if there are too few vectors to choose one.
+        dim_fixed: whether the dimension is fixed.
+        target_recall: share of the true top 10 that a search should find, 0 to 1.
     """
     questions = ask_own_records(read, count) if count >= MIN_MEASURED else None
     order = np.random.default_rng(0).permutation(count)
@@ -119,17 +119,17 @@ def fit_shortlist(read: ReadRows, count: int, shortlist_dim: int, dim_fixed: boo
 
 
 def ask_own_records(read: ReadRows, count: int) -> Questions:
-    """Choose records to ask as questions, and find the records nearest to them by a full scan."""
-    chosen = np.random.default_rng(0).permutation(count)[: min(_HELD_OUT, int(count * _LARGEST_SHARE))]
+    """Choose records to use as queries, and find their nearest records by an exact scan."""
+    chosen = np.random.default_rng(0).permutation(count)[: min(_MAX_QUESTIONS, int(count * _MAX_QUESTIONS_SHARE))]
     rows = np.sort(chosen)
     vectors = unit_rows(read(rows))
     best = np.empty((len(rows), 0), dtype=np.intp)
     scores = np.empty((len(rows), 0), dtype=np.float32)
-    for start in range(0, count, _BLOCK):
-        block = np.arange(start, min(start + _BLOCK, count))
-        found = vectors @ unit_rows(read(block)).T
-        found[block == rows[:, None]] = -np.inf  # itself
-        scores, best = np.hstack([scores, found]), np.hstack([best, np.broadcast_to(block, found.shape)])
+    for start in range(0, count, _BATCH):
+        batch = np.arange(start, min(start + _BATCH, count))
+        found = vectors @ unit_rows(read(batch)).T
+        found[batch == rows[:, None]] = -np.inf  # itself
+        scores, best = np.hstack([scores, found]), np.hstack([best, np.broadcast_to(batch, found.shape)])
         kept = np.argpartition(scores, -_K, axis=1)[:, -_K:]
         scores, best = np.take_along_axis(scores, kept, 1), np.take_along_axis(best, kept, 1)
     return Questions(rows, vectors, best)
@@ -138,17 +138,17 @@ def ask_own_records(read: ReadRows, count: int) -> Questions:
 def measure(
     searcher: Searcher, questions: Questions, ids: Sequence[str], size: int = 0, share: float = 0.0
 ) -> tuple[float, float]:
-    """Ask the questions one by one.
+    """Measure the recall and time of searches, one query at a time.
 
     Args:
-        searcher: what is asked.
-        questions: records asked as questions.
-        ids: of the records that the questions number.
-        size: candidates that stage one is asked for at first; 0 for what was chosen for the index.
-        share: of the inverted lists that are searched at first; 0 for what was chosen for the index.
+        searcher: of the index.
+        questions: records that are used as queries.
+        ids: of the records, by the row numbers in `questions`.
+        size: shortlist size of the first round; 0 for the index's own.
+        share: share of the inverted lists to scan in the first round, 0 to 1; 0 for the index's own.
 
     Returns:
-        The share of the true nearest records that were found, 0 to 1, and the median seconds per question.
+        Share of the true top 10 that was found, 0 to 1, and the median seconds per query.
     """
     shares, seconds = [], []
     for row, vector, nearest in zip(questions.rows, questions.vectors, questions.nearest, strict=True):
@@ -161,24 +161,24 @@ def measure(
 
 
 def own_questions(stores: Stores) -> tuple[Questions, list[str]]:
-    """Return records of an index to ask as questions, and the ids of the records that these number."""
+    """Return records of an index to use as queries, and the ids of all records by row number."""
     ids = [id_ for page in stores.archive.ids() for id_ in page]
     return ask_own_records(lambda rows: stores.archive.read([ids[row] for row in rows])[1], len(ids)), ids
 
 
 def calibrate(searcher: Searcher, questions: Questions, ids: Sequence[str]) -> None:
-    """Choose how many candidates and lists a search begins with, by what searches find, and remember it.
+    """Choose the shortlist size and the share of the inverted lists by measured recall, and store them.
 
     Args:
         searcher: of the index.
-        questions: records asked as questions.
-        ids: of the records that the questions number.
+        questions: records that are used as queries.
+        ids: of the records, by the row numbers in `questions`.
     """
     shortlist, config = searcher.stores.shortlist, searcher.stores.config
     share = 1.0
     if searcher.in_memory:
         enough = (s for s in _SHARES if measure(searcher, questions, ids, _SIZES[-1], s)[0] >= config.target_recall)
-        # Twice as many lists as records need: questions are less like any record.
+        # Twice as many lists as these queries need: users' queries are less similar to the records.
         share = min(2 * next(enough, 1.0), 1.0)
     for size in _SIZES:
         recall, seconds = measure(searcher, questions, ids, size, share)
@@ -196,7 +196,7 @@ def calibrate(searcher: Searcher, questions: Questions, ids: Sequence[str]) -> N
 
 
 def measure_again(searcher: Searcher) -> None:
-    """Measure the recall of an index that has grown, and warn where it is below the target."""
+    """Measure the recall of an index that has grown, and warn if it is below the target."""
     shortlist, config = searcher.stores.shortlist, searcher.stores.config
     questions, ids = own_questions(searcher.stores)
     recall, _ = measure(searcher, questions, ids)
@@ -204,49 +204,49 @@ def measure_again(searcher: Searcher) -> None:
     if recall < config.target_recall:
         warnings.warn(
             f"index {shortlist.name!r} has grown to {len(ids)} records, and its searches find {recall:.1%} of the "
-            f'true top 10, not {config.target_recall:.1%}. Call reindex(rotation="fit") to have another dimension '
-            "chosen, at a quiet time.",
+            f"true top 10, less than the target of {config.target_recall:.1%}. When nobody writes, call "
+            'reindex(rotation="fit"), which chooses another dimension.',
             stacklevel=4,
         )
 
 
 def warn_of_drift(stores: Stores, rows: Float32Array) -> bool:
-    """Warn where the shortlist keeps less of new vectors, float32 [n, full_dim], than of those it was fitted on."""
+    """Warn if the shortlist keeps less of new vectors, float32 [n, full_dim], than of those it was fitted on."""
     config = stores.config
     assert stores.rotation is not None
-    energy = explained_energy(rows[:: max(len(rows) // _DRIFT_ROWS, 1)], stores.rotation, config.shortlist_dim)
-    drifted = energy < _DRIFT * config.explained_energy
+    energy = explained_energy(rows[:: max(len(rows) // _MAX_DRIFT_SAMPLE, 1)], stores.rotation, config.shortlist_dim)
+    drifted = energy < _MIN_KEPT_ENERGY * config.explained_energy
     if drifted:
         warnings.warn(
-            f"the shortlist of index {stores.shortlist.name!r} kept {config.explained_energy:.0%} of the vectors it "
-            f"was fitted on and keeps {energy:.0%} of these {len(rows)}: they differ. "
-            'Call reindex(rotation="fit") when they are all in.',
+            f"the rotation of index {stores.shortlist.name!r} was fitted on vectors of which the shortlist keeps "
+            f"{config.explained_energy:.0%}; of these {len(rows)} new vectors it keeps {energy:.0%}, so searches "
+            'may miss some. Call reindex(rotation="fit") when all records are stored.',
             stacklevel=4,
         )
     return drifted
 
 
 def _cheapest_dim(ranks: Mapping[int, Ranks], target_recall: float) -> int:
-    """Return the cheapest dimension at which an exact scan's shortlist holds enough of the true neighbours.
+    """Return the cheapest dimension at which a shortlist by exact scan reaches the target recall.
 
     Args:
-        ranks: dimension -> int [q, K], how many records an exact scan puts before each true neighbour.
-        target_recall: share of the true neighbours that is to be found.
+        ranks: per dimension, int [q, 10], ranks of the true neighbours from `_ranks`.
+        target_recall: share of the true neighbours to find, 0 to 1.
     """
     costs: dict[int, float] = {}
     for dim, rank in ranks.items():
         for size in _SIZES:
             recall, candidates = _shortlist_recall(rank, size)
-            if recall >= min(target_recall + _MARGIN, 1.0):
+            if recall >= min(target_recall + _RECALL_MARGIN, 1.0):
                 cost = dim * _MS_PER_DIM + candidates * _MS_PER_CANDIDATE
                 costs[dim] = min(costs.get(dim, cost), cost)
     return min(costs, key=lambda dim: costs[dim]) if costs else max(ranks)
 
 
 def _dims_to_try(full_dim: int) -> list[int]:
-    """Return multiples of 32 up to half of the full dimension, each at most a quarter above the one before."""
+    """Return multiples of 32 up to about half of the full dimension, in steps of at least a quarter."""
     dims: list[int] = []
-    for dim in range(_STEP, max(full_dim // 2, min(full_dim, 4 * _STEP)) + 1, _STEP):
+    for dim in range(_DIM_STEP, max(full_dim // 2, min(full_dim, 4 * _DIM_STEP)) + 1, _DIM_STEP):
         if not dims or dim - dims[-1] >= dims[-1] // 4:
             dims.append(dim)
     return dims or [full_dim]
@@ -255,49 +255,49 @@ def _dims_to_try(full_dim: int) -> list[int]:
 def _ranks(
     read: ReadRows, count: int, rotation: Float32Array, questions: Questions, dims: Sequence[int]
 ) -> dict[int, Ranks]:
-    """Return how many records an exact scan at each dimension puts before each true neighbour: int [q, K]."""
+    """Return the ranks of the true neighbours in an exact scan at each dimension, 0 for the first: int [q, 10]."""
     axes = np.ascontiguousarray(rotation[:, : dims[-1]])
-    asked = questions.vectors @ axes
+    queries = questions.vectors @ axes
     true = (_read_any(read, questions.nearest.ravel()) @ axes).reshape(*questions.nearest.shape, -1)
     thresholds = []
     for dim in dims:
-        dots = np.einsum("qd,qkd->qk", asked[:, :dim], true[..., :dim])
+        dots = np.einsum("qd,qkd->qk", queries[:, :dim], true[..., :dim])
         thresholds.append(np.sort(dots / np.maximum(np.linalg.norm(true[..., :dim], axis=-1), 1e-30), axis=1))
     ranks = np.zeros((len(dims), *questions.nearest.shape), dtype=np.int64)
-    for start in range(0, count, _BLOCK):
-        block = np.arange(start, min(start + _BLOCK, count))
-        turned = read(block) @ axes
-        itself = block == questions.rows[:, None]
-        scores = np.zeros((len(asked), len(block)), dtype=np.float32)
-        squares = np.zeros(len(block), dtype=np.float32)
+    for start in range(0, count, _BATCH):
+        batch = np.arange(start, min(start + _BATCH, count))
+        rotated = read(batch) @ axes
+        itself = batch == questions.rows[:, None]
+        scores = np.zeros((len(queries), len(batch)), dtype=np.float32)
+        squares = np.zeros(len(batch), dtype=np.float32)
         for place, (dim, before) in enumerate(zip(dims, (0, *dims), strict=False)):
-            part = turned[:, before:dim]
-            scores += asked[:, before:dim] @ part.T
+            part = rotated[:, before:dim]
+            scores += queries[:, before:dim] @ part.T
             squares += np.einsum("nd,nd->n", part, part)
             cosine = scores / np.sqrt(np.maximum(squares, 1e-30))
             cosine[itself] = -np.inf
             for query, (row, least) in enumerate(zip(cosine, thresholds[place], strict=True)):
-                # A neighbour must not be put behind itself by the last digit.
+                # The margin keeps rounding errors from counting a neighbour as nearer than itself.
                 above = np.searchsorted(least, row[row > least[0] + 1e-6] - 1e-6)
                 ranks[place, query] += np.bincount(above, minlength=_K + 1)[::-1].cumsum()[::-1][1:]
     return dict(zip(dims, ranks, strict=True))
 
 
 def _read_any(read: ReadRows, rows: Rows) -> Float32Array:
-    """Read vectors in any order, some of them more than once."""
+    """Return unit vectors by row numbers in any order, also repeated ones: float32 [n, full_dim]."""
     ascending, places = np.unique(rows, return_inverse=True)
     return unit_rows(read(ascending))[places]
 
 
 def _shortlist_recall(ranks: Ranks, chosen: int) -> tuple[float, float]:
-    """Let a shortlist grow as a search's does.
+    """Simulate how a search enlarges its shortlist.
 
     Args:
-        ranks: int [q, K], how many records are before each true neighbour.
-        chosen: its size at first.
+        ranks: int [q, 10], ranks of the true neighbours.
+        chosen: shortlist size of the first round.
 
     Returns:
-        The share of true neighbours in it, and the mean number of candidates in all rounds together.
+        Share of the true neighbours in the shortlist, and its mean size in the end.
     """
     size = np.full((len(ranks), 1), first_size(chosen, _K))
     for _ in range(MAX_ROUNDS - 1):

@@ -1,7 +1,7 @@
-"""Conditions in Chroma's language: those its core can't take are refused, those too large are split into requests.
+"""Checks of conditions in Chroma's filter language, and splitting of those that are too large for one request.
 
-Chroma 1.5's client accepts conditions that its core refuses, fails at, or answers with nothing. Each was found by trial
-and has a test in `tests/index/test_filters.py`.
+Chroma 1.5's client accepts conditions that its core refuses, fails at, or silently answers with nothing. These cases
+were found by trial; each has a test in `tests/index/test_filters.py`.
 """
 
 from __future__ import annotations
@@ -17,18 +17,19 @@ from mrl_rag.tasks import SURROGATE_ADVICE, is_unicode
 
 Pair: TypeAlias = tuple[Where | None, Where | None]
 
-# Levels of $and and $or: the core takes 63 in a process, and 62 over a server.
+# Levels of nested $and and $or. Chroma's core takes 63, over a server 62.
 _MAX_DEPTH = 60
-# In one request. SQLite takes 32,766 variables (a comparison needs up to 5, a value of a list 2), and expressions 1000
-# levels deep.
+# Comparisons, and values in lists, per request. SQLite takes 32,766 variables (a comparison needs up to 5, a value in a
+# list 2), and expressions of depth 1000.
 _MAX_COMPARISONS, _MAX_VALUES = 500, 10_000
-_LISTS = ("$in", "$nin")
-_KINDS = (bool, int, float, str)
-_ORDERS = ("$gt", "$gte", "$lt", "$lte")
+_LIST_OPERATORS = ("$in", "$nin")
+_ORDER_OPERATORS = ("$gt", "$gte", "$lt", "$lte")
+# bool first: it is a subclass of int.
+_TYPES = (bool, int, float, str)
 
 
 def check_where(where: Where | None, where_document: Where | None) -> tuple[Where | None, Where | None]:
-    """Return both conditions, None for an empty one.
+    """Check both conditions and return them, None for an empty one.
 
     Raises:
         InvalidInput: a condition isn't in Chroma's language, or has a value that Chroma can't compare with.
@@ -48,25 +49,26 @@ def check_where(where: Where | None, where_document: Where | None) -> tuple[Wher
 
 
 def fits(where: Where | None, where_document: Where | None) -> bool:
-    """Say whether Chroma takes both conditions in one request."""
+    """Return whether Chroma takes both conditions in one request."""
     operands = [operand for each in (where, where_document) if each for _, _, operand in _comparisons(each)]
     values = sum(len(operand) for operand in operands if isinstance(operand, list))
     return len(operands) <= _MAX_COMPARISONS and values <= _MAX_VALUES
 
 
 def halves(where: Where | None, where_document: Where | None) -> tuple[bool, Pair, Pair]:
-    """Split conditions that don't fit into two halves.
+    """Split conditions that don't fit into one request.
 
     Returns:
-        Whether a record must meet both halves (otherwise one of them), and the halves, each as (where, where_document).
+        Whether a record must meet both halves (otherwise at least one), and the halves, each (where, where_document).
     """
     if where and where_document:
         return True, (where, None), (None, where_document)
-    every, one, other = _cut(where or where_document or {})
-    return (every, (one, None), (other, None)) if where else (every, (None, one), (None, other))
+    both, one, other = _split(where or where_document or {})
+    return (both, (one, None), (other, None)) if where else (both, (None, one), (None, other))
 
 
-def _cut(condition: Where) -> tuple[bool, Where, Where]:
+def _split(condition: Where) -> tuple[bool, Where, Where]:
+    """Split one condition; the bool is as in `halves`."""
     ((key, value),) = condition.items()
     if key in ("$and", "$or"):
         one, other = ({key: part} if len(part) > 1 else part[0] for part in _halved(value))
@@ -106,16 +108,16 @@ def _check_operand(name: str, key: object, operator: object, operand: Any) -> No
             raise InvalidInput(f"{given} with {value}, which no record has; leave the comparison out.")
         if isinstance(value, int) and not -(2**63) <= value < 2**63:
             raise InvalidInput(f"{given} with {value}, which no 64-bit integer equals; compare with a float.")
-    if operator in _ORDERS and isinstance(operand, bool):
+    if operator in _ORDER_OPERATORS and isinstance(operand, bool):
         raise InvalidInput(f"{given} with {operand}; it takes a number.")
-    if isinstance(operand, list) and operator not in _LISTS:
+    if isinstance(operand, list) and operator not in _LIST_OPERATORS:
         raise InvalidInput(f"{given} with a list; it takes one value. $in takes a list.")
-    kinds = {_kind(value) for value in values}
-    if operator in _LISTS and (len(kinds) != 1 or not kinds <= set(_KINDS)):
+    types = {_type(value) for value in values}
+    if operator in _LIST_OPERATORS and (len(types) != 1 or not types <= set(_TYPES)):
         raise InvalidInput(
             f"{given} with {str(operand)[:100]}; it takes a list of strings, of integers, of floats or of booleans."
         )
 
 
-def _kind(value: object) -> type:
-    return next((kind for kind in _KINDS if isinstance(value, kind)), type(value))
+def _type(value: object) -> type:
+    return next((type_ for type_ in _TYPES if isinstance(value, type_)), type(value))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from filelock import FileLock
 
 
+@dataclass(eq=False)
 class Graph:
     """How far Chroma's HNSW graph of a collection, in this process's memory, is up to date.
 
@@ -28,8 +30,7 @@ class Graph:
         version: version of the archive up to which the graph has everything.
     """
 
-    def __init__(self, version: int) -> None:
-        self.version = version
+    version: int
 
 
 class Folder:

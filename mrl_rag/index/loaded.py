@@ -90,7 +90,8 @@ class LoadedVectors:
         Args:
             queries: float32 unit rows [q, d].
             size: candidates per query at most.
-            share: share of the inverted lists to scan, 0 to 1. Rows in no list are always scanned.
+            share: share of the inverted lists to scan, 0 to 1. Rows in no list are always scanned, and all rows if the
+                lists hold fewer than `size`.
         """
         codes, _ = quantize(queries)
         if self.lists is None or share >= 1:
@@ -100,7 +101,10 @@ class LoadedVectors:
         found = []
         for code, listed in zip(codes, self.lists.near(codes, share), strict=True):
             rows = np.append(listed, unlisted) if len(unlisted) else listed
-            found.append(self._best(code, rows, self.codes.take(rows, axis=0), self.scales[rows], size))
+            best = self._best(code, rows, self.codes.take(rows, axis=0), self.scales[rows], size)
+            if len(best.ids) < size:
+                best = self._best(code, np.arange(len(self.codes)), self.codes, self.scales, size)
+            found.append(best)
         return found
 
     def _best(self, query: Codes, rows: Rows, codes: Codes, scales: Float32Array, size: int) -> Candidates:

@@ -1,9 +1,9 @@
-"""Rebuilding the Chroma collection from the archive: for another dimension or rotation, or when its graph is lost."""
+"""Rebuilds the Chroma collection from the archive: for another dimension or rotation, or if its graph is damaged."""
 
 from __future__ import annotations
 
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -26,8 +26,8 @@ class Rebuilt:
 
     Attributes:
         stores: the new collection and the archive.
-        questions: what the dimension was chosen with; None where it wasn't chosen.
-        ids: the records that the row numbers in `questions` stand for.
+        questions: queries for measuring the recall; None if no rotation was fitted, or there are too few records.
+        ids: of the records, by the row numbers in `questions`.
     """
 
     stores: Stores
@@ -44,44 +44,40 @@ def rebuild(
     progress: bool = False,
     lost: set[str] | None = None,
 ) -> Rebuilt:
-    """Fill a new collection from the archive, and give it the old one's name; see `TwoStageIndex.reindex`.
+    """Fill a new collection from the archive, and put it in place of the old one; see `TwoStageIndex.reindex`.
 
     Args:
         storage: where both are.
         stores: the old collection and the archive.
-        shortlist_dim: None keeps it; with a new rotation it is then chosen, unless the user has fixed it.
+        shortlist_dim: the new dimension. None keeps it; with a new rotation, None chooses one unless it is fixed.
         rotation: "fit", "none", or None to keep it.
-        hnsw: Chroma's settings of the graph.
-        progress: show a bar when standard error is a terminal.
-        lost: records without a sound full vector. They keep Chroma's vector, where that can be read.
+        hnsw: settings of Chroma's graph.
+        progress: whether to show a bar when standard error is a terminal.
+        lost: ids whose full vectors are missing or damaged. They keep Chroma's vectors, where these can be read.
     """
     config, questions = stores.config, None
-    numbered: list[str] = []
+    ids: list[str] = []
     if shortlist_dim is not None:
         config = replace(config, shortlist_dim=check_dim(shortlist_dim, config.full_dim), dim_fixed=True)
     if rotation == "none":
         config = replace(config, rotation="none", explained_energy=0.0, shortlist_size=0, recall=0.0)
     elif rotation == "fit":
-        numbered, config, questions = _fit(stores, config)
+        ids, config, questions = _fit(stores, config)
     elif config.fitted and shortlist_dim is not None:
-        rows = sampled_vectors(stores, SAMPLE)[1]
-        config = replace(config, explained_energy=explained_energy(rows, _rotation(stores), shortlist_dim))
+        assert stores.rotation is not None
+        sample = sampled_vectors(stores, SAMPLE)[1]
+        config = replace(config, explained_energy=explained_energy(sample, stores.rotation, shortlist_dim))
 
     name = f"{stores.shortlist.name}{NEW}{uuid.uuid4().hex}"
     new = storage.stores(ShortlistCollection.create(storage.client, name, config, hnsw), stores.archive)
     _copy(stores, new, lost or set(), progress)
     new.shortlist.replace(stores.shortlist)
     stores.archive.drop_rotations(but=config.rotation)
-    return Rebuilt(new, questions, tuple(numbered))
-
-
-def _rotation(stores: Stores) -> Float32Array:
-    assert stores.rotation is not None
-    return stores.rotation
+    return Rebuilt(new, questions, tuple(ids))
 
 
 def _fit(stores: Stores, config: IndexConfig) -> tuple[list[str], IndexConfig, Questions | None]:
-    """Fit a rotation on the archive and save it; return the ids by row number, the new settings, and the questions."""
+    """Fit a rotation on the archive and store it; return the ids by row number, the new settings, and the queries."""
     ids = [id_ for page in stores.archive.ids() for id_ in page]
     damaged = stores.archive.damaged(ids)
     ids = [id_ for id_ in ids if id_ not in damaged]
@@ -96,7 +92,7 @@ def _fit(stores: Stores, config: IndexConfig) -> tuple[list[str], IndexConfig, Q
 
 
 def _copy(old: Stores, new: Stores, lost: set[str], progress: bool) -> None:
-    """Fill the new collection with every record of the old one."""
+    """Copy all records into the new collection."""
     ids = old.shortlist.ids(None, None)
     with progress_bar(len(ids), "reindex", "record", progress) as advance:
         for batch in new.shortlist.batches(ids):
@@ -104,9 +100,9 @@ def _copy(old: Stores, new: Stores, lost: set[str], progress: bool) -> None:
             hidden = next((id_ for id_ in batch if id_ not in records), None)
             if hidden is not None:
                 raise TwoStageIndexError(
-                    f"Chroma lists record {hidden!r} of collection {old.shortlist.name!r} and doesn't return it: it "
-                    "was deleted meanwhile, or chroma.sqlite3 is damaged. The collection is as it was. Try again, "
-                    "and if that doesn't help, restore the folder from a backup."
+                    f"Chroma lists record {hidden!r} of collection {old.shortlist.name!r}, but doesn't return it: it "
+                    "was deleted meanwhile, or chroma.sqlite3 is damaged. The collection is unchanged. Try again; if "
+                    "that doesn't help, restore the folder from a backup."
                 )
             vectors = _shortlist_vectors(old, new, batch, lost)
             kept = [id_ for id_ in batch if id_ in vectors]
@@ -117,7 +113,7 @@ def _copy(old: Stores, new: Stores, lost: set[str], progress: bool) -> None:
             advance(len(batch))
 
 
-def _shortlist_vectors(old: Stores, new: Stores, batch: Any, lost: set[str]) -> dict[str, Float32Array]:
+def _shortlist_vectors(old: Stores, new: Stores, batch: Sequence[str], lost: set[str]) -> dict[str, Float32Array]:
     """Return the new collection's vectors by id, float32 [shortlist_dim] each."""
     found, vectors = old.archive.read([id_ for id_ in batch if id_ not in lost])
     rows = dict(zip(found, new.project(vectors), strict=True)) if found else {}
@@ -129,7 +125,7 @@ def _shortlist_vectors(old: Stores, new: Stores, batch: Any, lost: set[str]) -> 
                 f"{len(there)} records have no full vector, {there[0]!r} among them. Call repair(encode=...), upsert "
                 "them again, or restore the archive from a backup."
             )
-    # A record that has lost both vectors stays, with zeros.
+    # A record that has lost both vectors is kept, with a zero vector.
     rows |= {id_: np.zeros(new.config.shortlist_dim, np.float32) for id_ in batch if id_ in lost}
     readable = readable_vectors(old, [id_ for id_ in batch if id_ in lost])
     return rows | {id_: row for id_, row in readable.items() if len(row) == new.config.shortlist_dim}

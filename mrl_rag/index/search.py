@@ -1,10 +1,10 @@
-"""The stages of a search: which records are candidates, and how they are ranked."""
+"""The stages of a search: choosing candidates, and reranking them at full dimension."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Container, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,39 +20,39 @@ from mrl_rag.index.storage import Stores
 from mrl_rag.quantization import score_bits
 from mrl_rag.truncation import Float32Array, normalize, truncate, unit_rows
 
-# Numbers of all vectors together, and records, up to which every record is scored. That takes no longer than a call to
-# Chroma, and loses no candidate. benchmarks/README.md has the times.
+# An index is searched exhaustively up to so many numbers in all its vectors, and so many records. That is exact, and as
+# fast as a call to Chroma. benchmarks/README.md has the times.
 _EXACT_NUMBERS, _EXACT_RECORDS = 8_000_000, 20_000
-# Share of the inverted lists that is searched where none was chosen.
-_LISTS_SHARE = 0.25
-# Records that meet a condition and are all scored, where there are no more: that takes about as long as a search in
-# Chroma under a condition.
-_EXACT_MATCHES = 1000
-# One in this many candidates, the best by sign bits, is read whole where the archive keeps such; 4 * k at least.
-# benchmarks/README.md has the recall at this share.
-_BITS_KEEP = 2
-# Records that are all scored where Chroma's search doesn't find as many as it should; more than one batch of a writer,
-# so that what is written meanwhile isn't taken for a fault.
+# Share of the inverted lists that is scanned (nprobe / lists) until one is chosen for the index.
+_DEFAULT_LISTS_SHARE = 0.25
+# If at most so many records meet a condition, all of these are scored. That takes about as long as a search in Chroma
+# with a condition.
+_MAX_EXACT_MATCHES = 1000
+# In an archive with sign bits: share of the candidates, the best by these bits, whose full vectors are then read, and
+# the least number of them per hit. benchmarks/README.md has the recall.
+_BITS_KEPT_SHARE, _MIN_BITS_KEPT_PER_HIT = 0.5, 4
+# If Chroma's graph finds too few of at most so many records, all are scored; of more, it is an error. A first batch may
+# be in the archive and not yet in Chroma, which is no error, so this is more than a batch.
 _MAX_SCANNED = 10_000
-# Records that other processes have written since Chroma read its graph, and that are compared one by one; where there
-# are more, Chroma reads it anew. More than one batch of a writer.
-_MOST_RECENT = 10_000
-# Queries whose full vectors are read and scored together: these fit a processor's cache.
+# At most so many records that other processes have written since Chroma read its graph are scored in addition; if there
+# are more, Chroma reads its graph again. It is more than a batch of a writer.
+_MAX_RECENT = 10_000
+# Queries whose candidates are read and scored together. The vectors of so many fit a processor's cache.
 _RERANK_BATCH = 8
 
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """What one stage of a search thought of a hit.
+    """How one stage of a search ranked a hit.
 
     Attributes:
-        dim: how many numbers it looked at.
-        rank: 1 for its best candidate.
-        score: cosine at `dim`; None for stage one, which is asked for ids alone.
-        milliseconds: that the stage took; for stage one, for all queries that went through it together.
-        candidates: how many candidates it looked at; stage one: how many it was asked for.
-        rounds: of stage one, the round that found the hit: it is asked for twice as many as long as a hit stands in the
-            last third of them.
+        dim: dimension of the stage.
+        rank: of the hit among the stage's candidates, 1 for the best.
+        score: cosine at `dim`; None for stage one, which returns no scores.
+        milliseconds: time of the stage; that of stage one is for all queries that were searched together.
+        candidates: number of candidates that were scored; for stage one, the number it was asked for.
+        rounds: for stage one, the round that found the hit. Each round asks for twice as many candidates; there is
+            another one while a hit is in the last third of the candidates.
     """
 
     dim: int
@@ -70,9 +70,9 @@ class Hit:
     Attributes:
         id: of the record.
         score: cosine at full dimension, -1 to 1.
-        document: its text, None where it has none.
-        metadata: what was stored with it; empty where there was none.
-        stages: what each stage thought of it, for a search with `explain=True`; empty otherwise.
+        document: its text; None if it has none.
+        metadata: its metadata; empty if it has none.
+        stages: how each stage ranked it, for a search with `explain=True`; empty otherwise.
     """
 
     id: str
@@ -84,15 +84,15 @@ class Hit:
 
 @dataclass(frozen=True)
 class Request:
-    """What is asked, apart from the query vectors.
+    """The arguments of a search without the query vectors.
 
     Attributes:
-        k: how many hits.
-        plan: None for a shortlist that looks after itself.
+        k: hits per query at most.
+        plan: dimensions and shortlist sizes; None to enlarge the shortlist as needed.
         where: condition on metadata.
         where_document: condition on the document.
-        among: search among these records alone; None for all.
-        explain: whether hits carry their stages.
+        among: search only these ids; None for all records.
+        explain: whether hits get their `stages`.
     """
 
     k: int
@@ -104,18 +104,18 @@ class Request:
 
     @property
     def unconditional(self) -> bool:
-        """Whether every record may be an answer, whatever its metadata and document."""
+        """Whether there is no condition on metadata or document."""
         return self.where is None and self.where_document is None
 
 
 class Ranked(NamedTuple):
-    """One candidate that came through the stages.
+    """A reranked candidate.
 
     Attributes:
         id: of the record.
         score: cosine at full dimension.
-        position: among the candidates, 0 for the first.
-        stages: what each stage thought of it.
+        position: in the shortlist, 0 for the first.
+        stages: as in `Hit`.
     """
 
     id: str
@@ -125,17 +125,17 @@ class Ranked(NamedTuple):
 
 
 def max_exact(full_dim: int) -> int:
-    """Return up to how many records a search scores every one."""
+    """Return the largest number of records at which an index is searched exhaustively."""
     return min(_EXACT_RECORDS, _EXACT_NUMBERS // full_dim)
 
 
 def rank(query: npt.ArrayLike, vectors: npt.ArrayLike, k: int | None = None) -> list[tuple[int, float]]:
-    """Order vectors by their cosine with a query: stage two alone, for candidates found elsewhere.
+    """Order vectors by their cosine with a query: the rerank alone, for candidates from another search.
 
     Args:
         query: float array [d].
         vectors: float array [n, d].
-        k: how many to return; None for all.
+        k: pairs to return at most; None for all.
 
     Returns:
         (row, cosine) pairs, best first; equal cosines in the order of their rows.
@@ -155,17 +155,17 @@ def rank(query: npt.ArrayLike, vectors: npt.ArrayLike, k: int | None = None) -> 
 
 
 def mmr(scores: npt.NDArray[np.float64], vectors: Float32Array, k: int, lambda_mult: float) -> list[int]:
-    """Choose rows that are near a query and unlike each other, by maximal marginal relevance.
+    """Choose rows that are near a query and different from each other, by maximal marginal relevance.
 
     Args:
         scores: float64 [n], cosines with the query.
         vectors: float32 [n, d], unit rows.
-        k: how many to choose at most.
-        lambda_mult: 0 to 1; 1 for the nearest only, 0 for the most different.
+        k: rows to choose at most.
+        lambda_mult: 0 to 1; 1 considers only nearness, 0 only difference.
 
     Returns:
         Rows in the order in which they were chosen: each has the highest lambda_mult * score - (1 - lambda_mult) *
-        (highest cosine with a row chosen before), and is the first of those that have it.
+        (highest cosine with a row chosen before). Of equal ones the first is chosen.
     """
     highest = np.full(len(scores), -np.inf)
     chosen: list[int] = []
@@ -179,8 +179,8 @@ def mmr(scores: npt.NDArray[np.float64], vectors: Float32Array, k: int, lambda_m
 
 def cosines(query: Float32Array, vectors: Float32Array) -> Float32Array:
     """Return the cosine of a unit query, float32 [d], with each row, float32 [n, d]."""
-    # einsum sums each row alone. A product of matrices would give a row another last digit in other company, and equal
-    # vectors would not tie.
+    # einsum sums each row separately. With BLAS, a row's last digit may depend on the other rows, so that equal vectors
+    # would not tie.
     lengths = np.sqrt(np.einsum("nd,nd->n", vectors, vectors))
     scores: Float32Array = np.einsum("nd,d->n", vectors, query) / np.where(lengths > 0, lengths, 1)
     return scores
@@ -195,56 +195,56 @@ def rank_candidates(
     rotation: Float32Array | None = None,
     explain: bool = False,
 ) -> list[Ranked]:
-    """Take a query's candidates through the stages after Chroma's.
+    """Rank a query's candidates in all stages after the first.
 
     Args:
         query: float32 [full_dim], unit length.
         vectors: float32 [n, full_dim].
-        ids: the n ids, which order equal scores.
-        k: how many to return.
-        funnel: (dimension, how many to keep) of each stage between the first and the last.
-        rotation: float32 [full_dim, full_dim], applied before a cut; None for none.
-        explain: whether to note what each stage thought.
+        ids: n ids; equal scores are ordered by id.
+        k: candidates to return at most.
+        funnel: (dimension, number of candidates to keep) of each stage between the first and the last.
+        rotation: float32 [full_dim, full_dim], applied before truncation; None for none.
+        explain: whether to fill `stages`.
 
     Returns:
         Up to k candidates, best first.
     """
     rows = list(range(len(ids)))
     stages: dict[int, tuple[Stage, ...]] = {}
-    known = vectors
+    kept = vectors
     for dim, size in (*funnel, (vectors.shape[1], k)):
         start = time.perf_counter()
-        asked, looked_at = query, known
+        low_query, low_vectors = query, kept
         if dim < vectors.shape[1]:
-            turned = (query[None], known) if rotation is None else (query[None] @ rotation, known @ rotation)
-            asked, looked_at = truncate(turned[0], dim)[0], truncate(turned[1], dim)
-        best = _best(cosines(asked, looked_at), rows, ids, size)
+            rotated = (query[None], kept) if rotation is None else (query[None] @ rotation, kept @ rotation)
+            low_query, low_vectors = truncate(rotated[0], dim)[0], truncate(rotated[1], dim)
+        best = _best(cosines(low_query, low_vectors), rows, ids, size)
         if explain:
-            spent = (time.perf_counter() - start) * 1e3
+            milliseconds = (time.perf_counter() - start) * 1e3
             for place, (score, _, row) in enumerate(best, start=1):
-                stages[row] = (*stages.get(row, ()), Stage(dim, place, -score, spent, len(rows)))
+                stages[row] = (*stages.get(row, ()), Stage(dim, place, -score, milliseconds, len(rows)))
         rows = [row for _, _, row in best]
         if funnel:
-            known = vectors[rows]
+            kept = vectors[rows]
     return [Ranked(id_, -score, row, stages.get(row, ())) for score, id_, row in best]
 
 
 def _best(scores: Float32Array, rows: Sequence[int], ids: Sequence[str], size: int) -> list[tuple[float, str, int]]:
     """Return (-score, id, row) of the `size` best, best first."""
-    # All that score as the last of them do, and fewer than all there are: most of the time would go into sorting.
+    # Only those that score at least as the last of the best are sorted, with all ties.
     least = np.partition(scores, -size)[-size] if size < len(scores) else -np.inf
     near = np.flatnonzero(scores >= least).tolist()
     return sorted((-float(scores[place]), ids[rows[place]], rows[place]) for place in near)[:size]
 
 
 class GraphOutdated(Exception):
-    """Other processes have written more since Chroma read its graph than is kept beside it."""
+    """Other processes have written too much since Chroma read its graph: it must be read again."""
 
 
 def _merged(found: Sequence[Ranked], more: Sequence[Ranked], k: int) -> list[Ranked]:
-    """Return the k best of both, best first; of those with one id, the one that came later."""
-    one_each = {r.id: r for r in (*found, *more)}
-    return sorted(one_each.values(), key=lambda r: (-r.score, r.id))[:k]
+    """Return the k best of both, best first. For an id in both, the one in `more` counts."""
+    by_id = {r.id: r for r in (*found, *more)}
+    return sorted(by_id.values(), key=lambda r: (-r.score, r.id))[:k]
 
 
 class Searcher:
@@ -257,50 +257,50 @@ class Searcher:
     def __init__(self, stores: Stores) -> None:
         self.stores = stores
         self._loader = Loader(stores)
-        # What was written between two versions of the archive.
+        # Records that were written between two versions of the archive, for `_written_since`.
         self._recent: tuple[tuple[int, int], LoadedVectors] | None = None
         self._batcher: QueryBatcher[Request, list[Hit]] = QueryBatcher()
 
     def search(self, queries: Float32Array, request: Request) -> list[list[Hit]]:
-        """Return up to k hits per query, best first; queries are float32 [n, full_dim]."""
+        """Return up to k hits per query, float32 [n, full_dim], best first."""
         queries = unit_rows(queries)
         if self.in_memory and request.unconditional and request.among is None and not request.explain:
             return self._batcher.search(queries, request, self._search)
         return self._search(queries, request)
 
     def _search(self, queries: Float32Array, request: Request) -> list[list[Hit]]:
-        candidates = self._fixed_candidates(request)
+        candidates = self._preselected(request)
         loaded = None if candidates is not None else self._in_memory(request)
         recent = None if candidates is not None or loaded is not None else self._written_since(request)
         while True:
             if candidates is not None:
-                ranked = self._rank_fixed(queries, candidates, request)
+                ranked = self._rank_preselected(queries, candidates, request)
             else:
-                ranked = self._rank_unfixed(queries, request, loaded, recent)
+                ranked = self._rank_searched(queries, request, loaded, recent)
             winners = list(dict.fromkeys(hit.id for answer in ranked for hit in answer))
             records = self.stores.records(winners)
             lost = set(winners) - set(records)
-            # The archive has rows of records that are being written or deleted.
+            # The archive has vectors whose records are being written or deleted. Without them others may be hits.
             if loaded is not None and lost:
                 loaded = loaded.without(lost)
             elif recent is not None and len(fewer := recent.without(lost)) < len(recent):
                 recent = fewer
             else:
                 break
-        # A record deleted since stage one is no answer any more. Its metadata is the caller's to change, so a copy.
+        # Records that were deleted since stage one are left out. Metadata is copied, so that the caller may change it.
         return [
             [Hit(r.id, r.score, records[r.id][0], dict(records[r.id][1]), r.stages) for r in answer if r.id in records]
             for answer in ranked
         ]
 
     def nearest(self, queries: Float32Array, k: int, size: int = 0, share: float = 0.0) -> list[list[str]]:
-        """Return the ids that two stages find, best first, also where a search would score every record.
+        """Return the ids that a search in two stages finds per query, best first. It is never exhaustive.
 
         Args:
             queries: float32 unit rows [n, full_dim].
-            k: how many.
-            size: candidates of stage one at first; 0 for what was chosen for the index.
-            share: of the inverted lists that are searched at first; 0 for what was chosen for the index.
+            k: ids per query at most.
+            size: shortlist size of the first round; 0 for the index's own.
+            share: share of the inverted lists to scan in the first round, 0 to 1; 0 for the index's own.
         """
         loaded = self._loader.load(full=False) if self.in_memory else None
         ranked = self._shortlist_and_rank(queries, Request(k), loaded, size, share)
@@ -308,44 +308,48 @@ class Searcher:
 
     @property
     def in_memory(self) -> bool:
-        """Whether stage one searches the shortlist's vectors in memory; otherwise it asks Chroma's graph."""
+        """Whether stage one scans vectors in memory, unless there is a condition, or searches Chroma's graph."""
         return self.stores.archive.version is not None
 
     def _in_memory(self, request: Request) -> LoadedVectors | None:
-        """Return the vectors that are searched in memory, None where Chroma is asked."""
+        """Return the vectors that are searched in memory; None if Chroma's graph is searched."""
         archive, full_dim = self.stores.archive, self.stores.config.full_dim
         if not self.in_memory or not request.unconditional:
             return None
         return self._loader.load(full=request.plan is None and len(archive) <= max_exact(full_dim))
 
-    def _rank_unfixed(
+    def _rank_searched(
         self, queries: Float32Array, request: Request, loaded: LoadedVectors | None, recent: LoadedVectors | None
     ) -> list[list[Ranked]]:
         if loaded is not None and loaded.full is not None:
-            return [self._rank_all(query, loaded, loaded.full, request) for query in queries]
+            return [self._rank_all(query, loaded, request) for query in queries]
         ranked = self._shortlist_and_rank(queries, request, loaded)
-        return ranked if recent is None else self._with_recent(queries, ranked, recent, request)
+        if recent is None:
+            return ranked
+        return [
+            _merged(found, self._rank_all(query, recent, request), request.k)
+            for query, found in zip(queries, ranked, strict=True)
+        ]
 
-    def _rank_all(
-        self, query: Float32Array, loaded: LoadedVectors, vectors: Float32Array, request: Request
-    ) -> list[Ranked]:
-        """Rank every record."""
+    def _rank_all(self, query: Float32Array, loaded: LoadedVectors, request: Request) -> list[Ranked]:
+        """Rank all records that are loaded at full dimension."""
+        assert loaded.full is not None
         k = min(request.k, len(loaded))
         if not k:
             return []
         near = loaded.among_best(query, k)
-        return rank_candidates(query, vectors[near], [loaded.ids[row] for row in near], k, explain=request.explain)
+        return rank_candidates(query, loaded.full[near], [loaded.ids[row] for row in near], k, explain=request.explain)
 
     def _missed_transactions(self) -> int:
-        """Return how many transactions of other processes Chroma's graph may not have."""
+        """Return how many transactions of other processes Chroma's graph may lack."""
         graph, version = self.stores.graph, self.stores.archive.version
         return 0 if graph is None or version is None else version - graph.version
 
     def _written_since(self, request: Request) -> LoadedVectors | None:
-        """Return what other processes have written since Chroma read its graph and meets the conditions.
+        """Return matching records that other processes have written since Chroma read its graph.
 
         Raises:
-            GraphOutdated: it is too much, or no longer known.
+            GraphOutdated: they are too many, or no longer known.
         """
         graph, archive = self.stores.graph, self.stores.archive
         version = archive.version
@@ -353,8 +357,8 @@ class Searcher:
             return None
         if self._recent is None or self._recent[0] != (graph.version, version):
             ids, complete = archive.changes(graph.version)
-            # The last transaction may have been on its way to Chroma even when that has just read its graph.
-            if version - graph.version > 1 and (not complete or len(ids) > _MOST_RECENT):
+            # The archive is written before Chroma, so even a graph that was just read may lack the last transaction.
+            if version - graph.version > 1 and (not complete or len(ids) > _MAX_RECENT):
                 raise GraphOutdated
             self._recent = (graph.version, version), self._loader.load_some(ids)
         recent = self._recent[1]
@@ -363,18 +367,8 @@ class Searcher:
         met = self.stores.shortlist.matching(recent.ids, request.where, request.where_document)
         return recent.without(set(recent.ids) - met)
 
-    def _with_recent(
-        self, queries: Float32Array, ranked: list[list[Ranked]], recent: LoadedVectors, request: Request
-    ) -> list[list[Ranked]]:
-        """Put what was written since Chroma read its graph among the answers."""
-        assert recent.full is not None
-        answers = []
-        for query, found in zip(queries, ranked, strict=True):
-            answers.append(_merged(found, self._rank_all(query, recent, recent.full, request), request.k))
-        return answers
-
-    def _fixed_candidates(self, request: Request) -> list[str] | None:
-        """Return the candidates of every query, where they don't depend on the query; None where Chroma chooses."""
+    def _preselected(self, request: Request) -> list[str] | None:
+        """Return ids that are all scored for every query, if ids or a condition leave few records; otherwise None."""
         shortlist = self.stores.shortlist
         if request.among is not None:
             met = set(request.among if request.unconditional else shortlist.ids(request.where, request.where_document))
@@ -383,10 +377,12 @@ class Searcher:
             return None
         if not fits(request.where, request.where_document):
             return shortlist.ids(request.where, request.where_document)
-        matching = shortlist.ids(request.where, request.where_document, limit=_EXACT_MATCHES + 1)
-        return matching if len(matching) <= _EXACT_MATCHES else None
+        matching = shortlist.ids(request.where, request.where_document, limit=_MAX_EXACT_MATCHES + 1)
+        return matching if len(matching) <= _MAX_EXACT_MATCHES else None
 
-    def _rank_fixed(self, queries: Float32Array, candidates: Sequence[str], request: Request) -> list[list[Ranked]]:
+    def _rank_preselected(
+        self, queries: Float32Array, candidates: Sequence[str], request: Request
+    ) -> list[list[Ranked]]:
         ids, vectors = self.stores.full_vectors(candidates)
         return [self._rank(query, vectors, ids, request) for query in queries]
 
@@ -404,59 +400,55 @@ class Searcher:
         chosen_size: int = 0,
         chosen_share: float = 0.0,
     ) -> list[list[Ranked]]:
-        """Rank candidates; more of them as long as a winner stands late among them."""
-        config = self.stores.config
-        size = first_size(chosen_size or config.shortlist_size, request.k)
-        if request.plan is not None:
-            size = request.plan.sizes[0]
-        share = chosen_share or config.lists_share or _LISTS_SHARE
+        """Shortlist and rerank in rounds, each with twice the candidates, while a hit is late in the shortlist."""
+        config, plan = self.stores.config, request.plan
+        size = plan.sizes[0] if plan is not None else first_size(chosen_size or config.shortlist_size, request.k)
+        share = chosen_share or config.lists_share or _DEFAULT_LISTS_SHARE
         start = time.perf_counter()
-        asked = self.stores.project(queries)
+        projected = self.stores.project(queries)
         answers: list[list[Ranked]] = [[] for _ in queries]
         seen: list[set[str]] = [set() for _ in queries]
         pending = list(range(len(queries)))
-        for rounds in range(1, MAX_ROUNDS + 1):
+        for rounds in range(1, MAX_ROUNDS + 1 if plan is None else 2):
             if loaded is None:
-                found = [Candidates(ids) for ids in self._ask(asked[pending], size, request)]
+                shortlists = [Candidates(ids) for ids in self._search_graph(projected[pending], size, request)]
             else:
-                found = loaded.nearest(asked[pending], size, share)
-            spent = (time.perf_counter() - start) * 1e3
-            again = []
-            all_ranked = self._rank_shortlists(queries[pending], found, [seen[query] for query in pending], request)
-            for query, candidates, ranked in zip(pending, found, all_ranked, strict=True):
+                shortlists = loaded.nearest(projected[pending], size, share)
+            milliseconds = (time.perf_counter() - start) * 1e3
+            reranked = self._rank_shortlists(queries[pending], shortlists, [seen[query] for query in pending], request)
+            unfinished = []
+            for query, shortlist, ranked in zip(pending, shortlists, reranked, strict=True):
                 if request.explain:
-                    ranked = [
-                        r._replace(
-                            stages=(Stage(config.shortlist_dim, r.position + 1, None, spent, size, rounds), *r.stages)
-                        )
-                        for r in ranked
-                    ]
+                    stage = Stage(config.shortlist_dim, 0, None, milliseconds, size, rounds)
+                    ranked = [r._replace(stages=(replace(stage, rank=r.position + 1), *r.stages)) for r in ranked]
                 answers[query] = _merged(answers[query], ranked, request.k)
-                # Fewer than asked for are all there are. Some may have been deleted since Chroma read its graph.
+                # A shortlist that isn't full has all records. In a full one, some may have been deleted.
                 late = any(r.position >= LATE * size for r in answers[query])
-                if len(candidates.ids) == size and (late or len(answers[query]) < request.k):
-                    seen[query].update(candidates.ids)
-                    again.append(query)
-            if not again or request.plan is not None:
+                if len(shortlist.ids) == size and (late or len(answers[query]) < request.k):
+                    seen[query].update(shortlist.ids)
+                    unfinished.append(query)
+            if not unfinished:
                 break
-            pending, size, share = again, 2 * size, 2 * share
+            pending, size, share = unfinished, 2 * size, 2 * share
             start = time.perf_counter()
         return answers
 
     def _rank_shortlists(
         self, queries: Float32Array, shortlists: Sequence[Candidates], seen: Sequence[Container[str]], request: Request
     ) -> Iterator[list[Ranked]]:
-        """Rank each query's candidates but for those seen before; positions are those among all its candidates."""
+        """Yield each query's reranked candidates without those in `seen`; positions are in the whole shortlist."""
         for start in range(0, len(queries), _RERANK_BATCH):
             part = slice(start, start + _RERANK_BATCH)
             kept = [
                 self._cut_by_bits(query, candidates.without(known), request.k)
                 for query, candidates, known in zip(queries[part], shortlists[part], seen[part], strict=True)
             ]
-            asked = [id_ for candidates in kept for id_ in candidates.ids]
+            wanted = [id_ for candidates in kept for id_ in candidates.ids]
             slots = [candidates.slots for candidates in kept if candidates.slots is not None]
-            found, vectors = self.stores.full_vectors(asked, np.concatenate(slots) if len(slots) == len(kept) else None)
-            row_of = {} if len(found) == len(asked) else {id_: row for row, id_ in enumerate(found)}
+            found, vectors = self.stores.full_vectors(
+                wanted, np.concatenate(slots) if len(slots) == len(kept) else None
+            )
+            row_of = {} if len(found) == len(wanted) else {id_: row for row, id_ in enumerate(found)}
             end = 0
             for query, shortlist, (ids, _) in zip(queries[part], shortlists[part], kept, strict=True):
                 end += len(ids)
@@ -471,33 +463,33 @@ class Searcher:
                 yield ranked
 
     def _cut_by_bits(self, query: Float32Array, candidates: Candidates, k: int) -> Candidates:
-        """Where the archive keeps sign bits, leave the best candidates by these."""
+        """Keep only the best candidates by sign bits, if the archive has these."""
         ids = candidates.ids
         read = self.stores.archive.read_bits(ids)
         if read is None:
             return candidates
         found, bits = read
-        keep = max(len(ids) // _BITS_KEEP, 4 * k)
+        keep = max(int(_BITS_KEPT_SHARE * len(ids)), _MIN_BITS_KEPT_PER_HIT * k)
         scores = score_bits(query, bits)
         best = _best(scores, range(len(found)), found, keep)
-        # What has no bits has no full vector either: `Stores.full_vectors` warns of it.
+        # Records without bits have no full vectors either; `Stores.full_vectors` warns of them.
         return Candidates([*(set(ids) - set(found)), *(id_ for _, id_, _ in best)])
 
-    def _ask(self, asked: Float32Array, size: int, request: Request) -> list[list[str]]:
-        """Return candidate ids per query, nearest first."""
+    def _search_graph(self, projected: Float32Array, size: int, request: Request) -> list[list[str]]:
+        """Return candidate ids per query from Chroma's graph, nearest first; all matching ids if it finds too few."""
         from chromadb.errors import InternalError
 
         shortlist, where, where_document = self.stores.shortlist, request.where, request.where_document
         try:
-            found = shortlist.search(asked, size, where, where_document)
+            found = shortlist.search(projected, size, where, where_document)
         except InternalError:
-            # Of a record that meets the condition and that its graph doesn't have.
+            # Chroma raises it for a record that meets the condition and isn't in its graph.
             missed = self._missed_transactions()
             if missed > 1:
                 raise GraphOutdated from None
             if not missed:
                 raise
-            return [shortlist.ids(where, where_document)] * len(asked)
+            return [shortlist.ids(where, where_document)] * len(projected)
         fewest = min(map(len, found))
         if request.unconditional:
             total = self.stores.count() if fewest < size else fewest
@@ -506,13 +498,13 @@ class Searcher:
                     f"Chroma finds {fewest} of the {total} records of collection {shortlist.name!r}: its graph has "
                     "lost the others. Call repair(), which rebuilds it from the archive."
                 )
-            # Lost, or written since the search.
+            # The graph has lost records, or some were written since the search.
             return [shortlist.ids(None, None)] * len(found) if total > fewest else found
-        # Under a condition Chroma's approximate search can come back with too few.
+        # With a condition Chroma's approximate search can return too few.
         total = self.stores.count() if fewest < request.k else 0
         while min(map(len, found)) < request.k and size < total:
             size *= 4
-            found = shortlist.search(asked, min(size, total), where, where_document)
+            found = shortlist.search(projected, min(size, total), where, where_document)
         if min(map(len, found)) < request.k:
             everything = shortlist.ids(where, where_document)
             found = [ids if len(ids) >= request.k else everything for ids in found]

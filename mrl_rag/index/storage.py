@@ -11,6 +11,7 @@ import tempfile
 import threading
 import uuid
 import warnings
+from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -52,10 +53,11 @@ except sqlite3.DatabaseError as error:
 """
 
 
+@dataclass(eq=False)
 class Stores:
     """The two stores of an open index: a Chroma collection and an archive.
 
-    Args:
+    Attributes:
         shortlist: the collection.
         archive: the full vectors.
         reader: reads documents without calling Chroma; None where the collection isn't in a folder.
@@ -64,21 +66,12 @@ class Stores:
         generation: `Storage.generation` when the stores were opened.
     """
 
-    def __init__(
-        self,
-        shortlist: ShortlistCollection,
-        archive: Archive,
-        reader: DocumentReader | None = None,
-        saved: Path | None = None,
-        graph: Graph | None = None,
-        generation: int = 0,
-    ) -> None:
-        self.shortlist = shortlist
-        self.archive = archive
-        self.reader = reader
-        self.saved = saved
-        self.graph = graph
-        self.generation = generation
+    shortlist: ShortlistCollection
+    archive: Archive
+    reader: DocumentReader | None = None
+    saved: Path | None = None
+    graph: Graph | None = None
+    generation: int = 0
 
     def note_written(self) -> None:
         """Note that Chroma's graph is up to date: this process has just written."""
@@ -186,22 +179,22 @@ class Storage:
         self._client = client
         self._token = object()
         self.temporary = client is None and path is None
-        self._place: Folder | None = None
-        self._spelling = ""
+        self.shared = client is not None and not client.get_settings().is_persistent
+        self._folder: Folder | None = None
+        self._path_for_chroma = ""
+        self._own_lock, self._own_gate = threading.RLock(), SharedGate()
         if client is None:
-            self._place = Folder.at(Path(tempfile.mkdtemp(prefix="mrl_rag-") if path is None else path))
-        elif client.get_settings().is_persistent:
-            self._spelling = client.get_settings().persist_directory
-            self._place = Folder.at(Path(self._spelling))
-        self.folder = None if self._place is None else self._place.path
-        self.shared = self._place is None
-        self._dropped = Dropped(self, partial(_leave, self._place, self._token, self.temporary))
-        if self.temporary and self._place is not None:
-            _TEMPORARY[self._place.path] = os.getpid()
-        if self._place is not None:
-            self._place.join(self._token)
-            self._spelling = self._spelling or str(self._place.path)
-        self._alone = threading.RLock(), SharedGate()
+            self._folder = Folder.at(Path(tempfile.mkdtemp(prefix="mrl_rag-") if path is None else path))
+            self._path_for_chroma = str(self._folder.path)
+        elif not self.shared:
+            self._path_for_chroma = client.get_settings().persist_directory
+            self._folder = Folder.at(Path(self._path_for_chroma))
+        self._dropped = Dropped(self, partial(_leave, self._folder, self._token, self.temporary))
+        if self._folder is not None:
+            if self.temporary:
+                _TEMPORARY_FOLDERS[self._folder.path] = os.getpid()
+            self._folder.join(self._token)
+        self.folder = None if self._folder is None else self._folder.path
 
     def close(self) -> None:
         """Leave the folder. The last index of this process on it closes the client."""
@@ -210,25 +203,25 @@ class Storage:
     @property
     def client(self) -> ClientAPI:
         """The client given, or the one that all indexes of this process on the folder share."""
-        if self._client is not None or self._place is None:
-            assert self._client is not None
+        if self._client is not None:
             return self._client
-        return self._place.client
+        assert self._folder is not None
+        return self._folder.client
 
     @property
     def lock(self) -> threading.RLock:
-        """See the class."""
-        return self._alone[0] if self._place is None else self._place.lock
+        """See the class. A fork replaces it."""
+        return self._own_lock if self._folder is None else self._folder.lock
 
     @property
     def gate(self) -> SharedGate:
-        """See the class."""
-        return self._alone[1] if self._place is None else self._place.gate
+        """See the class. A fork replaces it."""
+        return self._own_gate if self._folder is None else self._folder.gate
 
     @property
     def generation(self) -> int:
         """The number of clients on this folder before the current one; 0 for a client that was passed in."""
-        return 0 if self._place is None or self._client is not None else self._place.generation
+        return 0 if self._folder is None or self._client is not None else self._folder.generation
 
     @property
     def reopens(self) -> bool:
@@ -237,8 +230,8 @@ class Storage:
 
     def reopen(self) -> None:
         """Make a new client, which reads the folder again, once no thread uses the old one."""
-        if self.reopens and self._place is not None:
-            self._place.reopen()
+        if self.reopens and self._folder is not None:
+            self._folder.reopen()
 
     def acquire(self) -> bool:
         """Take the lock of the one writing process; return whether this process didn't hold it before.
@@ -246,7 +239,7 @@ class Storage:
         Raises:
             IndexNotWritable: another process holds it, or the folder can't be written.
         """
-        return self._place is not None and self._place.acquire(self._token)
+        return self._folder is not None and self._folder.acquire(self._token)
 
     def has_archives(self) -> bool:
         """Return whether the folder has an archive of any collection."""
@@ -255,12 +248,12 @@ class Storage:
     def stores(self, shortlist: ShortlistCollection, archive: Archive) -> Stores:
         """Combine a collection and its archive."""
         version = archive.version
-        if self._place is None or version is None:
+        if self._folder is None or version is None:
             return Stores(shortlist, archive)
-        folder, name = self._place.path, shortlist.config.archive
+        folder, name = self._folder.path, shortlist.config.archive
         # The archive is written before Chroma, so Chroma may have read its graph without the last transaction.
         known = Graph(version - 1 if self.reopens else version)
-        graph = self._place.graphs.setdefault((self._spelling, name), known)
+        graph = self._folder.graphs.setdefault((self._path_for_chroma, name), known)
         saved = folder / f"archive-{name}.shortlist.npz"
         return Stores(shortlist, archive, DocumentReader(folder, shortlist.id), saved, graph, self.generation)
 
@@ -332,21 +325,21 @@ def _collection_name(config: IndexConfig) -> str:
 
 
 # Temporary folders, and the process that made each.
-_TEMPORARY: dict[Path, int] = {}
+_TEMPORARY_FOLDERS: dict[Path, int] = {}
 
 
-def _leave(place: Folder | None, token: object, temporary: bool) -> None:
-    if place is None:
+def _leave(folder: Folder | None, token: object, temporary: bool) -> None:
+    if folder is None:
         return
-    place.leave(token)
+    folder.leave(token)
     # A forked child has a copy of its parent's index, whose folder it must not remove.
-    if temporary and _TEMPORARY.get(place.path) == os.getpid():
-        del _TEMPORARY[place.path]
-        shutil.rmtree(place.path, ignore_errors=True)
+    if temporary and _TEMPORARY_FOLDERS.get(folder.path) == os.getpid():
+        del _TEMPORARY_FOLDERS[folder.path]
+        shutil.rmtree(folder.path, ignore_errors=True)
 
 
 def _remove_temporary() -> None:
-    for folder, process in list(_TEMPORARY.items()):
+    for folder, process in list(_TEMPORARY_FOLDERS.items()):
         if process == os.getpid():
             shutil.rmtree(folder, ignore_errors=True)
 

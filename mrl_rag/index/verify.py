@@ -1,4 +1,4 @@
-"""Verification of an index: its collection is compared with its archive, and its search is tried."""
+"""Compares an index's collection with its archive, and tries its search."""
 
 from __future__ import annotations
 
@@ -16,37 +16,37 @@ from mrl_rag.index.storage import Stores
 from mrl_rag.index.writer import sampled_vectors
 from mrl_rag.truncation import Float32Array
 
-# Least cosine of Chroma's vector with the one that the archive's projects to. float16 costs about 1e-6.
+# Least cosine between Chroma's vector and the projected full vector. Rounding to float16 costs about 1e-6.
 _MIN_COSINE = 1 - 1e-4
-# Records that are searched for by their own vectors, at most: each must find itself.
+# At most so many records are searched for by their own vectors.
 _MAX_TRIED = 10_000
-# Share of them that a sound graph may miss. HNSW is approximate: it missed about one record in 100,000. An index aims
-# at 99% recall, and this is a tenth of the rest.
+# Share of them that a sound graph may miss. HNSW is approximate: it missed about one record in 100,000. This is a tenth
+# of what an index with a recall of 99% misses.
 _MAX_UNREACHABLE = 0.001
 
 
 @dataclass
 class Report:
-    """What `verify` found, as lists of ids.
+    """What `verify` found. Lists are of ids.
 
     Attributes:
-        records: how many records there are.
-        missing: Chroma has the record, the archive has no full vector: Chroma has added it by itself, or it was lost.
-        damaged: the full vector is not what was written.
-        stale: the full vector is of another document: Chroma has changed it by itself.
-        misplaced: Chroma's vector doesn't fit the full vector. `repair` rebuilds the collection.
-        interrupted: a writer stopped between the two stores. `repair` finishes its work or undoes it.
-        orphaned: the archive has a full vector, Chroma has no record. `repair` removes them.
-        unreachable: a search with the record's own vector doesn't find it. Chroma's graph is approximate, and can lose
+        records: number of records in Chroma.
+        missing: records without a full vector: added through Chroma itself, or the vector was lost.
+        damaged: the full vector fails its checksum.
+        stale: the document was changed through Chroma itself, so that the full vector is of another text.
+        misplaced: Chroma's vector doesn't match the full vector. `repair` rebuilds the collection.
+        interrupted: a writer stopped between the two stores. `repair` finishes or undoes the replacement.
+        orphaned: full vectors without a record in Chroma. `repair` removes them.
+        unreachable: a search by the record's own vector doesn't find it. Chroma's graph is approximate, and can lose
             records when many are replaced. Of more than 10,000 records a sample is tried. `ok` allows one, or one in a
-            thousand; with more, `repair` rebuilds the collection. With vectors like noise every graph loses some;
+            thousand; if there are more, `repair` rebuilds the collection. With random vectors every graph loses some;
             `reindex(hnsw={"max_neighbors": 32})` makes a denser graph.
-        tried: how many records were searched for.
-        search_broken: Chroma's search raises, or misses half of the records that are tried; or the rotation is lost.
-            `repair` rebuilds the collection.
-        chroma_damaged: what SQLite finds wrong with Chroma's own file of ids, documents and metadata; "" for nothing.
+        tried: number of records that were searched for.
+        search_broken: Chroma's search raises an error, or misses more than half of the records that were tried, or the
+            rotation is lost. `repair` rebuilds the collection.
+        chroma_damaged: faults that SQLite finds in Chroma's own file of ids, documents and metadata; "" for none.
             `repair` can't mend it: restore the folder from a backup, or fill a new one.
-        new_rotation: "fit" where the rotation is lost and `repair` fits another one.
+        new_rotation: "fit" if the rotation is lost, so that `repair` fits another one; otherwise None.
     """
 
     records: int = 0
@@ -69,12 +69,12 @@ class Report:
 
     @property
     def to_encode(self) -> int:
-        """How many records have no sound full vector: `repair(encode=...)` encodes them, or upsert them again."""
+        """Number of records whose full vector is missing, damaged or stale; `repair(encode=...)` encodes them."""
         return len({*self.missing, *self.damaged, *self.stale})
 
     @property
     def ok(self) -> bool:
-        """Whether there is nothing to mend."""
+        """Whether there is nothing to repair."""
         lists = self.missing, self.damaged, self.stale, self.misplaced, self.interrupted, self.orphaned
         return not any(lists) and not self.too_many_unreachable and not self.search_broken and not self.chroma_damaged
 
@@ -102,23 +102,23 @@ def verify(stores: Stores) -> Report:
         stored = _shortlist_vectors(stores, batch)
         report.search_broken |= stored is None
         if projects and stored is not None and sound:
-            # Some may have been deleted since.
+            # Some may have been deleted meanwhile.
             sound, vectors = archive.read(sound)
             placed = zip(sound, stores.project(vectors), strict=True)
             report.misplaced += [id_ for id_, row in placed if not _same(stored.get(id_), row)]
+    known = set(ids)
     if projects and not report.search_broken:
-        _try_search(stores, set(ids) - set(report.misplaced), report)
-    here = set(ids)
-    report.orphaned = [id_ for page in archive.ids() for id_ in page if id_ not in here]
+        _try_search(stores, known - set(report.misplaced), report)
+    report.orphaned = [id_ for page in archive.ids() for id_ in page if id_ not in known]
     if report.search_broken:
-        # If the collection was dropped meanwhile, this raises NotFoundError: then nothing is broken.
+        # If the collection was dropped meanwhile, this raises NotFoundError, and the caller starts again.
         with suppress(TwoStageIndexError), chroma_errors():
             shortlist.count()
     return report
 
 
 def _projects(stores: Stores) -> bool:
-    """Say whether vectors can be projected: the rotation may be lost."""
+    """Return whether vectors can be projected: the rotation may be lost."""
     try:
         stores.project(np.zeros((1, stores.config.full_dim), dtype=np.float32))
     except ArchiveError:
@@ -127,7 +127,7 @@ def _projects(stores: Stores) -> bool:
 
 
 def _try_search(stores: Stores, ids: set[str], report: Report) -> None:
-    """Search for records by their own vectors."""
+    """Search for some of `ids` by their own vectors."""
     found, vectors = sampled_vectors(stores, _MAX_TRIED)
     rows = [row for row, id_ in enumerate(found) if id_ in ids and vectors[row].any()]
     report.tried = len(rows)
@@ -146,7 +146,7 @@ def _try_search(stores: Stores, ids: set[str], report: Report) -> None:
 
 
 def _shortlist_vectors(stores: Stores, ids: Sequence[str]) -> dict[str, Float32Array] | None:
-    """Return Chroma's vectors by id; None where they can't be read."""
+    """Return Chroma's vectors by id; None if they can't be read."""
     try:
         return stores.shortlist.shortlist_vectors(ids)
     except TwoStageIndexError:
@@ -157,5 +157,5 @@ def _same(stored: Float32Array | None, expected: Float32Array) -> bool:
     if stored is None or len(stored) != len(expected):
         return False
     length = float(np.linalg.norm(stored) * np.linalg.norm(expected))
-    # A zero vector has no direction to differ in.
+    # A zero vector has no direction, so it can't be compared.
     return length == 0 or float(stored @ expected) / length >= _MIN_COSINE

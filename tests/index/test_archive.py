@@ -158,7 +158,7 @@ def test_a_row_under_another_id_is_damage(tmp_path):
     archive.close()
 
 
-def test_readers_never_see_a_mixture_while_rows_change_hands(archives):
+def test_readers_never_see_another_records_row_while_slots_are_reused(archives):
     writer, reader = archives
     names = [f"id-{number}" for number in range(20)]
     write(writer, **dict.fromkeys(names, 0))

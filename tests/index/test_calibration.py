@@ -67,7 +67,7 @@ def test_a_lower_target_takes_no_more_dimensions(score_all_up_to):
     assert high.recall > 0.97
 
 
-def test_the_less_a_few_dimensions_say_the_more_are_chosen():
+def test_more_dimensions_are_chosen_if_the_first_ones_keep_less():
     chosen = []
     for power in (0.9, 0.5):
         vectors = normalize(decaying(3000, power=power))
@@ -93,7 +93,7 @@ def test_a_small_index_ranks_every_record(count):
     np.testing.assert_allclose(scores, expected, atol=1e-3)
 
 
-def test_nothing_is_dropped_where_an_index_stops_ranking_every_record(score_all_up_to):
+def test_recall_stays_high_while_an_index_outgrows_exhaustive_search(score_all_up_to):
     score_all_up_to(500)
     vectors, queries = decaying(700), decaying(30, seed=1)
     index = TwoStageIndex()
@@ -103,7 +103,7 @@ def test_nothing_is_dropped_where_an_index_stops_ranking_every_record(score_all_
         assert recall(index, vectors[: start + 50], queries) >= 0.97, start
 
 
-def test_a_search_asks_again_as_long_as_a_hit_stands_late_in_the_shortlist(score_all_up_to):
+def test_a_search_doubles_its_shortlist_while_a_hit_is_late_in_it(score_all_up_to):
     score_all_up_to(0)
     vectors, queries = decaying(3000, power=0.2), decaying(30, seed=1, power=0.2)
     index = fill(TwoStageIndex(shortlist_dim=16, rotation="none"), vectors)
@@ -134,7 +134,7 @@ def test_an_index_that_outgrew_its_dimension_says_so_once(score_all_up_to):
 
 
 @pytest.mark.parametrize("bad", [0, -0.1, 1.1, "0.9", True, None])
-def test_a_recall_that_is_none_is_refused(bad):
+def test_a_recall_out_of_range_is_refused(bad):
     with pytest.raises(InvalidInput, match="recall"):
         TwoStageIndex(recall=bad)
 

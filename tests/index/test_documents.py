@@ -69,7 +69,7 @@ def test_every_value_is_the_one_that_chroma_returns(collection, records):
     chroma.count()
 
 
-def test_what_chroma_has_not_applied_yet_is_asked_of_chroma(collection):
+def test_chroma_is_asked_while_it_has_unapplied_writes(collection):
     folder, chroma = collection
     reader = DocumentReader(folder, str(chroma.id))
     for text in ("old", "new"):
@@ -84,7 +84,7 @@ def test_what_chroma_has_not_applied_yet_is_asked_of_chroma(collection):
     assert reader.read(["a"]) is None
 
 
-def test_the_installed_chroma_is_one_that_is_known(collection):
+def test_the_migrations_of_the_installed_chroma_are_known(collection):
     folder, _ = collection
     with sqlite3.connect(f"file:{folder}/chroma.sqlite3?mode=ro", uri=True) as connection:
         assert migrations_digest(connection) in documents.KNOWN_MIGRATIONS

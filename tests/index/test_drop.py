@@ -34,7 +34,7 @@ def fill(index):
     return index
 
 
-def test_what_another_index_dropped_holds_nothing(open_index):
+def test_an_index_that_another_one_dropped_is_empty(open_index):
     one, others = fill(open_index()), {name: open_index() for name in READS}
     for name, (ask, nothing) in READS.items():
         assert ask(others[name]) != nothing, name
@@ -44,7 +44,7 @@ def test_what_another_index_dropped_holds_nothing(open_index):
         assert ask(others[name]) == nothing, name
 
 
-def test_what_another_index_filled_anew_with_another_length_is_found(open_index):
+def test_an_index_that_another_one_refilled_with_another_length_is_found(open_index):
     one, other = fill(open_index()), open_index()
     one.drop()
     one.upsert(["a"], [[1.0, 2.0]])
@@ -76,7 +76,7 @@ def test_threads_that_read_while_it_is_dropped_get_the_records_or_nothing(open_i
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="asks /proc")
-def test_the_files_of_a_dropped_index_are_let_go_of(tmp_path):
+def test_the_files_of_a_dropped_index_are_closed(tmp_path):
     def held():
         links = [f"/proc/self/fd/{number}" for number in os.listdir("/proc/self/fd")]
         return [

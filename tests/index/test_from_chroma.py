@@ -39,19 +39,19 @@ def check(index, vectors):
     assert index.search(vectors[5:6], k=1)[0][0].id == "id-5"
 
 
-def test_beside_in_a_folder(single, vectors, tmp_path):
+def test_a_copy_into_another_folder(single, vectors, tmp_path):
     check(TwoStageIndex.from_chroma(single, tmp_path / "db", shortlist_dim=8), vectors)
     check(TwoStageIndex(tmp_path / "db", collection=single.name), vectors)
     assert single.count() == 300
 
 
-def test_beside_on_the_same_client(single, client, vectors):
+def test_a_copy_on_the_same_client(single, client, vectors):
     check(TwoStageIndex.from_chroma(single, client=client, shortlist_dim=8), vectors)
     check(TwoStageIndex(client=client, collection=f"{single.name}-two-stage"), vectors)
     assert single.count() == 300
 
 
-def test_in_the_folder_of_the_collection(single, vectors, tmp_path):
+def test_a_copy_into_the_folder_of_the_collection(single, vectors, tmp_path):
     client = chromadb.PersistentClient(tmp_path / "chroma")
     mine = client.get_or_create_collection("mine", embedding_function=None)
     mine.upsert(
@@ -69,14 +69,14 @@ def test_in_the_folder_of_the_collection(single, vectors, tmp_path):
 
 
 @pytest.mark.parametrize("given", [True, False])
-def test_in_place_keeps_the_old_one_under_another_name(single, client, vectors, given):
+def test_a_copy_in_place_keeps_the_old_collection_under_another_name(single, client, vectors, given):
     name = single.name
     check(TwoStageIndex.from_chroma(single, **({"client": client} if given else {}), in_place=True), vectors)
     check(TwoStageIndex(client=client, collection=name), vectors)
     assert client.get_collection(f"{name}-single-stage").count() == 300
 
 
-def test_an_interrupted_copy_goes_on(single, vectors, tmp_path, monkeypatch):
+def test_an_interrupted_copy_is_continued(single, vectors, tmp_path, monkeypatch):
     monkeypatch.setattr("mrl_rag.index.shortlist._PAGE", 100)
     upsert, copied = TwoStageIndex.upsert, []
 
@@ -96,7 +96,7 @@ def test_an_interrupted_copy_goes_on(single, vectors, tmp_path, monkeypatch):
     check(TwoStageIndex.from_chroma(single, tmp_path / "db"), vectors)
 
 
-def test_what_cannot_be_is_refused(single, client, vectors, tmp_path):
+def test_contradictory_arguments_are_refused(single, client, vectors, tmp_path):
     for arguments in ({"path": tmp_path / "other"}, {"client": client, "name": "other"}, {"name": "other"}):
         with pytest.raises(InvalidInput, match="in_place"):
             TwoStageIndex.from_chroma(single, **arguments, in_place=True)

@@ -48,7 +48,7 @@ def test_a_hit_carries_the_record_as_it_was_written(filled, vectors):
     ]
 
 
-def test_many_queries_get_what_each_gets_alone(filled):
+def test_a_query_gets_the_same_hits_alone_and_in_a_batch(filled):
     queries = np.random.default_rng(2).normal(size=(20, 32))
     assert filled.search(queries, k=5) == [filled.search([query], k=5)[0] for query in queries]
 
@@ -142,7 +142,7 @@ def test_vectors_are_read_where_they_are_asked_for(small, monkeypatch):
     assert [(record.document, record.vector) for record in records] == [("text 0", None), ("text 5", None)]
 
 
-def test_a_page_that_cannot_be_is_refused():
+def test_a_bad_limit_or_offset_is_refused():
     for name in ("limit", "offset"):
         for wrong in (-1, 2.5, "3", True):
             with pytest.raises(InvalidInput, match=f"{name} is {wrong!r}"):
@@ -215,7 +215,7 @@ def test_more_records_than_the_clients_maximum(tmp_path):
     assert len(index) == 0
 
 
-def test_nothing_in_and_nothing_out(open_index, filled):
+def test_empty_inputs_give_empty_outputs(open_index, filled):
     filled.upsert([], [])
     filled.delete([])
     assert filled.get([]) == []
@@ -355,7 +355,7 @@ def test_a_shortlist_wider_than_the_first_vectors_is_refused():
     assert len(index) == 0
 
 
-def test_deleting_needs_to_be_told_what(filled):
+def test_delete_without_ids_or_conditions_is_refused(filled):
     for arguments in ({}, {"where": {}}):
         with pytest.raises(InvalidIds, match="clear"):
             filled.delete(**arguments)
@@ -504,7 +504,7 @@ def test_an_archive_that_was_cut_short_is_refused(folder, archive_of):
         TwoStageIndex(folder)
 
 
-def test_a_lost_row_is_named_and_an_upsert_mends_it(folder, vectors, archive_of):
+def test_a_lost_row_is_named_and_an_upsert_restores_it(folder, vectors, archive_of):
     archive_of(folder).lose("b")
     index = TwoStageIndex(folder)
     with pytest.warns(UserWarning, match="'b' among them"):
@@ -513,7 +513,7 @@ def test_a_lost_row_is_named_and_an_upsert_mends_it(folder, vectors, archive_of)
     assert len(index.search(vectors[:1])[0]) == 3
 
 
-def test_the_archive_of_a_client_in_memory_is_missed(vectors):
+def test_a_missing_archive_of_a_client_in_memory_is_refused(vectors):
     client = chromadb.EphemeralClient()
     TwoStageIndex(client=client, collection="without_archive").upsert(["a"], vectors[:1])
     archive = client.get_collection("without_archive").metadata["mrl_rag:archive"]
@@ -564,7 +564,7 @@ def test_a_name_chroma_takes_is_taken_also_when_chroma_is_filled_anew(tmp_path, 
     assert TwoStageIndex(tmp_path, collection=name).get(["a"])[0].id == "a"
 
 
-def test_a_path_and_a_client_are_one_too_many(tmp_path):
+def test_a_path_together_with_a_client_is_refused(tmp_path):
     with pytest.raises(InvalidInput, match="both given"):
         TwoStageIndex(tmp_path, client=chromadb.EphemeralClient())
 
@@ -665,7 +665,7 @@ def test_an_index_can_have_a_plan_of_its_own(vectors):
         TwoStageIndex(plan=100)
 
 
-def test_mmr_prefers_what_differs(open_index):
+def test_mmr_prefers_records_that_differ(open_index):
     index = open_index()
     index.upsert(["a", "b", "c", "d"], [[1, 0, 0], [1, 0.01, 0], [1, 0, 0.01], [0.6, 0.8, 0]])
     query = [[1.0, 0.0, 0.0]]
@@ -693,7 +693,7 @@ def test_records_that_meet_a_condition_are_never_missed():
     assert all(hit.metadata["n"] >= 500 for hit in many)
 
 
-def test_a_hits_metadata_is_the_callers_to_change(filled, vectors):
+def test_a_caller_may_change_the_metadata_of_a_hit(filled, vectors):
     one, two = filled.search(vectors[[0, 0]], k=1)
     one[0].metadata["page"] = "changed"
     assert two[0].metadata["page"] == 0
@@ -753,7 +753,7 @@ def test_in_a_folder_a_search_calls_chroma_once_and_small_writes_count_nothing(
     assert calls == ["upsert", "upsert", "delete"]
 
 
-def test_an_index_introduces_itself(tmp_path, vectors):
+def test_the_repr_of_an_index_shows_place_name_records_and_dimensions(tmp_path, vectors):
     with TwoStageIndex(tmp_path, "mine", shortlist_dim=8) as index:
         assert repr(index) == f"TwoStageIndex('{tmp_path}', 'mine', 0 records)"
         index.upsert([str(row) for row in range(300)], vectors)

@@ -31,7 +31,7 @@ def test_keys_come_back_as_they_were_added(open_index, vectors):
     assert orders(open_index().get()) == AS_ADDED
 
 
-def test_who_has_it_open_learns_of_orders_that_another_adds(open_index, vectors):
+def test_an_open_index_learns_of_key_orders_that_another_one_adds(open_index, vectors):
     index = open_index(full_dim=32)
     index.upsert(["a"], vectors[:1], metadatas=[WIDE])
     other = open_index()
@@ -40,7 +40,7 @@ def test_who_has_it_open_learns_of_orders_that_another_adds(open_index, vectors)
     assert orders(other.get(["b"])) == orders(other.search(vectors[1:2], k=1)[0]) == {"b": list(OTHER)}
 
 
-def test_a_set_of_keys_has_one_order_the_first(tmp_path, vectors):
+def test_a_set_of_keys_keeps_its_first_order(tmp_path, vectors):
     index = TwoStageIndex(tmp_path)
     index.upsert(["a", "b"], vectors[:2], metadatas=[{"y": 1, "x": 2}, {"x": 1, "y": 2}])
     assert orders(index.get()) == {"a": ["y", "x"], "b": ["y", "x"]}

@@ -86,6 +86,13 @@ def test_a_search_looks_at_twice_the_lists_as_long_as_a_hit_stands_late(score_al
         ]
 
 
+def test_a_search_returns_k_hits_even_if_the_lists_near_the_query_hold_fewer(score_all_up_to):
+    score_all_up_to(0, lists=True)
+    with TwoStageIndex(shortlist_dim=8, rotation="none") as index:
+        index.upsert([str(row) for row in range(1000)], clustered(1000))
+        assert [len(hits) for hits in index.search(clustered(3, seed=1), k=900)] == [900] * 3
+
+
 @settings(max_examples=30, deadline=None)
 @given(first=st.integers(1, 200), more=st.integers(0, 200), dropped=st.integers(0, 50))
 def test_lists_take_more_records_and_leave_out_those_that_are_gone(first, more, dropped):

@@ -82,7 +82,7 @@ def test_after_a_folder_was_moved_a_rebuild_tells_chroma_where_it_is(fitted, tmp
         assert index.client.get_collection("docs").query(query_texts=["threads"], n_results=1)["ids"] == [["1"]]
 
 
-def test_a_rotation_on_a_server_is_out_of_chromas_reach(chroma_server, minilm):
+def test_chroma_cannot_embed_for_an_index_with_a_rotation_on_a_server(chroma_server, minilm):
     client = chromadb.HttpClient(port=chroma_server)
     name = f"docs-{np.random.default_rng().integers(2**60)}"
     retriever = TwoStageRetriever(minilm, TwoStageIndex(collection=name, client=client, shortlist_dim=16))

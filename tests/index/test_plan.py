@@ -42,7 +42,7 @@ def test_candidates_found_elsewhere_are_ranked_by_cosine():
 
 
 @pytest.mark.parametrize("lambda_mult", [0, 0.2, 0.5, 0.9, 1])
-def test_each_row_chosen_is_the_best_trade_of_near_for_unlike_those_before(lambda_mult):
+def test_mmr_chooses_the_row_with_the_highest_marginal_relevance(lambda_mult):
     vectors = normalize(np.random.default_rng(0).normal(size=(30, 4)))
     scores = (vectors @ vectors[7]).astype(np.float64)
     chosen = mmr(scores, vectors, 12, lambda_mult)
@@ -57,7 +57,7 @@ def test_each_row_chosen_is_the_best_trade_of_near_for_unlike_those_before(lambd
     assert len(set(chosen)) == 12
 
 
-def test_of_rows_as_good_the_first_is_chosen_and_no_more_than_there_are():
+def test_mmr_chooses_the_first_of_equal_rows_and_no_more_than_there_are():
     same = np.ones((3, 1), dtype=np.float32)
     assert mmr(np.ones(3), same, 9, 0.5) == [0, 1, 2]
     assert mmr(np.array([0.1, 0.3, 0.2]), same, 2, 1) == [1, 2]

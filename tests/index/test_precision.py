@@ -60,7 +60,7 @@ def test_another_precision_than_the_stored_one_is_refused(tmp_path):
     assert TwoStageIndex(tmp_path).search([[1.0, 2.0]])[0][0].id == "a"
 
 
-def test_nonsense_and_servers_are_refused():
+def test_an_unknown_precision_or_one_for_a_server_is_refused():
     import chromadb
 
     with pytest.raises(InvalidInput, match="'int4'"):

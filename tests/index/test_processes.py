@@ -85,7 +85,7 @@ def test_a_second_writing_process_is_refused_and_may_read(tmp_path, elsewhere):
 def test_an_open_reader_finds_what_another_process_writes(
     tmp_path, elsewhere, vectors, stage_one, most_recent, monkeypatch
 ):
-    monkeypatch.setattr("mrl_rag.index.search._MOST_RECENT", most_recent)
+    monkeypatch.setattr("mrl_rag.index.search._MAX_RECENT", most_recent)
     elsewhere(write(0, 300))
     index = TwoStageIndex(tmp_path)
     index.search(vectors[:3])

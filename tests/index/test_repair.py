@@ -230,7 +230,7 @@ def test_many_equal_records_are_all_reachable():
     assert index.verify().ok
 
 
-def test_what_is_written_after_an_interruption_is_the_last_word(open_index, vectors, monkeypatch):
+def test_an_upsert_after_an_interruption_wins(open_index, vectors, monkeypatch):
     index = open_index(full_dim=32, shortlist_dim=8)
     index.upsert(["a"], vectors[:1], documents=["text"])
     upsert_unsettled(index, vectors[1:2], "text", monkeypatch)
