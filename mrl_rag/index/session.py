@@ -24,6 +24,7 @@ Empty = TypeVar("Empty")
 # Time limits of SQLite's check of Chroma's file, which nobody can write meanwhile.
 VERIFY_SECONDS = 2
 REPAIR_SECONDS = 600
+_NEW_CLIENT = "Close this client, and open the index on a new one, or by its path."
 
 
 class Session:
@@ -151,8 +152,7 @@ class Session:
         if not self.storage.reopens:
             raise IndexNotWritable(
                 f"another process or client has written to index {self.name!r} since this client was opened, and "
-                "Chroma would save its old graph over the new one. Close this client, and open the index on a new one, "
-                "or by its path."
+                f"Chroma would save its old graph over the new one. {_NEW_CLIENT}"
             )
         self.reopen()
         return self.opened
@@ -180,6 +180,11 @@ class Session:
                     try:
                         return work(opened)
                     except GraphOutdated:
+                        if not self.storage.reopens:
+                            raise TwoStageIndexError(
+                                f"other processes have written to index {self.name!r} since this client was opened, "
+                                f"more than a search can add to Chroma's old graph. {_NEW_CLIENT}"
+                            ) from None
                         outdated = True
                     except (ChromaError, MrlRagError):
                         # While a collection is dropped or replaced, it raises various errors. Those don't count.

@@ -73,7 +73,7 @@ def test_a_damaged_file_of_lists_is_made_anew(tmp_path, score_all_up_to):
         assert index.search(vectors[:20]) == before
 
 
-def test_a_search_looks_at_twice_the_lists_as_long_as_a_hit_stands_late(score_all_up_to):
+def test_a_search_scans_twice_the_lists_while_a_hit_is_late_in_the_shortlist(score_all_up_to):
     score_all_up_to(0, lists=True)
     vectors = clustered(3000, clusters=3)
     with TwoStageIndex(shortlist_dim=8, rotation="none") as index:
@@ -95,7 +95,7 @@ def test_a_search_returns_k_hits_even_if_the_lists_near_the_query_hold_fewer(sco
 
 @settings(max_examples=30, deadline=None)
 @given(first=st.integers(1, 200), more=st.integers(0, 200), dropped=st.integers(0, 50))
-def test_lists_take_more_records_and_leave_out_those_that_are_gone(first, more, dropped):
+def test_lists_are_extended_by_new_records_and_drop_deleted_ones(first, more, dropped):
     codes, scales = quantize(normalize(np.random.default_rng(first).normal(size=(first + more, 8))))
     _, lists = group(codes[:first], scales[:first])
     kept = np.arange(min(dropped, first - 1), first)

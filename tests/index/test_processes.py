@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from mrl_rag import TwoStageIndex
-from mrl_rag.errors import IndexClosed, IndexNotWritable
+from mrl_rag.errors import IndexClosed, IndexNotWritable, TwoStageIndexError
 
 DIM = 16
 ELSEWHERE = """
@@ -120,7 +120,9 @@ def test_a_record_that_another_process_is_deleting_is_left_out(tmp_path, vectors
     index.close()
 
 
-def test_a_condition_that_many_meet_finds_what_another_process_writes(tmp_path, elsewhere, vectors, score_all_up_to):
+def test_a_condition_that_many_records_meet_finds_what_another_process_writes(
+    tmp_path, elsewhere, vectors, score_all_up_to
+):
     score_all_up_to(0)
     elsewhere(write(0, 1050))
     index = TwoStageIndex(tmp_path)
@@ -156,6 +158,21 @@ def test_a_client_that_another_process_has_overtaken_may_not_write(tmp_path, els
     with pytest.raises(IndexNotWritable, match="by its path"):
         index.upsert(["x"], vectors[:1])
     assert nearest(index, vectors[150:151]) == ["150"]
+    index.close()
+
+
+def test_a_client_whose_graph_is_too_old_for_a_search_is_refused(
+    tmp_path, elsewhere, vectors, score_all_up_to, monkeypatch
+):
+    monkeypatch.setattr("mrl_rag.index.search._MAX_RECENT", 5)
+    score_all_up_to(0)
+    elsewhere(write(0, 100))
+    index = TwoStageIndex(client=chromadb.PersistentClient(tmp_path))
+    index.search(vectors[:3])
+    elsewhere(write(100, 110))
+    elsewhere(write(110, 120))
+    with pytest.raises(TwoStageIndexError, match="by its path"):
+        index.search(vectors[:3])
     index.close()
 
 
@@ -275,7 +292,7 @@ def held():
 @linux
 @pytest.mark.parametrize("closed", [True, False], ids=["closed", "dropped"])
 @pytest.mark.parametrize("place", ["memory", "folder"])
-def test_files_and_threads_go_with_the_index(tmp_path, vectors, closed, place):
+def test_a_closed_or_dropped_index_leaves_no_open_files_or_threads(tmp_path, vectors, closed, place):
     def use(number):
         index = TwoStageIndex(tmp_path / str(number) if place == "folder" else None)
         index.upsert(["a"], vectors[:1], documents=["text"])
@@ -291,7 +308,7 @@ def test_files_and_threads_go_with_the_index(tmp_path, vectors, closed, place):
 
 
 @linux
-def test_memory_goes_with_an_index_in_memory(vectors):
+def test_a_dropped_index_in_memory_frees_its_memory(vectors):
     def resident():
         gc.collect()
         return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
@@ -309,7 +326,7 @@ def test_memory_goes_with_an_index_in_memory(vectors):
 
 
 @pytest.mark.parametrize("place", ["memory", "folder", "client"])
-def test_a_closed_index_says_so(tmp_path, vectors, place):
+def test_a_closed_index_raises_index_closed(tmp_path, vectors, place):
     where = {"memory": {}, "folder": {"path": tmp_path}, "client": {"client": chromadb.EphemeralClient()}}[place]
     with TwoStageIndex(collection="closing", **where) as index:
         index.upsert(["a"], vectors[:1])
