@@ -107,7 +107,7 @@ def fit_shortlist(read: ReadRows, count: int, shortlist_dim: int, dim_fixed: boo
         dim_fixed: whether the dimension is fixed.
         target_recall: share of the true top 10 that a search should find, 0 to 1.
     """
-    questions = ask_own_records(read, count) if count >= MIN_MEASURED else None
+    questions = choose_questions(read, count) if count >= MIN_MEASURED else None
     order = np.random.default_rng(0).permutation(count)
     rest = order if questions is None else order[len(questions.rows) :]
     sample = read(np.sort(rest[:SAMPLE]))
@@ -118,7 +118,7 @@ def fit_shortlist(read: ReadRows, count: int, shortlist_dim: int, dim_fixed: boo
     return Fit(rotation, shortlist_dim, explained_energy(sample, rotation, shortlist_dim), questions)
 
 
-def ask_own_records(read: ReadRows, count: int) -> Questions:
+def choose_questions(read: ReadRows, count: int) -> Questions:
     """Choose records to use as queries, and find their nearest records by an exact scan."""
     chosen = np.random.default_rng(0).permutation(count)[: min(_MAX_QUESTIONS, int(count * _MAX_QUESTIONS_SHARE))]
     rows = np.sort(chosen)
@@ -163,7 +163,7 @@ def measure(
 def own_questions(stores: Stores) -> tuple[Questions, list[str]]:
     """Return records of an index to use as queries, and the ids of all records by row number."""
     ids = [id_ for page in stores.archive.ids() for id_ in page]
-    return ask_own_records(lambda rows: stores.archive.read([ids[row] for row in rows])[1], len(ids)), ids
+    return choose_questions(lambda rows: stores.archive.read([ids[row] for row in rows])[1], len(ids)), ids
 
 
 def calibrate(searcher: Searcher, questions: Questions, ids: Sequence[str]) -> None:

@@ -104,7 +104,7 @@ def vector_segment(folder: Path, collection: str) -> str | None:
 
 
 def close_reader(folder: Path) -> None:
-    """Close the connection to a folder's file, of which a Chroma client of this process would lose its locks."""
+    """Close the connection to a folder's file, after Chroma's client is closed: an open one would lose its locks."""
     with _ChromaFile._mutex:
         for key in [key for key in _ChromaFile._opened if key[0] == folder / "chroma.sqlite3"]:
             file = _ChromaFile._opened.pop(key)

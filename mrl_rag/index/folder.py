@@ -41,8 +41,8 @@ class Folder:
         lock: held by a thread that writes, or replaces the client.
         gate: held by threads that use the client.
         generation: number of clients before the current one.
-        graphs: by (path as it was passed to Chroma, name of the archive). Chroma has a graph in memory for each way in
-            which the path was written.
+        graphs: by (path as it was passed to Chroma, name of the archive). For each spelling of the path, Chroma has
+            another graph in memory.
     """
 
     _all: ClassVar[dict[Path, Folder]] = {}
