@@ -89,6 +89,9 @@ class Session:
         if opened is not None and opened.stores.generation == self.storage.generation:
             return opened
         with self.storage.lock, chroma_errors():
+            # Registers the function that is stored with the collection; without it Chroma warns at each use.
+            import mrl_rag.index.embedding_function  # noqa: F401
+
             client = self.client
             if self.opened is None or self.opened.stores.generation != self.storage.generation:
                 self.opened = None
