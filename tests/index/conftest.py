@@ -7,7 +7,7 @@ from mrl_rag import TwoStageIndex
 
 @pytest.fixture(params=["folder", "client_in_memory", "server"])
 def open_index(request, tmp_path):
-    """Open the same index, again and again, in each of the places one can live. One in memory is in a folder, too."""
+    """Open the same index repeatedly, in a folder, on a client in memory, or on a server."""
     name = f"docs-{np.random.default_rng().integers(2**60)}"
     if request.param == "folder":
         place = {"path": tmp_path / "db"}

@@ -1,4 +1,4 @@
-"""The archive of a folder: what is read is what was written, by any handle, or an error."""
+"""An LMDB archive returns what was written, through any handle, or raises an error."""
 
 import threading
 import uuid
@@ -22,7 +22,7 @@ def precision(request):
 
 @pytest.fixture
 def archives(tmp_path, precision):
-    """Two handles on one archive, as two indexes have."""
+    """Two handles on one archive, as of two indexes."""
     path = tmp_path / "archive-x.lmdb"
     first = LmdbArchive(path, DIM, precision, create=True)
     second = LmdbArchive(path, DIM, precision, create=False)
@@ -142,7 +142,7 @@ def test_a_flipped_bit_of_a_row_is_never_read(archives):
 
 
 def test_a_row_under_another_id_is_damage(tmp_path):
-    """As a flipped bit of the slot would have it."""
+    """A flipped bit in a slot number could cause it."""
     path = tmp_path / "archive-x.lmdb"
     archive = LmdbArchive(path, DIM, "float16", create=True)
     write(archive, a=1, b=2)

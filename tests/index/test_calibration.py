@@ -1,4 +1,4 @@
-"""An index chooses its dimension and shortlist so that searches hold what was promised."""
+"""An index chooses its dimension and shortlist size so that searches reach the target recall."""
 
 import logging
 import warnings

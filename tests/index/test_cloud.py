@@ -1,4 +1,4 @@
-"""Chroma Cloud takes 300 records a request: a real server here, and a client that refuses more."""
+"""Chroma Cloud takes 300 records per request. Here a real server, with a client that refuses more, stands in for it."""
 
 import chromadb
 import numpy as np
@@ -9,7 +9,7 @@ from mrl_rag.index import shortlist
 
 
 class Strict:
-    """A client's connection that takes no more than the service does."""
+    """A client's connection to the server, with the limits of Chroma Cloud."""
 
     def __init__(self, server):
         self._server = server

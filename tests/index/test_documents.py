@@ -39,7 +39,7 @@ def as_chroma_returns(collection, ids):
 
 
 def typed(records):
-    """1, 1.0 and True are equal, and not the same."""
+    """Add the type to each value: 1, 1.0 and True are equal."""
     return {
         id_: (document, {key: (repr(value), type(value)) for key, value in metadata.items()})
         for id_, (document, metadata) in records.items()

@@ -12,7 +12,7 @@ from mrl_rag import TwoStageIndex
 
 IDS = [f"id-{i}" for i in range(100)]
 VECTORS = np.random.default_rng(0).normal(size=(100, 32)).astype(np.float32)
-# Each with what it answers when nothing is there.
+# Each with its answer for an empty index.
 READS = {
     "len": (len, 0),
     "search": (lambda index: [[hit.id for hit in hits] for hits in index.search(VECTORS[:2], k=5)], [[], []]),
@@ -93,7 +93,7 @@ def test_the_files_of_a_dropped_index_are_closed(tmp_path):
         one.drop()
     assert all(len(done.result()) == 50 for done in reading)
     assert len(other) == 0
-    # What nobody refers to any more is released with the next index.
+    # A dropped object is released when the next index is made.
     TwoStageIndex().close()
     assert not held()
     assert not list(tmp_path.glob("archive-*"))

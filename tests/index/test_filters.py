@@ -1,4 +1,4 @@
-"""Conditions and metadata that Chroma's core refuses: named before anything is written. Long ones are cut."""
+"""Conditions and metadata that Chroma's core refuses are named before anything is written. Large ones are split."""
 
 import re
 

@@ -1,4 +1,4 @@
-"""A collection of full vectors becomes a two-stage index without encoding."""
+"""A Chroma collection of full vectors is copied into a two-stage index without encoding."""
 
 import chromadb
 import numpy as np

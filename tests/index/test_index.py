@@ -541,7 +541,7 @@ def test_a_path_that_is_a_file_is_refused(tmp_path):
 
 
 def test_a_folder_that_cannot_be_written_is_refused(tmp_path, monkeypatch):
-    # Root may write anywhere, so the system's answer is the part that stands in.
+    # root may write anywhere, so `os.access` is replaced.
     monkeypatch.setattr("os.access", lambda path, mode: False)
     with pytest.raises(IndexNotWritable, match="can't be written"):
         TwoStageIndex(tmp_path / "db")
@@ -680,7 +680,7 @@ def test_mmr_prefers_records_that_differ(open_index):
 
 
 def test_records_that_meet_a_condition_are_never_missed():
-    """Far from the query and rare: an approximate search under a condition may not reach them."""
+    """They are few and far from the query, so that an approximate search with a condition may miss them."""
     random = np.random.default_rng(0)
     near = random.normal(size=(3000, 32)) + 4
     index = TwoStageIndex(full_dim=32, shortlist_dim=8)
@@ -721,7 +721,7 @@ def test_metadata_is_read_without_vectors(filled):
 
 @pytest.fixture
 def calls(monkeypatch):
-    """Names of the collection's methods, as they are called."""
+    """Names of the collection's methods, in the order of the calls."""
     made = []
     collection = chromadb.Collection
     for name in ("query", "get", "count", "upsert", "delete"):
@@ -739,7 +739,7 @@ def test_in_a_folder_a_search_calls_chroma_once_and_small_writes_count_nothing(
     index.upsert([f"id-{i}" for i in range(300)], vectors, [f"text {i}" for i in range(300)])
     index.search(vectors[:1])
     calls.clear()
-    # So few are all ranked, and nothing has changed since.
+    # So few records are searched exhaustively, and nothing has changed since.
     assert index.search(vectors[:1])[0][0].document == "text 0"
     assert calls == []
     score_all_up_to(0)

@@ -1,4 +1,4 @@
-"""Metadata comes back with its keys in the order in which they were added; Chroma itself keeps none."""
+"""Metadata keys come back in the order in which they were added, which Chroma itself does not store."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Inverted lists hold every record once, and those near a query hold nearly all that is near it."""
+"""Inverted lists hold every record once, and the lists nearest to a query hold nearly all of its nearest records."""
 
 import numpy as np
 import pytest
@@ -102,6 +102,6 @@ def test_lists_are_extended_by_new_records_and_drop_deleted_ones(first, more, dr
     order, extended = lists.extended(lists.list_of(kept), codes[first:])
     assert sorted(order.tolist()) == list(range(len(kept) + more))
     assert extended.size == len(kept) + more
-    # A record that was there stays in its list.
+    # An old record stays in its list.
     places = np.flatnonzero(order < len(kept))
     np.testing.assert_array_equal(extended.list_of(places), lists.list_of(kept)[order[places]])

@@ -1,4 +1,4 @@
-"""Vectors in memory are those of the archive, whatever was written since they were first read."""
+"""Vectors in memory are always those of the archive."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""A two-stage index's collection in the hands of Chroma itself."""
+"""The collection of a two-stage index, used through Chroma itself."""
 
 import subprocess
 import sys
@@ -13,7 +13,7 @@ from mrl_rag.chroma import MatryoshkaEmbeddingFunction
 from mrl_rag.errors import IndexMismatch, InvalidInput
 
 TEXTS = ["numpy.pad adds zeros around an array", "a thread pool runs functions", "json reads and writes text"]
-# Word salad enough to fit a rotation on.
+# Enough random texts to fit a rotation on.
 OTHERS = [f"{a} {b} {c}" for a in ("red", "old", "tall") for b in ("cat", "house", "tree") for c in ("eats", "falls")]
 
 

@@ -91,13 +91,13 @@ def test_an_open_reader_finds_what_another_process_writes(
     index.search(vectors[:3])
     elsewhere(write(300, 340))
     assert nearest(index, vectors[300:340]) == [str(row) for row in range(300, 340)]
-    # Few enough to be all scored, and not.
+    # So few records meet the condition that all of these are scored.
     assert nearest(index, vectors[300:340], where={"n": 1}) == [str(row) for row in range(300, 340)]
     elsewhere("index.delete([str(i) for i in range(0, 150)])")
     answers = index.search(vectors[:100], k=4)
     assert {len(hits) for hits in answers} == {4}
     assert all(int(hit.id) >= 150 for hits in answers for hit in hits)
-    # More transactions than are kept, and a record that is replaced.
+    # More transactions than are logged, and a replaced record.
     elsewhere("for i in range(340, 620): index.upsert([str(i)], vectors[i:i + 1])")
     elsewhere("index.upsert(['200'], vectors[1199:])")
     assert nearest(index, vectors[[345, 619, 1199]]) == ["345", "619", "200"]
@@ -110,7 +110,7 @@ def test_a_record_that_another_process_is_deleting_is_left_out(tmp_path, vectors
     index.upsert([str(row) for row in range(100)], vectors[:100])
     index.upsert(["5"], vectors[5:6] + 0.01)
     stores = index._session.opened.stores
-    # As if the replacement were another process's: in the graph and beside it. Chroma has the record no more.
+    # As if another process had replaced the record, and were now deleting it: Chroma no longer has it.
     stores.graph.version -= 2
     records = stores.records
     monkeypatch.setattr(stores, "records", lambda ids: {k: v for k, v in records(ids).items() if k != "5"})
@@ -210,7 +210,7 @@ def test_a_folder_that_was_removed_is_filled_anew(tmp_path, vectors, score_all_u
 
 
 def in_child(work):
-    """Fork, and return what `work` returned or raised there."""
+    """Fork, call `work` in the child, and return what it returned or raised."""
     ours, theirs = multiprocessing.Pipe()
 
     def run():
@@ -284,7 +284,7 @@ def test_a_child_of_a_process_that_has_read_nothing_uses_its_index(tmp_path):
 
 def held():
     gc.collect()
-    # What was dropped is released with the next index.
+    # A dropped index is released when the next one is made.
     TwoStageIndex().close()
     return len(os.listdir("/proc/self/fd")), len(os.listdir("/proc/self/task"))
 

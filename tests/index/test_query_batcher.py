@@ -1,4 +1,4 @@
-"""Searches that several threads make at once are answered together, each with its own answers."""
+"""Concurrent searches of several threads are answered as one batch, each with its own answers."""
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -15,7 +15,7 @@ def row(number):
 
 
 class Answering:
-    """Answers slowly at first, so that others come to wait; refuses 13."""
+    """Blocks at first, so that other searches queue up; raises an error for 13."""
 
     def __init__(self):
         self.calls = []

@@ -1,4 +1,4 @@
-"""verify finds every difference; repair mends it and loses nothing that was acknowledged."""
+"""`verify` finds every difference; `repair` mends it and loses no acknowledged write."""
 
 import shutil
 from concurrent.futures import ThreadPoolExecutor
@@ -114,7 +114,7 @@ def test_chromas_lost_graph_is_rebuilt_from_the_archive(tmp_path):
     assert again.verify().ok
     after = again.search(vectors[:20], k=3)
     assert [hits[0].id for hits in after] == [str(i) for i in range(20)]
-    # Chroma builds a graph with several threads, so no two are alike, and each finds its own approximation.
+    # Chroma builds a graph with several threads, so its approximate results differ each time.
     same = sum(len({h.id for h in old} & {h.id for h in new}) for old, new in zip(before, after, strict=True))
     assert same >= 0.9 * 60
 
@@ -195,7 +195,7 @@ def test_a_record_that_has_lost_its_full_vector_is_scored_by_chromas_with_a_warn
 
 
 def test_a_record_that_chroma_has_added_by_itself_is_found_with_a_warning_until_repair(folder, vectors):
-    # As of a Matryoshka model: most of it is in the first numbers.
+    # Like those of a Matryoshka model: most of the length is in the first dimensions.
     full = truncate(np.random.default_rng(5).normal(size=(1, 32)) * ([3] * 8 + [1] * 24), 32)
     chromadb.PersistentClient(folder).get_collection("docs").add(["new"], truncate(full, 8), documents=["new"])
     index = TwoStageIndex(folder)
@@ -210,7 +210,7 @@ def test_a_record_that_chroma_has_added_by_itself_is_found_with_a_warning_until_
 
 @pytest.mark.parametrize(("lost", "ok"), [(1, True), (2, False)])
 def test_records_that_the_graph_lost_are_named_and_found_again(filled, monkeypatch, lost, ok):
-    """One may be the graph's own approximation."""
+    """One unreachable record may be due to the graph's approximation."""
     shortlist = type(filled._session.opened.stores.shortlist)
     unreached, replace, rebuilt = shortlist.unreached, shortlist.replace, []
     names = [f"id-{number}" for number in range(lost)]

@@ -1,4 +1,4 @@
-"""The shortlist's coordinates are fitted on what is in the index; full-dimension scores never change."""
+"""The rotation is fitted on the index's own vectors; full-dimension scores never change."""
 
 import warnings
 
@@ -12,7 +12,7 @@ from mrl_rag.index.rotation import explained_energy, fit
 
 
 def decaying(count, seed=0, dims=64):
-    """Vectors whose spectrum decays, in coordinates that hide it."""
+    """Vectors with a decaying spectrum, in randomly rotated coordinates."""
     random = np.random.default_rng(seed)
     turn = np.linalg.qr(np.random.default_rng(99).normal(size=(dims, dims)))[0]
     return (random.normal(size=(count, dims)) * 0.9 ** np.arange(dims) @ turn).astype(np.float32)
@@ -39,7 +39,7 @@ def test_an_index_fits_itself_once_it_does_not_score_all(open_index, batches, re
     for part in np.array_split(np.arange(600), batches):
         index.upsert([ids[row] for row in part], vectors[part], documents=[f"text {row}" for row in part])
     if batches > 1 and any(place in request.node.callspec.id for place in ("server", "client")):
-        # Others may be writing there: it does not fill Chroma anew behind their backs.
+        # Other clients may be writing there, so it does not rebuild the collection.
         assert index.rotation == "auto"
         index.reindex(rotation="fit")
     assert (index.rotation, plain.rotation) == ("fit", "none")

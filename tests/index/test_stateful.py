@@ -1,4 +1,4 @@
-"""Whatever is done to an index, it answers as a plain dict with an exact scan would.
+"""After any sequence of operations an index answers like a dict with an exact scan.
 
 MRL_RAG_STEPS (default 700) is about how many steps are taken in all; `make test-faults` takes 5000.
 """
@@ -98,7 +98,7 @@ class IndexMachine(RuleBasedStateMachine):
         scores = truncate(rows, DIM) @ truncate(query[None], DIM)[0]
         best = np.sort(scores)[::-1][:k]
         assert len(exact_scan(rows, [query], k)[0]) == len(hits)
-        # By scores: rows that float16 makes equal may come in the order of their ids.
+        # Compared by scores: rows that are equal in float16 come in the order of their ids.
         np.testing.assert_allclose([hit.score for hit in hits], best, atol=2e-3)
         for hit in hits:
             assert (hit.document, hit.metadata) == meant[hit.id][:2]
