@@ -204,8 +204,8 @@ def measure_again(searcher: Searcher) -> None:
     if recall < config.target_recall:
         warnings.warn(
             f"index {shortlist.name!r} has grown to {len(ids)} records, and its searches find {recall:.1%} of the "
-            f"true top 10, less than the target of {config.target_recall:.1%}. When nobody writes, call "
-            'reindex(rotation="fit"), which chooses another dimension.',
+            f'true top 10, less than the target of {config.target_recall:.1%}. Call reindex(rotation="fit") at a quiet '
+            "time: it chooses another dimension.",
             stacklevel=4,
         )
 
