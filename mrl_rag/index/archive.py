@@ -38,8 +38,8 @@ Transaction: TypeAlias = Any
 Keys: TypeAlias = Sequence[bytes]
 Slots: TypeAlias = npt.NDArray[np.int64]
 
-# Least size of the memory map. It is doubled when the file fills it.
-_MIN_MAP_BYTES = 64 << 20
+# Initial size of the memory map. It is doubled when the file fills it.
+_MAP_BYTES = 64 << 20
 _MAX_READERS = 1024
 # File space allocated past LMDB's last page; see `_LmdbFile`.
 _PREALLOCATED_BYTES = 2 << 16
@@ -512,7 +512,7 @@ class _LmdbFile:
         self._env = lmdb.open(
             str(path),
             subdir=False,
-            map_size=max(_MIN_MAP_BYTES, 2 * size),
+            map_size=max(_MAP_BYTES, 2 * size),
             max_dbs=8,
             max_readers=_MAX_READERS,
             max_spare_txns=8,

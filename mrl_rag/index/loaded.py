@@ -84,14 +84,14 @@ class LoadedVectors:
         """Return the number of records."""
         return len(self.codes) - len(self.removed)
 
-    def nearest(self, queries: Float32Array, size: int, share: float) -> list[Candidates]:
+    def nearest(self, queries: Float32Array, size: int, share: float, least: int) -> list[Candidates]:
         """Return the records nearest to each query by their codes, best first.
 
         Args:
             queries: float32 unit rows [q, d].
             size: candidates per query at most.
-            share: share of the inverted lists to scan, 0 to 1. Rows in no list are always scanned, and all rows if the
-                lists hold fewer than `size`.
+            share: share of the inverted lists to scan, 0 to 1. Rows in no list are always scanned.
+            least: all rows are scanned for a query if these lists give fewer candidates.
         """
         codes, _ = quantize(queries)
         if self.lists is None or share >= 1:
@@ -102,7 +102,7 @@ class LoadedVectors:
         for code, listed in zip(codes, self.lists.near(codes, share), strict=True):
             rows = np.append(listed, unlisted) if len(unlisted) else listed
             best = self._best(code, rows, self.codes.take(rows, axis=0), self.scales[rows], size)
-            if len(best.ids) < size:
+            if len(best.ids) < min(size, least):
                 best = self._best(code, np.arange(len(self.codes)), self.codes, self.scales, size)
             found.append(best)
         return found
