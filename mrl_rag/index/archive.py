@@ -245,7 +245,7 @@ class LmdbArchive:
         with self._reading() as txn:
             entries = [(key, *self._split(value)) for key, value in txn.cursor(self._staged)]
             ids = [self._id(txn, key) for key, *_ in entries]
-        joined = _concatenated([row for _, _, row, _ in entries], self._row_bytes)
+        joined = _joined([row for _, _, row, _ in entries], self._row_bytes)
         rows, wrong = _verified(joined, [key for key, *_ in entries], self._row_bytes)
         # A staged row belongs to an upsert that never returned, so a damaged one can be left out.
         sound = sorted(set(range(len(ids))) - set(wrong))
@@ -277,7 +277,7 @@ class LmdbArchive:
                 stored = txn.cursor(self._vectors).getmulti(
                     [numbers[at : at + _SLOT_BYTES] for at in range(0, len(numbers), _SLOT_BYTES)]
                 )
-                joined = _concatenated([row for _, row in stored], self._row_bytes)
+                joined = _joined([row for _, row in stored], self._row_bytes)
             if len(stored) == len(ids):
                 rows, wrong = _verified(joined, _keys(ids), self._row_bytes)
                 if not wrong:
@@ -394,7 +394,7 @@ class LmdbArchive:
         with self._reading() as txn:
             found = txn.cursor(self._rotations).getmulti(keys)
         length = 4 * self._full_dim
-        rows, wrong = _verified(_concatenated([row for _, row in found], length), [key for key, _ in found], length)
+        rows, wrong = _verified(_joined([row for _, row in found], length), [key for key, _ in found], length)
         if wrong or len(found) < count:
             raise ArchiveError(
                 f"the rotation in {self._name} is {'damaged' if wrong else 'missing'}. Call repair(), which fits "
@@ -454,7 +454,7 @@ class LmdbArchive:
                 # The file is damaged: an id has no row.
                 row_of = {bytes(slot): row for slot, row in stored}
                 stored = [(slot, row_of.get(slot, b"")) for slot in slots]
-            joined = _concatenated([row for _, row in stored], length)
+            joined = _joined([row for _, row in stored], length)
         if len(places) < len(ids):
             known = {key for key, _ in places}
             ids = [id_ for id_, key in zip(ids, keys, strict=True) if key in known]
@@ -649,7 +649,7 @@ def _transaction_key(transaction: int) -> bytes:
     return max(transaction, 0).to_bytes(8, "big")
 
 
-def _concatenated(stored: Sequence[bytes | memoryview], length: int) -> bytes:
+def _joined(stored: Sequence[bytes | memoryview], length: int) -> bytes:
     """Join stored rows, each of `length` bytes and a checksum; a row of another size becomes zeros."""
     width = _CHECKSUM_BYTES + _padded(length)
     return b"".join([row if len(row) == width else bytes(width) for row in stored])

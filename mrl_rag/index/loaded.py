@@ -108,15 +108,7 @@ class LoadedVectors:
         return found
 
     def _best(self, query: Codes, rows: Rows, codes: Codes, scales: Float32Array, size: int) -> Candidates:
-        """Return the nearest of n rows to a query.
-
-        Args:
-            query: int8 [d].
-            rows: int [n].
-            codes: of these rows, int8 [n, d].
-            scales: of these rows, float32 [n].
-            size: candidates at most.
-        """
+        """Return the nearest of `rows` to a query, int8 [d]; `codes` and `scales` are those of the rows."""
         scores = score_codes(query[None], codes, scales)[0]
         if len(self.removed):
             kept = ~np.isin(rows, self.removed)
