@@ -20,7 +20,7 @@ _PER_LIST, _MOST_LISTS = 32, 8192
 # Of k-means: records per list that the centroids are fitted on, and rounds.
 _SAMPLE_PER_LIST, _ROUNDS = 20, 5
 # Vectors compared with all centroids at a time.
-_BLOCK = 4096
+_BLOCK = 1024
 
 
 @dataclass(frozen=True, eq=False)
