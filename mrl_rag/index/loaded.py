@@ -274,7 +274,7 @@ class Loader:
         """Return what was saved for this rotation and dimension, None where there is none or it is damaged."""
         if self._stores.saved is None:
             return None
-        wrong = suppress(OSError, ValueError, KeyError, zipfile.BadZipFile)
+        wrong = suppress(OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile)
         # NumPy leaves a file that it opened itself open when it is damaged.
         with wrong, self._stores.saved.open("rb") as opened, np.load(opened) as file:
             about, ids = (json.loads(file[name].tobytes()) for name in ("about", "ids"))
