@@ -12,7 +12,19 @@ from mrl_rag.errors import InvalidInput
 
 Task: TypeAlias = Literal["query", "document", "classification", "clustering"]
 
-_WITH_AN_ENCODER = {"encoder", "dim", "task", "show_progress"}
+# Fields that make an encoder, as `MatryoshkaEncoder` calls them.
+_ENCODER_SETTINGS = (
+    "device",
+    "dtype",
+    "max_length",
+    "prompts",
+    "revision",
+    "trust_remote_code",
+    "local_files_only",
+    "long_inputs",
+    "backend",
+    "pickled_weights",
+)
 
 
 class MatryoshkaEmbeddings(BaseModel, Embeddings):
@@ -78,21 +90,10 @@ class MatryoshkaEmbeddings(BaseModel, Embeddings):
     def __init__(self, **fields: Any) -> None:
         super().__init__(**fields)
         if self.encoder is None:
-            self.encoder = MatryoshkaEncoder(
-                self.model,
-                device=self.device,
-                dtype=self.dtype,
-                max_length=self.max_length,
-                prompts=self.prompts,
-                revision=self.revision,
-                trust_remote_code=self.trust_remote_code,
-                local_files_only=self.local_files_only,
-                long_inputs=self.long_inputs,
-                backend=self.backend,
-                pickled_weights=self.pickled_weights,
-            )
-        elif idle := sorted(set(fields) - _WITH_AN_ENCODER):
-            raise InvalidInput(f"encoder is given, and so is {', '.join(idle)}: set that where the encoder is made.")
+            settings = {name: getattr(self, name) for name in _ENCODER_SETTINGS}
+            self.encoder = MatryoshkaEncoder(self.model, **settings)
+        elif given := sorted({"model", *_ENCODER_SETTINGS} & set(fields)):
+            raise InvalidInput(f"encoder is given, and so is {', '.join(given)}: set that where the encoder is made.")
         else:
             self.model = str(getattr(self.encoder, "model", type(self.encoder).__name__))
         if self.dim is not None:

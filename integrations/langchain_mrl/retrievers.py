@@ -20,6 +20,8 @@ from pydantic import ConfigDict
 
 from langchain_mrl.vectorstores import MatryoshkaVectorStore
 from mrl_rag import Hit, Plan
+from mrl_rag.arguments import check_names
+from mrl_rag.errors import InvalidInput, InvalidPlan
 
 _OVERRIDES = {"k", "plan", "filter", "where_document", "score_threshold", "add_scores"}
 
@@ -30,6 +32,7 @@ class TwoStageRetriever(BaseRetriever):
         retriever = TwoStageRetriever(vectorstore=store, k=10)
         retriever = TwoStageRetriever(vectorstore=store, plan=Plan(dims=(96, 384), sizes=(200,)))
         retriever.invoke("a question", k=3, filter={"page": 1})     # for this call only
+        retriever.invoke("a question", filter=None)                 # without the retriever's own filter
         retriever.batch(["a question", "another"])                  # embedded and searched together
 
     Every field but `vectorstore` may be given to `invoke`, `batch` and their async forms as well. `batch` embeds all
@@ -39,8 +42,8 @@ class TwoStageRetriever(BaseRetriever):
 
     vectorstore: MatryoshkaVectorStore
     """Where to search."""
-    k: int = 10
-    """How many documents at most."""
+    k: int = 4
+    """How many documents at most; 4 as in LangChain's `similarity_search`."""
     plan: Plan | None = None
     """Dimensions and shortlist sizes; None for the index's default."""
     filter: dict[str, Any] | None = None
@@ -53,6 +56,15 @@ class TwoStageRetriever(BaseRetriever):
     """Add to each document's metadata "relevance_score", its cosine, and "stage_ranks", its rank at each stage."""
 
     model_config = ConfigDict(arbitrary_types_allowed=True)
+
+    # Not a validator: pydantic would wrap these errors in one of its own.
+    def __init__(self, **fields: Any) -> None:
+        check_names(fields, type(self).model_fields, "TwoStageRetriever")
+        if not isinstance(store := fields.get("vectorstore"), MatryoshkaVectorStore):
+            raise InvalidInput(f"vectorstore is {store!r}; it must be a MatryoshkaVectorStore.")
+        if not isinstance(plan := fields.get("plan"), Plan | None):
+            raise InvalidPlan(f"plan is {plan!r}; it must be a Plan, as in plan=Plan(dims=(96, 384), sizes=(200,)).")
+        super().__init__(**fields)
 
     def batch(
         self,
@@ -153,11 +165,8 @@ class TwoStageRetriever(BaseRetriever):
         }
 
     def _settings(self, overrides: dict[str, Any]) -> tuple[bool, dict[str, Any]]:
-        if unknown := sorted(set(overrides) - _OVERRIDES):
-            raise TypeError(f"unexpected arguments: {', '.join(unknown)}; {', '.join(sorted(_OVERRIDES))} are known.")
-        settings = {
-            name: getattr(self, name) if overrides.get(name) is None else overrides[name] for name in _OVERRIDES
-        }
+        check_names(overrides, _OVERRIDES, "TwoStageRetriever.invoke")
+        settings = {name: overrides.get(name, getattr(self, name)) for name in _OVERRIDES}
         add_scores = settings.pop("add_scores")
         return add_scores, settings | {"explain": add_scores}
 

@@ -2,42 +2,31 @@
 
 from __future__ import annotations
 
-import uuid
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
+from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from langchain_core.documents import Document
 from langchain_core.embeddings import Embeddings
 from langchain_core.runnables import run_in_executor
-from langchain_core.utils.iter import batch_iterate
 from langchain_core.vectorstores import VectorStore
 
 from langchain_mrl.connection import check_metric, connect
 from langchain_mrl.embeddings import MatryoshkaEmbeddings
+from langchain_mrl.filters import Filter, chroma_where
+from langchain_mrl.records import Row, checked_batches, rows_of_documents, rows_of_texts
 from mrl_rag import Hit, Plan, Record, TwoStageIndex
-from mrl_rag.errors import InvalidIds, InvalidInput, InvalidTexts, PlainCollection
+from mrl_rag.errors import InvalidIds, InvalidInput, PlainCollection
+from mrl_rag.progress import progress_bar
 
 if TYPE_CHECKING:
     from chromadb.api import ClientAPI
     from chromadb.api.models.Collection import Collection
     from chromadb.config import Settings
     from numpy.typing import NDArray
-    from tqdm import tqdm
 
-# langchain_chroma's.
+# langchain_chroma's default.
 _NAME = "langchain"
-# Texts embedded and committed together: an interruption loses no more than these.
-_BATCH = 512
-
-Given = tuple[str | None, str, Mapping[str, Any] | None]
-
-
-class _Batch(NamedTuple):
-    names: list[str]
-    ids: list[str]
-    texts: list[str]
-    metadatas: list[Mapping[str, Any] | None]
 
 
 class MatryoshkaVectorStore(VectorStore):
@@ -148,7 +137,7 @@ class MatryoshkaVectorStore(VectorStore):
             "client_settings": client_settings,
         }
         # What pickling carries, where that is enough to open the store again.
-        self._settings: dict[str, Any] | None = None
+        self._settings: Filter | None = None
         # The client that nobody but this store knows, and so nobody else closes.
         self._client: ClientAPI | None = None
         if index is None:
@@ -215,7 +204,7 @@ class MatryoshkaVectorStore(VectorStore):
         ids: Iterable[str | None] | None = None,
         *,
         batch_size: int | None = None,
-        progress: bool = False,
+        show_progress: bool = False,
         **kwargs: Any,
     ) -> MatryoshkaVectorStore:
         """Make a store and add texts to it; see `add_texts`.
@@ -226,11 +215,11 @@ class MatryoshkaVectorStore(VectorStore):
             metadatas: n dicts, None for a text without.
             ids: n ids; None, or None in place of one, makes a new one.
             batch_size: texts embedded and committed together.
-            progress: show a bar when standard error is a terminal.
+            show_progress: show a bar when standard error is a terminal.
             **kwargs: the constructor's other arguments.
         """
         store = cls(embedding, **kwargs)
-        store.add_texts(texts, metadatas, ids=ids, batch_size=batch_size, progress=progress)
+        store.add_texts(texts, metadatas, ids=ids, batch_size=batch_size, show_progress=show_progress)
         return store
 
     @classmethod
@@ -242,12 +231,12 @@ class MatryoshkaVectorStore(VectorStore):
         ids: Iterable[str | None] | None = None,
         *,
         batch_size: int | None = None,
-        progress: bool = False,
+        show_progress: bool = False,
         **kwargs: Any,
     ) -> MatryoshkaVectorStore:
         """Make a store and add texts to it without blocking the event loop; see `from_texts`."""
         store = await run_in_executor(None, cls, embedding, **kwargs)
-        await store.aadd_texts(texts, metadatas, ids=ids, batch_size=batch_size, progress=progress)
+        await store.aadd_texts(texts, metadatas, ids=ids, batch_size=batch_size, show_progress=show_progress)
         return store
 
     @classmethod
@@ -258,12 +247,12 @@ class MatryoshkaVectorStore(VectorStore):
         ids: Iterable[str | None] | None = None,
         *,
         batch_size: int | None = None,
-        progress: bool = False,
+        show_progress: bool = False,
         **kwargs: Any,
     ) -> MatryoshkaVectorStore:
         """Make a store and add documents to it; see `from_texts`."""
         store = cls(embedding, **kwargs)
-        store.add_documents(documents, ids=ids, batch_size=batch_size, progress=progress)
+        store.add_documents(documents, ids=ids, batch_size=batch_size, show_progress=show_progress)
         return store
 
     @classmethod
@@ -274,12 +263,12 @@ class MatryoshkaVectorStore(VectorStore):
         ids: Iterable[str | None] | None = None,
         *,
         batch_size: int | None = None,
-        progress: bool = False,
+        show_progress: bool = False,
         **kwargs: Any,
     ) -> MatryoshkaVectorStore:
         """Make a store and add documents to it without blocking the event loop; see `from_texts`."""
         store = await run_in_executor(None, cls, embedding, **kwargs)
-        await store.aadd_documents(documents, ids=ids, batch_size=batch_size, progress=progress)
+        await store.aadd_documents(documents, ids=ids, batch_size=batch_size, show_progress=show_progress)
         return store
 
     @classmethod
@@ -293,7 +282,7 @@ class MatryoshkaVectorStore(VectorStore):
         shortlist_dim: int | None = None,
         *,
         in_place: bool = False,
-        progress: bool = False,
+        show_progress: bool = False,
     ) -> MatryoshkaVectorStore:
         """Make a store of a Chroma collection that holds full vectors. Nothing is embedded again.
 
@@ -313,7 +302,7 @@ class MatryoshkaVectorStore(VectorStore):
             client: a chromadb client for the new store.
             shortlist_dim: length that Chroma will search; None for `TwoStageIndex`'s default.
             in_place: give the new collection the place and name of the old one, which gets "-single-stage" after it.
-            progress: show a bar when standard error is a terminal.
+            show_progress: show a bar when standard error is a terminal.
 
         Raises:
             InvalidInput: `in_place` with another place, or with `collection_name`.
@@ -331,19 +320,18 @@ class MatryoshkaVectorStore(VectorStore):
                 in_place=in_place,
                 shortlist_dim=shortlist_dim,
                 fingerprint=getattr(embedding, "fingerprint", None),
-                progress=progress,
+                progress=show_progress,
             )
         return cls(embedding, index=index)
 
-    def add_texts(
+    def add_texts(  # type: ignore[override]
         self,
         texts: Iterable[str],
         metadatas: Iterable[dict[Any, Any] | None] | None = None,
         ids: Iterable[str | None] | None = None,
         *,
         batch_size: int | None = None,
-        progress: bool = False,
-        **kwargs: Any,
+        show_progress: bool = False,
     ) -> list[str]:
         """Embed and store texts; a record whose id is there already is replaced whole.
 
@@ -355,8 +343,7 @@ class MatryoshkaVectorStore(VectorStore):
             metadatas: n dicts, None for a text without; the last texts of a longer list have none.
             ids: n ids; None, or None in place of one, makes a new one. Of texts with equal ids the last is stored.
             batch_size: texts embedded and committed together; None for 512.
-            progress: show a bar when standard error is a terminal.
-            **kwargs: none; the base class asks for it.
+            show_progress: show a bar when standard error is a terminal.
 
         Returns:
             The n ids.
@@ -367,31 +354,27 @@ class MatryoshkaVectorStore(VectorStore):
             InvalidInput: Chroma can't store a metadata.
             ValueError: generators of texts, metadatas and ids are not of one length.
         """
-        _no_more(kwargs)
-        return self._add(_pairs(texts, metadatas, ids), batch_size, progress, _length(texts))
+        return self._add(rows_of_texts(texts, metadatas, ids), batch_size, show_progress, _length(texts))
 
-    async def aadd_texts(
+    async def aadd_texts(  # type: ignore[override]
         self,
         texts: Iterable[str],
         metadatas: Iterable[dict[Any, Any] | None] | None = None,
         ids: Iterable[str | None] | None = None,
         *,
         batch_size: int | None = None,
-        progress: bool = False,
-        **kwargs: Any,
+        show_progress: bool = False,
     ) -> list[str]:
         """Embed and store texts without blocking the event loop; see `add_texts`."""
-        _no_more(kwargs)
-        return await self._aadd(_pairs(texts, metadatas, ids), batch_size, progress, _length(texts))
+        return await self._aadd(rows_of_texts(texts, metadatas, ids), batch_size, show_progress, _length(texts))
 
-    def add_documents(
+    def add_documents(  # type: ignore[override]
         self,
         documents: Iterable[Document],
         *,
         ids: Iterable[str | None] | None = None,
         batch_size: int | None = None,
-        progress: bool = False,
-        **kwargs: Any,
+        show_progress: bool = False,
     ) -> list[str]:
         """Embed and store documents; see `add_texts`.
 
@@ -399,27 +382,23 @@ class MatryoshkaVectorStore(VectorStore):
             documents: n documents.
             ids: n ids, before the documents' own; None takes those, and makes one where there is none.
             batch_size: documents embedded and committed together; None for 512.
-            progress: show a bar when standard error is a terminal.
-            **kwargs: none; the base class asks for it.
+            show_progress: show a bar when standard error is a terminal.
 
         Returns:
             The n ids.
         """
-        _no_more(kwargs)
-        return self._add(_unpacked(documents, ids), batch_size, progress, _length(documents))
+        return self._add(rows_of_documents(documents, ids), batch_size, show_progress, _length(documents))
 
-    async def aadd_documents(
+    async def aadd_documents(  # type: ignore[override]
         self,
         documents: Iterable[Document],
         *,
         ids: Iterable[str | None] | None = None,
         batch_size: int | None = None,
-        progress: bool = False,
-        **kwargs: Any,
+        show_progress: bool = False,
     ) -> list[str]:
         """Embed and store documents without blocking the event loop; see `add_documents`."""
-        _no_more(kwargs)
-        return await self._aadd(_unpacked(documents, ids), batch_size, progress, _length(documents))
+        return await self._aadd(rows_of_documents(documents, ids), batch_size, show_progress, _length(documents))
 
     def update_document(self, document_id: str, document: Document) -> None:
         """Update one document; see `update_documents`."""
@@ -445,36 +424,35 @@ class MatryoshkaVectorStore(VectorStore):
                 text_of[id_] = document.page_content
         self.add_texts(text_of.values(), [metadata_of[id_] for id_ in text_of], ids=list(text_of))
 
-    def delete(
+    def delete(  # type: ignore[override]
         self,
         ids: str | list[str] | None = None,
         *,
-        filter: dict[str, Any] | None = None,
-        where: dict[str, Any] | None = None,
-        where_document: dict[str, Any] | None = None,
-        **kwargs: Any,
-    ) -> bool | None:
+        filter: Filter | None = None,
+        where: Filter | None = None,
+        where_document: Filter | None = None,
+    ) -> bool:
         """Remove records; unknown ids are passed over.
 
         Args:
-            ids: one or more; None for every record, or every one that meets the condition.
+            ids: one or more; None for every record that meets the conditions.
             filter: condition on metadata; with `ids`, a record must meet it to be removed.
-            where: the same as `filter`.
+            where: the same as `filter`, which is Chroma's name for it.
             where_document: condition on the text.
-            **kwargs: none; the base class asks for it.
 
         Returns:
             True.
 
         Raises:
-            InvalidIds: the conditions are empty and there are no ids. `delete()` removes everything.
+            InvalidIds: there are no ids and no conditions. `reset_collection` removes everything.
+            InvalidInput: `filter` and `where` are both given.
         """
-        _no_more(kwargs)
-        condition = where if filter is None else filter
-        if ids is None and condition is None and where_document is None:
-            self.index.clear()
-        else:
-            self.index.delete([ids] if isinstance(ids, str) else ids, _where(condition), where_document)
+        if filter and where:
+            raise InvalidInput(f"filter={filter!r} and where={where!r} mean the same; pass one of them.")
+        condition = chroma_where(filter or where)
+        if ids is None and not condition and not where_document:
+            raise InvalidIds("delete() needs ids=, filter= or where_document=. reset_collection() removes everything.")
+        self.index.delete([ids] if isinstance(ids, str) else ids, condition, where_document)
         return True
 
     def delete_collection(self) -> None:
@@ -493,10 +471,10 @@ class MatryoshkaVectorStore(VectorStore):
     def get(
         self,
         ids: str | list[str] | None = None,
-        where: dict[str, Any] | None = None,
+        where: Filter | None = None,
         limit: int | None = None,
         offset: int | None = None,
-        where_document: dict[str, Any] | None = None,
+        where_document: Filter | None = None,
         include: Sequence[str] | None = None,
     ) -> dict[str, Any]:
         """Return what is stored, as Chroma's collections do.
@@ -520,7 +498,7 @@ class MatryoshkaVectorStore(VectorStore):
             raise InvalidInput(f'include is {include!r}; it is a list of "documents", "metadatas" and "embeddings".')
         chosen = [ids] if isinstance(ids, str) else ids
         records = self.index.get(
-            chosen, _where(where), where_document, limit, offset or 0, vectors="embeddings" in wanted
+            chosen, chroma_where(where), where_document, limit, offset or 0, vectors="embeddings" in wanted
         )
         return {
             "ids": [record.id for record in records],
@@ -533,8 +511,8 @@ class MatryoshkaVectorStore(VectorStore):
         self,
         queries: Sequence[str],
         k: int = 4,
-        filter: dict[str, Any] | None = None,
-        where_document: dict[str, Any] | None = None,
+        filter: Filter | None = None,
+        where_document: Filter | None = None,
         **search: Any,
     ) -> list[list[Hit]]:
         """Return the core's own hits of many questions, embedded and searched together.
@@ -556,17 +534,15 @@ class MatryoshkaVectorStore(VectorStore):
         self,
         queries: Sequence[str],
         k: int = 4,
-        filter: dict[str, Any] | None = None,
-        where_document: dict[str, Any] | None = None,
+        filter: Filter | None = None,
+        where_document: Filter | None = None,
         **search: Any,
     ) -> list[list[Hit]]:
         """Return the core's own hits without blocking the event loop; see `search_hits`."""
         vectors = await self._aembed_queries(queries)
         return await run_in_executor(None, self._search, vectors, k, filter, where_document, **search)
 
-    def similarity_search(
-        self, query: str, k: int = 4, filter: dict[str, Any] | None = None, **kwargs: Any
-    ) -> list[Document]:
+    def similarity_search(self, query: str, k: int = 4, filter: Filter | None = None, **kwargs: Any) -> list[Document]:
         """Return the k nearest documents to a question.
 
         Args:
@@ -578,7 +554,7 @@ class MatryoshkaVectorStore(VectorStore):
         return [_document(hit) for hit in self.search_hits([query], k, filter, **kwargs)[0]]
 
     async def asimilarity_search(
-        self, query: str, k: int = 4, filter: dict[str, Any] | None = None, **kwargs: Any
+        self, query: str, k: int = 4, filter: Filter | None = None, **kwargs: Any
     ) -> list[Document]:
         """Return the k nearest documents without blocking the event loop; see `similarity_search`."""
         return [_document(hit) for hit in (await self.asearch_hits([query], k, filter, **kwargs))[0]]
@@ -587,35 +563,25 @@ class MatryoshkaVectorStore(VectorStore):
         self,
         query: str,
         k: int = 4,
-        filter: dict[str, Any] | None = None,
-        where_document: dict[str, Any] | None = None,
+        filter: Filter | None = None,
+        where_document: Filter | None = None,
         **kwargs: Any,
     ) -> list[tuple[Document, float]]:
         """Return the k nearest documents to a question, each with its cosine at full dimension."""
-        return [
-            (_document(hit), hit.score) for hit in self.search_hits([query], k, filter, where_document, **kwargs)[0]
-        ]
+        return _scored(self.search_hits([query], k, filter, where_document, **kwargs)[0])
 
     async def asimilarity_search_with_score(
-        self,
-        query: str,
-        k: int = 4,
-        filter: dict[str, Any] | None = None,
-        where_document: dict[str, Any] | None = None,
-        **kwargs: Any,
+        self, query: str, *args: Any, **kwargs: Any
     ) -> list[tuple[Document, float]]:
         """Return documents and cosines without blocking the event loop; see `similarity_search_with_score`."""
-        return [
-            (_document(hit), hit.score)
-            for hit in (await self.asearch_hits([query], k, filter, where_document, **kwargs))[0]
-        ]
+        return _scored((await self.asearch_hits([query], *args, **kwargs))[0])
 
     def similarity_search_with_vectors(
         self,
         query: str,
         k: int = 4,
-        filter: dict[str, Any] | None = None,
-        where_document: dict[str, Any] | None = None,
+        filter: Filter | None = None,
+        where_document: Filter | None = None,
         **kwargs: Any,
     ) -> list[tuple[Document, NDArray[Any]]]:
         """Return the k nearest documents to a question, each with its vector, float32 [full_dim]."""
@@ -627,46 +593,25 @@ class MatryoshkaVectorStore(VectorStore):
         self,
         embedding: list[float],
         k: int = 4,
-        filter: dict[str, Any] | None = None,
-        where_document: dict[str, Any] | None = None,
+        filter: Filter | None = None,
+        where_document: Filter | None = None,
         **kwargs: Any,
     ) -> list[Document]:
         """Return the k nearest documents to a full vector."""
         return [_document(hit) for hit in self._search([embedding], k, filter, where_document, **kwargs)[0]]
 
-    def similarity_search_by_vector_with_score(
-        self,
-        embedding: list[float],
-        k: int = 4,
-        filter: dict[str, Any] | None = None,
-        where_document: dict[str, Any] | None = None,
-        **kwargs: Any,
-    ) -> list[tuple[Document, float]]:
-        """Return the k nearest documents to a full vector, each with its cosine at full dimension.
-
-        Args:
-            embedding: full_dim numbers.
-            k: how many at most.
-            filter: condition on metadata, a plain dict or Chroma's operators.
-            where_document: condition on the text, Chroma's operators.
-            **kwargs: as for `similarity_search`.
-        """
-        return [
-            (_document(hit), hit.score) for hit in self._search([embedding], k, filter, where_document, **kwargs)[0]
-        ]
-
     def similarity_search_by_vector_with_relevance_scores(
         self,
         embedding: list[float],
         k: int = 4,
-        filter: dict[str, Any] | None = None,
-        where_document: dict[str, Any] | None = None,
+        filter: Filter | None = None,
+        where_document: Filter | None = None,
         **kwargs: Any,
     ) -> list[tuple[Document, float]]:
         """Return the k nearest documents to a full vector, each with its relevance, 0 to 1; higher is nearer."""
         relevance = self._select_relevance_score_fn()
-        scored = self.similarity_search_by_vector_with_score(embedding, k, filter, where_document, **kwargs)
-        return [(document, relevance(score)) for document, score in scored]
+        hits = self._search([embedding], k, filter, where_document, **kwargs)[0]
+        return [(document, relevance(cosine)) for document, cosine in _scored(hits)]
 
     def max_marginal_relevance_search(
         self,
@@ -674,8 +619,8 @@ class MatryoshkaVectorStore(VectorStore):
         k: int = 4,
         fetch_k: int = 20,
         lambda_mult: float = 0.5,
-        filter: dict[str, Any] | None = None,
-        where_document: dict[str, Any] | None = None,
+        filter: Filter | None = None,
+        where_document: Filter | None = None,
         **kwargs: Any,
     ) -> list[Document]:
         """Return k documents that are near a question and unlike each other, in the order they were chosen.
@@ -700,54 +645,43 @@ class MatryoshkaVectorStore(VectorStore):
         k: int = 4,
         fetch_k: int = 20,
         lambda_mult: float = 0.5,
-        filter: dict[str, Any] | None = None,
-        where_document: dict[str, Any] | None = None,
+        filter: Filter | None = None,
+        where_document: Filter | None = None,
         **kwargs: Any,
     ) -> list[Document]:
         """Return diverse documents without blocking the event loop; see `max_marginal_relevance_search`."""
         vector = (await self._aembed_queries([query]))[0]
-        return await run_in_executor(
-            None,
-            self.max_marginal_relevance_search_by_vector,
-            vector,
-            k,
-            fetch_k,
-            lambda_mult,
-            filter,
-            where_document,
-            **kwargs,
-        )
+        search = self.max_marginal_relevance_search_by_vector
+        return await run_in_executor(None, search, vector, k, fetch_k, lambda_mult, filter, where_document, **kwargs)
 
-    def max_marginal_relevance_search_by_vector(
+    def max_marginal_relevance_search_by_vector(  # type: ignore[override]
         self,
         embedding: list[float],
         k: int = 4,
         fetch_k: int = 20,
         lambda_mult: float = 0.5,
-        filter: dict[str, Any] | None = None,
-        where_document: dict[str, Any] | None = None,
+        filter: Filter | None = None,
+        where_document: Filter | None = None,
         plan: Plan | None = None,
-        **kwargs: Any,
     ) -> list[Document]:
         """Return k documents that are near a full vector and unlike each other; see `max_marginal_relevance_search`."""
-        _no_more(kwargs)
-        hits = self.index.search_mmr([embedding], k, fetch_k, lambda_mult, plan, _where(filter), where_document)[0]
+        where = chroma_where(filter)
+        hits = self.index.search_mmr([embedding], k, fetch_k, lambda_mult, plan, where, where_document)[0]
         return [_document(hit) for hit in hits]
 
     def _search(
         self,
         vectors: list[list[float]],
         k: int,
-        filter: dict[str, Any] | None,
-        where_document: dict[str, Any] | None = None,
+        filter: Filter | None,
+        where_document: Filter | None = None,
         plan: Plan | None = None,
         score_threshold: float | None = None,
         explain: bool = False,
-        **kwargs: Any,
     ) -> list[list[Hit]]:
-        _no_more(kwargs)
+        where = chroma_where(filter)
         return self.index.search(
-            vectors, k, plan, _where(filter), where_document, score_threshold=score_threshold, explain=explain
+            vectors, k, plan, where, where_document, score_threshold=score_threshold, explain=explain
         )
 
     def _embed_queries(self, queries: Sequence[str]) -> list[list[float]]:
@@ -762,38 +696,25 @@ class MatryoshkaVectorStore(VectorStore):
             return await embeddings.aembed_queries(list(queries))
         return [await embeddings.aembed_query(query) for query in queries]
 
-    def _add(self, records: Iterator[Given], size: int | None, progress: bool, total: int | None) -> list[str]:
+    def _add(self, rows: Iterator[Row], size: int | None, show_progress: bool, total: int | None) -> list[str]:
         names: list[str] = []
-        with _bar(total, progress) as bar:
-            for batch in self._batches(records, size):
+        with progress_bar(total, "index", "text", show_progress) as advance:
+            for batch in checked_batches(self.index, rows, size):
                 vectors = self._embeddings.embed_documents(batch.texts)
                 self.index.upsert(batch.ids, vectors, batch.texts, batch.metadatas)
                 names += batch.names
-                bar.update(len(batch.names))
+                advance(len(batch.names))
         return names
 
-    async def _aadd(self, records: Iterator[Given], size: int | None, progress: bool, total: int | None) -> list[str]:
+    async def _aadd(self, rows: Iterator[Row], size: int | None, show_progress: bool, total: int | None) -> list[str]:
         names: list[str] = []
-        with _bar(total, progress) as bar:
-            for batch in self._batches(records, size):
+        with progress_bar(total, "index", "text", show_progress) as advance:
+            for batch in checked_batches(self.index, rows, size):
                 vectors = await self._embeddings.aembed_documents(batch.texts)
                 await run_in_executor(None, self.index.upsert, batch.ids, vectors, batch.texts, batch.metadatas)
                 names += batch.names
-                bar.update(len(batch.names))
+                advance(len(batch.names))
         return names
-
-    def _batches(self, records: Iterator[Given], size: int | None) -> Iterator[_Batch]:
-        """Cut records into batches, each checked before it is embedded: an error has the position in the whole."""
-        if size is not None and (isinstance(size, bool) or not isinstance(size, int) or size < 1):
-            raise InvalidInput(f"batch_size is {size!r}; it must be an integer of at least 1.")
-        first = 0
-        for batch in batch_iterate(size or _BATCH, records):
-            names = [id_ or str(uuid.uuid4()) for id_, _, _ in batch]
-            self.index.check(names, [text for _, text, _ in batch], [metadata for *_, metadata in batch], first)
-            first += len(batch)
-            # The last of equal ids, as if each had been stored in turn.
-            kept = {name: (text, metadata) for name, (_, text, metadata) in zip(names, batch, strict=True)}
-            yield _Batch(names, list(kept), [text for text, _ in kept.values()], [note for _, note in kept.values()])
 
     def _select_relevance_score_fn(self) -> Callable[[float], float]:
         given = self._relevance_score_fn
@@ -847,67 +768,5 @@ def _scored(hits: Sequence[Hit]) -> list[tuple[Document, float]]:
     return [(_document(hit), hit.score) for hit in hits]
 
 
-def _where(filter: dict[str, Any] | None) -> dict[str, Any] | None:
-    """Chroma wants one key and one operator a dict, and two operands or more of `$and` and `$or`."""
-    if not filter:
-        return None
-    if not isinstance(filter, dict):
-        raise InvalidInput(
-            f"filter is {filter!r}; it must be a dict, as in {{'page': 1}} or {{'page': {{'$gte': 1}}}}."
-        )
-    parts: list[dict[str, Any]] = []
-    for key, value in filter.items():
-        if key in ("$and", "$or") and isinstance(value, list) and value:
-            inner: list[Any] = [_where(each) for each in value]
-            parts.append(inner[0] if len(inner) == 1 else {key: inner})
-        elif isinstance(value, dict) and len(value) > 1:
-            parts += [{key: {operator: operand}} for operator, operand in value.items()]
-        else:
-            parts.append({key: value})
-    return parts[0] if len(parts) == 1 else {"$and": parts}
-
-
-def _pairs(
-    texts: Iterable[str], metadatas: Iterable[Mapping[str, Any] | None] | None, ids: Iterable[str | None] | None
-) -> Iterator[Given]:
-    """Yield (id, text, metadata) without reading ahead; lengths that can be known are compared first."""
-    for name, strings in (("texts", texts), ("ids", ids)):
-        if isinstance(strings, str):
-            raise InvalidTexts(f"{name} is a single string ({strings[:40]!r}); pass a list of strings.")
-    if isinstance(texts, Sized) and isinstance(metadatas, Sequence):
-        metadatas = [*metadatas, *[None] * (len(texts) - len(metadatas))]
-    # LangChain's callers pass [] where they have none.
-    columns = {"texts": texts, "metadatas": metadatas or None, "ids": ids or None}
-    given: dict[str, Iterable[Any]] = {name: column for name, column in columns.items() if column is not None}
-    lengths = {name: len(column) for name, column in given.items() if isinstance(column, Sized)}
-    if len(set(lengths.values())) > 1:
-        counted = ", ".join(f"{length} {name}" for name, length in lengths.items())
-        raise InvalidIds(f"there are {counted}; give one of each a record.")
-
-    def rows() -> Iterator[Given]:
-        for values in zip(*given.values(), strict=True):
-            row = dict(zip(given, values, strict=True))
-            yield row.get("ids"), row["texts"], row.get("metadatas")
-
-    return rows()
-
-
-def _unpacked(documents: Iterable[Document], ids: Iterable[str | None] | None) -> Iterator[Given]:
-    for id_, document, _ in _pairs(documents, None, ids):  # type: ignore[arg-type]
-        yield id_ or document.id, document.page_content, document.metadata  # type: ignore[attr-defined]
-
-
-def _bar(total: int | None, progress: bool) -> tqdm[Any]:
-    from tqdm import tqdm
-
-    return tqdm(total=total, desc="index", unit="text", disable=None if progress else True)
-
-
 def _length(items: Iterable[Any]) -> int | None:
     return len(items) if isinstance(items, Sized) else None
-
-
-def _no_more(kwargs: dict[str, Any]) -> None:
-    if kwargs:
-        hint = "; fetch_k and lambda_mult are for search_type='mmr'" if {"fetch_k", "lambda_mult"} & set(kwargs) else ""
-        raise TypeError(f"unexpected arguments: {', '.join(kwargs)}{hint}")

@@ -14,9 +14,24 @@ from llama_index.core.bridge.pydantic import Field, PrivateAttr
 from pydantic import computed_field
 
 from mrl_rag import MatryoshkaEncoder
+from mrl_rag.arguments import check_names
 from mrl_rag.errors import IndexMismatch, InvalidInput
 
 Task: TypeAlias = Literal["query", "document", "classification", "clustering"]
+
+# Fields that make an encoder, as `MatryoshkaEncoder` calls them.
+_ENCODER_SETTINGS = (
+    "device",
+    "dtype",
+    "max_length",
+    "prompts",
+    "revision",
+    "trust_remote_code",
+    "local_files_only",
+    "long_inputs",
+    "backend",
+    "pickled_weights",
+)
 
 
 class Encoder(Protocol):
@@ -84,27 +99,35 @@ class MatryoshkaEmbedding(BaseEmbedding):
     # An event loop's own lock: asyncio's don't serve two loops.
     _turns: WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Lock] = PrivateAttr(default_factory=WeakKeyDictionary)
 
-    def __init__(self, encoder: Encoder | None = None, fingerprint: str | None = None, **fields: Any) -> None:
+    def __init__(
+        self,
+        model_name: str | None = None,
+        *,
+        encoder: Encoder | None = None,
+        fingerprint: str | None = None,
+        **fields: Any,
+    ) -> None:
+        if model_name is not None:
+            fields["model_name"] = model_name
+        check_names(fields, type(self).model_fields, "MatryoshkaEmbedding")
+        if not isinstance(name := fields.get("model_name", ""), str):
+            raise InvalidInput(f"model_name is {name!r}; it must be a string. An encoder is passed as encoder=.")
         if fields.get("embeddings_cache") is not None:
             raise InvalidInput(
                 "embeddings_cache is given; LlamaIndex looks vectors up there by text alone, and would take a query's "
                 "for a document's. Pass encoder=CachedEncoder(encoder, 'vectors.sqlite3') instead."
             )
         if encoder is not None:
+            given = sorted({"model_name", *_ENCODER_SETTINGS} & set(fields))
+            # With a fingerprint these are fields that `to_dict` wrote; it tells whether the encoder is the same.
+            if given and fingerprint is None:
+                raise InvalidInput(
+                    f"encoder is given, and so is {', '.join(given)}: set that where the encoder is made."
+                )
             fields |= _described(encoder)
         super().__init__(**fields)
         self._encoder = encoder or MatryoshkaEncoder(
-            self.model_name,
-            device=self.device,
-            dtype=self.dtype,
-            max_length=self.max_length,
-            prompts=self.prompts,
-            revision=self.revision,
-            trust_remote_code=self.trust_remote_code,
-            local_files_only=self.local_files_only,
-            long_inputs=self.long_inputs,
-            backend=self.backend,
-            pickled_weights=self.pickled_weights,
+            self.model_name, **{name: getattr(self, name) for name in _ENCODER_SETTINGS}
         )
         if self.dim is not None:
             self._encoder.encode([], dim=self.dim)

@@ -20,7 +20,7 @@ from llama_index.core.vector_stores.utils import metadata_dict_to_node, node_to_
 
 from llama_index_mrl.filters import Where, condition
 from mrl_rag import Hit, Plan, Record, TwoStageIndex
-from mrl_rag.errors import InvalidInput
+from mrl_rag.errors import InvalidIds, InvalidInput
 
 if TYPE_CHECKING:
     from chromadb.api import ClientAPI
@@ -251,10 +251,15 @@ class MatryoshkaVectorStore(BasePydanticVectorStore):
     def delete_nodes(
         self, node_ids: list[str] | None = None, filters: MetadataFilters | None = None, **delete_kwargs: Any
     ) -> None:
-        """Remove nodes by id, by filter, or by both; nothing without either."""
+        """Remove nodes by id, by filter, or by both; unknown ids are passed over.
+
+        Raises:
+            InvalidIds: there are no ids and no filters. `clear` removes every node.
+        """
         ids, where = self._narrowed(node_ids, filters, None)
-        if ids is not None or where is not None:
-            self._index.delete(ids, where)
+        if ids is None and where is None:
+            raise InvalidIds("delete_nodes() needs node_ids= or filters=. clear() removes every node.")
+        self._index.delete(ids, where)
 
     async def adelete_nodes(
         self, node_ids: list[str] | None = None, filters: MetadataFilters | None = None, **delete_kwargs: Any

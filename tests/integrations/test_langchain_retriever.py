@@ -16,7 +16,7 @@ from langchain_mrl import MatryoshkaEmbeddings, MatryoshkaReranker, MatryoshkaVe
 from langchain_text_splitters import CharacterTextSplitter
 
 from mrl_rag import Plan
-from mrl_rag.errors import InvalidPlan, InvalidTexts
+from mrl_rag.errors import InvalidInput, InvalidPlan, InvalidTexts
 from mrl_rag.testing import DeterministicEncoder
 
 TEXTS = ["a cat sleeps", "a dog barks", "the sea is calm", "rain falls on the sea"]
@@ -98,7 +98,11 @@ async def test_every_field_can_be_overridden_for_one_call(retriever, overrides, 
 
 
 async def test_an_unknown_or_impossible_override_is_refused(retriever):
-    for wrong, error in (({"kk": 3}, TypeError), ({"k": 0}, InvalidPlan), ({"plan": Plan((8, 64), (9,))}, InvalidPlan)):
+    for wrong, error in (
+        ({"kk": 3}, InvalidInput),
+        ({"k": 0}, InvalidPlan),
+        ({"plan": Plan((8, 64), (9,))}, InvalidPlan),
+    ):
         with pytest.raises(error):
             retriever.invoke("a", **wrong)
         with pytest.raises(error):
