@@ -107,7 +107,7 @@ def main() -> None:
             path = Path(folder) / precision
             index = TwoStageIndex(path, full_dim=full, precision=precision)
             index.upsert(ids, vectors, list(data.corpus.values()))
-            if index.rotation != "fitted":
+            if index.rotation != "fit":
                 index.reindex(rotation="fit")
             found = [[(hit.id, hit.score) for hit in hits] for hits in index.search(queries, K)]
             kept = sum(file.stat().st_size for part in ("*.rows", "*.bits") for file in path.glob(part))

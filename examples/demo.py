@@ -90,7 +90,7 @@ def main() -> None:
 
 def how_searched(index: TwoStageIndex) -> str:
     """Say in a few words how the index is searched."""
-    if index.rotation != "fitted":
+    if index.rotation != "fit":
         return f"so few that each is ranked at {index.full_dim} dimensions"
     return f"shortlisted at {index.shortlist_dim} dimensions, ranked at {index.full_dim}"
 

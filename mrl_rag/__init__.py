@@ -1,7 +1,8 @@
 """A Matryoshka text encoder and a two-stage retriever over Chroma.
 
 `MatryoshkaEncoder` turns texts into vectors that can be cut to any length, and `truncate` cuts them; `OpenAIEncoder`
-and `NomicEncoder` ask a server for them, and `CachedEncoder` keeps those of any encoder on disk.
+and `NomicEncoder` ask a server for them, and `CachedEncoder` keeps those of any encoder on disk. Subclass `Encoder` for
+one of your own.
 `TwoStageIndex` searches Chroma at a low dimension and reranks the shortlist at full dimension, as a `Plan` says.
 `TwoStageRetriever` puts both together: texts in, each `Hit` out.
 `rank` orders candidates found elsewhere; `pack` chooses those that fit a language model's context.
@@ -15,16 +16,18 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from mrl_rag.budget import Packed, pack
-    from mrl_rag.encoder import CachedEncoder, MatryoshkaEncoder, NomicEncoder, OpenAIEncoder
+    from mrl_rag.encoder import CachedEncoder, Encoder, MatryoshkaEncoder, NomicEncoder, OpenAIEncoder
     from mrl_rag.errors import MrlRagError
     from mrl_rag.index import Hit, Plan, Record, Report, Stage, TwoStageIndex, rank
     from mrl_rag.retriever import TwoStageRetriever
+    from mrl_rag.tasks import Task
     from mrl_rag.truncation import truncate
 
 __version__ = "0.1.0"
 
 __all__ = [
     "CachedEncoder",
+    "Encoder",
     "Hit",
     "MatryoshkaEncoder",
     "MrlRagError",
@@ -35,6 +38,7 @@ __all__ = [
     "Record",
     "Report",
     "Stage",
+    "Task",
     "TwoStageIndex",
     "TwoStageRetriever",
     "pack",
@@ -45,10 +49,11 @@ __all__ = [
 # Imported when first asked for: NumPy alone takes most of the 0.2 seconds that `import mrl_rag` may.
 _ROOMS = {
     "budget": ("Packed", "pack"),
-    "encoder": ("CachedEncoder", "MatryoshkaEncoder", "NomicEncoder", "OpenAIEncoder"),
+    "encoder": ("CachedEncoder", "Encoder", "MatryoshkaEncoder", "NomicEncoder", "OpenAIEncoder"),
     "errors": ("MrlRagError",),
     "index": ("Hit", "Plan", "Record", "Report", "Stage", "TwoStageIndex", "rank"),
     "retriever": ("TwoStageRetriever",),
+    "tasks": ("Task",),
     "truncation": ("truncate",),
 }
 

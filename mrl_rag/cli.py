@@ -11,8 +11,8 @@ from pathlib import Path
 from mrl_rag import MrlRagError, Report, TwoStageIndex, __version__
 from mrl_rag.errors import InvalidInput
 
-# Ids of one kind that a report names before it only counts them.
-_NAMED = 5
+# Ids that are printed per kind of finding, before the rest is only counted.
+_MAX_IDS = 5
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -26,19 +26,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     asked = _parser().parse_args(arguments)
     try:
-        if not Path(asked.db).is_dir():
-            raise InvalidInput(f"{asked.db} is not a folder; pass the one that the index is in.")
-        index = TwoStageIndex(asked.db, asked.collection)
-        if index.full_dim is None:
-            raise InvalidInput(f"{asked.db} has no collection {asked.collection!r}; name another by --collection.")
-        if asked.command == "reindex":
-            index.reindex(asked.shortlist_dim, asked.rotation, progress=True)
-        report = index.repair() if asked.command == "repair" else index.verify()
-        index.close()
+        with TwoStageIndex(asked.db, _collection(asked.db, asked.collection)) as index:
+            if asked.command == "reindex":
+                index.reindex(asked.shortlist_dim, asked.rotation, progress=True)
+            report = index.repair() if asked.command == "repair" else index.verify()
+            lines = [_header(index), *_lines(report)]
     except MrlRagError as error:
         sys.stderr.write(f"mrl-rag: {error}\n")
         return 2
-    sys.stdout.write("\n".join(_lines(report)) + "\n")
+    sys.stdout.write("\n".join(lines) + "\n")
     return 0 if report.ok else 1
 
 
@@ -53,19 +49,37 @@ def _parser() -> argparse.ArgumentParser:
         reindex,
     ):
         command.add_argument("db", metavar="DB", help="the folder the index is in")
-        command.add_argument("--collection", default="docs", help="its collection (default: docs)")
-    reindex.add_argument("--shortlist-dim", type=int, help="numbers that Chroma searches (default: as now)")
+        command.add_argument("--collection", help="its collection (default: the only one in the folder)")
+    reindex.add_argument("--shortlist-dim", type=int, help="dimension that is searched first (default: as now)")
     reindex.add_argument("--rotation", choices=["fit", "none"], help="fit a rotation or drop it (default: as now)")
     return parser
+
+
+def _collection(folder: str, wanted: str | None) -> str:
+    if not Path(folder).is_dir():
+        raise InvalidInput(f"{folder} is not a folder; pass the one that the index is in.")
+    there = TwoStageIndex.names(folder)
+    if wanted is None and len(there) == 1:
+        return there[0]
+    if wanted not in there:
+        asked = "several indexes" if wanted is None and there else f"no index {wanted or ''}".rstrip()
+        listed = f" Name one of these by --collection: {', '.join(there)}." if there else ""
+        raise InvalidInput(f"{folder} has {asked}.{listed}")
+    return wanted
+
+
+def _header(index: TwoStageIndex) -> str:
+    model = f"model {index.model} (fingerprint {index.fingerprint})" if index.model else "model not known"
+    return f"{index.name}: {model}, {index.shortlist_dim} of {index.full_dim} dimensions, rotation {index.rotation}"
 
 
 def _lines(report: Report) -> list[str]:
     lines = [f"{report.records} records: {'nothing is wrong' if report.ok else 'something is wrong'}"]
     for kind, ids in asdict(report).items():
         if isinstance(ids, list) and ids:
-            more = f" and {len(ids) - _NAMED} more" if len(ids) > _NAMED else ""
+            more = f" and {len(ids) - _MAX_IDS} more" if len(ids) > _MAX_IDS else ""
             of = f" of {report.tried} tried" if kind == "unreachable" else ""
-            lines.append(f"{kind}: {len(ids)}{of} ({', '.join(ids[:_NAMED])}{more})")
+            lines.append(f"{kind}: {len(ids)}{of} ({', '.join(ids[:_MAX_IDS])}{more})")
     if report.chroma_damaged:
         lines.append(f"Chroma's own file is damaged ({report.chroma_damaged}): bring the folder back from a backup")
     if report.search_broken:

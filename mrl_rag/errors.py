@@ -6,7 +6,8 @@ MrlRagError
 │   ├── InvalidVectors
 │   ├── InvalidTexts
 │   ├── InvalidIds
-│   └── InvalidPlan
+│   ├── InvalidPlan
+│   └── UnknownArgument (TypeError)
 ├── UnknownModel (ValueError)
 ├── ModelFilesError
 ├── EncoderClosed (RuntimeError)
@@ -50,6 +51,10 @@ class InvalidIds(InvalidInput):
 
 class InvalidPlan(InvalidInput):
     """A search plan or a number of hits can't be carried out."""
+
+
+class UnknownArgument(InvalidInput, TypeError):
+    """An argument has the name that another library gives it."""
 
 
 class UnknownModel(MrlRagError, ValueError):

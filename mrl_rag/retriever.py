@@ -2,53 +2,72 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
+from contextlib import ExitStack
 from hashlib import blake2b
-from typing import Protocol
+from typing import Self
 
-from mrl_rag.errors import InvalidIds
+from mrl_rag.encoder import CachedEncoder, MatryoshkaEncoder
+from mrl_rag.encoder.base import Encoder
+from mrl_rag.errors import IndexMismatch, InvalidIds, InvalidInput, MrlRagError
 from mrl_rag.index import Hit, Plan, TwoStageIndex
-from mrl_rag.index.checks import Metadata, Where, check_ids, check_metadatas
+from mrl_rag.index.checks import Metadata, Where, check_ids, check_metadatas, explain_other_names
 from mrl_rag.progress import progress_bar
 from mrl_rag.tasks import check_texts
-from mrl_rag.truncation import Float32Array
 
 # Texts encoded and committed together: an interruption loses no more than these, and the bar moves as often.
 _BATCH = 512
 
 
-class TextEncoder(Protocol):
-    """What a retriever asks of an encoder; `MatryoshkaEncoder` is one."""
-
-    @property
-    def fingerprint(self) -> str:
-        """A short hash of all that changes a vector."""
-
-    def encode_queries(self, texts: Sequence[str]) -> Float32Array:
-        """Return float32 [n, full_dim] for questions."""
-
-    def encode_documents(self, texts: Sequence[str]) -> Float32Array:
-        """Return float32 [n, full_dim] for passages."""
-
-
 class TwoStageRetriever:
     """An encoder and an index that answer questions about texts.
 
-        encoder = MatryoshkaEncoder()
-        retriever = TwoStageRetriever(encoder, TwoStageIndex("./db", fingerprint=encoder.fingerprint))
-        retriever.index_texts(["a text", "another"], metadatas=[{"page": 1}, {"page": 2}])
-        for hit in retriever.search("a question", k=5):
-            hit.score, hit.document, hit.metadata
+        with TwoStageRetriever(MatryoshkaEncoder(), "./db") as retriever:
+            retriever.index_texts(["a text", "another"], metadatas=[{"page": 1}, {"page": 2}])
+            for hit in retriever.search("a question", k=5):
+                hit.score, hit.document, hit.metadata
+        retriever = TwoStageRetriever(None, "./db")          # with the model that filled the index
+
+    The index remembers the encoder's name and fingerprint, and refuses any other.
 
     Args:
-        encoder: a `MatryoshkaEncoder`, or anything of its shape.
-        index: where the vectors go. Open it with `fingerprint=encoder.fingerprint` to have vectors of another
-            encoder refused.
+        encoder: any encoder of this package. None makes the one that filled the index: a `MatryoshkaEncoder` with the
+            default settings of that model.
+        index: a `TwoStageIndex`, or the folder of one, which is made when it isn't there; None for one in memory.
+        collection: name of the collection in that folder; None for "docs".
+
+    Raises:
+        InvalidInput: an argument is of another type, or `collection` is given with a `TwoStageIndex`.
+        IndexMismatch: another encoder filled the index; or `encoder` is None, and the one that filled it is not known
+            or can't be made from its name.
+        TwoStageIndexError: as `TwoStageIndex` does.
     """
 
-    def __init__(self, encoder: TextEncoder, index: TwoStageIndex) -> None:
-        self.encoder = encoder
-        self.index = index
+    def __init__(
+        self,
+        encoder: Encoder | None,
+        index: TwoStageIndex | str | os.PathLike[str] | None = None,
+        collection: str | None = None,
+    ) -> None:
+        if not isinstance(encoder, Encoder | None):
+            raise InvalidInput(
+                f"encoder is {encoder!r}; it must be an Encoder, such as MatryoshkaEncoder(), or None for the one that "
+                "filled the index. The index is the second argument."
+            )
+        if not isinstance(index, TwoStageIndex | str | os.PathLike | None):
+            raise InvalidInput(f"index is {index!r}; it must be a TwoStageIndex, a folder, or None for one in memory.")
+        if isinstance(index, TwoStageIndex) and collection is not None:
+            raise InvalidInput(f"collection={collection!r} goes with a folder; {index!r} has a collection already.")
+        with ExitStack() as opened:
+            if not isinstance(index, TwoStageIndex):
+                index = opened.enter_context(TwoStageIndex(index, collection or "docs"))
+            if encoder is None:
+                encoder = opened.enter_context(_encoder_that_filled(index))
+            index.bind(_model_of(encoder), encoder.fingerprint)
+            self._opened = opened.pop_all()
+        self.encoder: Encoder = encoder
+        self.index: TwoStageIndex = index
 
     def index_texts(
         self,
@@ -57,13 +76,13 @@ class TwoStageRetriever:
         metadatas: Sequence[Metadata | None] | None = None,
         progress: bool = False,
     ) -> list[str]:
-        """Encode and store texts. Those that are stored already, unchanged, cost no encoding.
+        """Encode and store texts. Those that are stored already, unchanged, are not encoded again.
 
         Texts are committed in batches of 512: after an interruption, call again and it goes on from there.
 
         Args:
             texts: n strings.
-            ids: n ids; None makes each id from its text, so that the same text is one record.
+            ids: n ids; None makes each id from its text, so that equal texts are one record.
             metadatas: n mappings, None for a text without; or None for none at all.
             progress: show a bar when standard error is a terminal.
 
@@ -80,30 +99,32 @@ class TwoStageRetriever:
         notes = [None] * len(texts) if metadatas is None else list(metadatas)
         if not len(texts) == len(names) == len(notes):
             raise InvalidIds(
-                f"there are {len(texts)} texts, {len(names)} ids and {len(notes)} metadatas; give one of each a text."
+                f"there are {len(texts)} texts, {len(names)} ids and {len(notes)} metadatas; give one of each per text."
             )
         check_metadatas(notes)
-        # The last of equal ids, as if each had been stored in turn.
+        # Of equal ids the last one counts, as if each had been stored in turn.
         rows = list({name: row for row, name in enumerate(names)}.values())
         with progress_bar(len(rows), "index", "text", progress) as advance:
             for start in range(0, len(rows), _BATCH):
                 batch = rows[start : start + _BATCH]
-                changed = self.index.changed(
+                self._index_batch(
                     [names[row] for row in batch], [texts[row] for row in batch], [notes[row] for row in batch]
                 )
-                advance(len(batch) - len(changed))
-                if changed:
-                    part = [batch[position] for position in changed]
-                    documents = [texts[row] for row in part]
-                    self.index.upsert(
-                        [names[row] for row in part],
-                        self.encoder.encode_documents(documents),
-                        documents,
-                        [notes[row] for row in part],
-                    )
-                    advance(len(part))
+                advance(len(batch))
         return names
 
+    def _index_batch(self, ids: list[str], texts: list[str], metadatas: list[Metadata | None]) -> None:
+        changed = self.index.changed(ids, texts, metadatas)
+        if changed:
+            documents = [texts[row] for row in changed]
+            self.index.upsert(
+                [ids[row] for row in changed],
+                self.encoder.encode_documents(documents),
+                documents,
+                [metadatas[row] for row in changed],
+            )
+
+    @explain_other_names
     def search(
         self,
         question: str,
@@ -112,9 +133,10 @@ class TwoStageRetriever:
         where: Where | None = None,
         where_document: Where | None = None,
     ) -> list[Hit]:
-        """Return the k nearest texts to a question; see `TwoStageIndex.search`."""
+        """Return the k nearest texts to a question, 10 where k isn't given; see `TwoStageIndex.search`."""
         return self.search_many([question], k, plan, where, where_document)[0]
 
+    @explain_other_names
     def search_many(
         self,
         questions: Sequence[str],
@@ -123,9 +145,44 @@ class TwoStageRetriever:
         where: Where | None = None,
         where_document: Where | None = None,
     ) -> list[list[Hit]]:
-        """Return the k nearest texts to each question, encoded and searched together."""
+        """Return the k nearest texts per question, all encoded and searched together; see `TwoStageIndex.search`."""
         vectors = self.encoder.encode_queries(check_texts(questions))
         return self.index.search(vectors, k, plan, where, where_document)
+
+    def close(self) -> None:
+        """Close the index and the encoder where this object opened them; those that were passed in stay open."""
+        self._opened.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"TwoStageRetriever({self.encoder!r}, {self.index!r})"
+
+
+def _model_of(encoder: Encoder) -> str:
+    """Return the name of an encoder's model, or of its class where it has none."""
+    while isinstance(encoder, CachedEncoder):
+        encoder = encoder.encoder
+    return str(getattr(encoder, "model", type(encoder).__name__))
+
+
+def _encoder_that_filled(index: TwoStageIndex) -> MatryoshkaEncoder:
+    if not index.model:
+        raise IndexMismatch(
+            f"encoder is None, and index {index.name!r} doesn't know which model filled it. Pass the encoder."
+        )
+    try:
+        encoder = MatryoshkaEncoder(index.model)
+    except MrlRagError as error:
+        raise IndexMismatch(
+            f"encoder is None, and {index.model!r}, which filled index {index.name!r}, can't be made from its name: "
+            f"{error} Pass the encoder."
+        ) from error
+    return encoder
 
 
 def _id_of(text: str) -> str:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Sequence
 from functools import lru_cache
 
 import numpy as np
 
-from mrl_rag.encoder.base import Encoder
-from mrl_rag.tasks import Task, check_task, check_texts
+from mrl_rag.encoder.base import Advance, Encoder
+from mrl_rag.tasks import Task
 from mrl_rag.truncation import Float32Array, check_dim, truncate
 
 # Share of a vector that is its text's alone, and its task's: enough to tell apart what has the same words.
@@ -35,40 +34,22 @@ class DeterministicEncoder(Encoder):
         max_length: longest input in words; a longer text is not cut.
     """
 
+    # Set by `__init__`.
+    full_dim = 0
+    dims: tuple[int, ...] = ()
+    max_length = 2**31
+
     def __init__(self, full_dim: int = 384) -> None:
         self.full_dim = check_dim(full_dim, 65536)
         self.dims = tuple(dict.fromkeys(max(full_dim // part, 1) for part in (1, 2, 4)))
-        self.max_length = 2**31
 
     @property
     def fingerprint(self) -> str:
         """A short text that changes with `full_dim`."""
         return f"deterministic-{self.full_dim}"
 
-    def encode(
-        self, texts: Sequence[str], task: Task = "document", dim: int | None = None, progress: bool = False
-    ) -> Float32Array:
-        """Encode texts, in the order given.
-
-        Args:
-            texts: n strings.
-            task: "query", "document", "classification" or "clustering".
-            dim: 1 <= dim <= full_dim; None for the full dimension.
-            progress: not used: this takes no time.
-
-        Returns:
-            float32 array of shape [n, dim] whose rows are unit vectors.
-
-        Raises:
-            InvalidInput: a text, the task or the dimension isn't one.
-        """
-        task, texts = check_task(task), check_texts(texts)
-        dim = self.full_dim if dim is None else check_dim(dim, self.full_dim)
-        rows = [self._vector(text, task) for text in texts]
-        return truncate(np.stack(rows) if rows else np.empty((0, self.full_dim), dtype=np.float32), dim)
-
-    def close(self) -> None:
-        """Nothing is held."""
+    def _encode(self, texts: list[str], task: Task, dim: int, advance: Advance) -> Float32Array:
+        return truncate(np.stack([self._vector(text, task) for text in texts]), dim)
 
     def _vector(self, text: str, task: Task) -> Float32Array:
         words = re.findall(r"\w+", text.lower())

@@ -1,29 +1,33 @@
+import numpy as np
 import pytest
 
-from mrl_rag import TwoStageIndex, TwoStageRetriever
-from mrl_rag.errors import InvalidIds, InvalidInput, InvalidTexts
+from mrl_rag import CachedEncoder, TwoStageIndex, TwoStageRetriever
+from mrl_rag.errors import IndexClosed, IndexMismatch, InvalidIds, InvalidInput, InvalidTexts, UnknownArgument
+from mrl_rag.testing import DeterministicEncoder
 
 TEXTS = ["numpy.pad adds zeros around an array", "a thread pool runs functions", "json reads and writes text"]
 
 
-class Counting:
-    """An encoder that remembers what it was given."""
+class Counting(DeterministicEncoder):
+    """An encoder that remembers which documents it was given."""
 
-    def __init__(self, encoder):
-        self.encoder, self.given = encoder, []
-        self.fingerprint, self.encode_queries = encoder.fingerprint, encoder.encode_queries
+    def __init__(self, full_dim=384):
+        super().__init__(full_dim)
+        self.given = []
 
-    def encode_documents(self, texts):
+    def encode_documents(self, texts, dim=None):
         self.given += texts
-        return self.encoder.encode_documents(texts)
+        return super().encode_documents(texts, dim)
 
 
 @pytest.fixture
-def retriever(minilm):
-    return TwoStageRetriever(Counting(minilm), TwoStageIndex(fingerprint=minilm.fingerprint))
+def retriever():
+    with TwoStageRetriever(Counting()) as made:
+        yield made
 
 
-def test_a_question_finds_its_text(retriever):
+def test_a_question_finds_its_text(minilm):
+    retriever = TwoStageRetriever(minilm)
     retriever.index_texts(TEXTS, metadatas=[{"page": page} for page in range(3)])
     hit = retriever.search("how do I pad an array with zeros?", k=1)[0]
     assert (hit.document, hit.metadata) == (TEXTS[0], {"page": 0})
@@ -89,3 +93,93 @@ def test_a_bad_metadata_is_named_by_its_place_in_the_whole(retriever, monkeypatc
     with pytest.raises(InvalidInput, match=r"metadatas\[2\].*\$schema"):
         retriever.index_texts(TEXTS, metadatas=[None, None, {"$schema": 1}])
     assert retriever.encoder.given == []
+
+
+def test_an_index_filled_through_a_retriever_knows_its_model(tmp_path, minilm):
+    with TwoStageRetriever(CachedEncoder(minilm, tmp_path / "vectors.sqlite3"), tmp_path / "db") as retriever:
+        retriever.index_texts(TEXTS)
+    with TwoStageIndex(tmp_path / "db") as index:
+        assert (index.model, index.fingerprint) == ("minilm", minilm.fingerprint)
+        assert index.collection().metadata["mrl_rag:model"] == "minilm"
+
+
+def test_an_index_that_was_opened_without_a_name_gets_it_with_its_first_texts(tmp_path):
+    with TwoStageIndex(tmp_path) as index:
+        index.upsert(["a"], np.ones((1, 32)))
+        retriever = TwoStageRetriever(DeterministicEncoder(32), index)
+        assert TwoStageIndex(tmp_path).model is None
+        retriever.index_texts(TEXTS)
+    with TwoStageIndex(tmp_path) as index:
+        assert (index.model, index.fingerprint) == ("DeterministicEncoder", "deterministic-32")
+
+
+class OtherEncoder(DeterministicEncoder):
+    """Another model with vectors of the same length."""
+
+    model = "other"
+
+    @property
+    def fingerprint(self):
+        return "00ff"
+
+
+def test_another_encoder_than_the_one_that_filled_the_index_is_refused_by_name(tmp_path):
+    with TwoStageRetriever(DeterministicEncoder(32), tmp_path, collection="mine") as retriever:
+        retriever.index_texts(TEXTS)
+    said = r"'mine' was filled by 'DeterministicEncoder' \(fingerprint deterministic-32\); this is 'other' .*00ff"
+    for index, collection in ((tmp_path, "mine"), (TwoStageIndex(tmp_path, "mine"), None)):
+        with pytest.raises(IndexMismatch, match=said):
+            TwoStageRetriever(OtherEncoder(32), index, collection)
+    with pytest.raises(IndexMismatch, match="was opened with fingerprint='abc'"):
+        TwoStageRetriever(OtherEncoder(32), TwoStageIndex(fingerprint="abc"))
+    with pytest.raises(IndexMismatch, match=r"encoder is None.*'DeterministicEncoder', which filled.*Pass the encoder"):
+        TwoStageRetriever(None, tmp_path, "mine")
+    with pytest.raises(IndexMismatch, match="doesn't know which model filled it"):
+        TwoStageRetriever(None)
+
+
+@pytest.mark.usefixtures("default_dtype")
+def test_without_an_encoder_the_model_that_filled_the_index_is_used(tmp_path, minilm):
+    with TwoStageRetriever(minilm, tmp_path) as retriever:
+        retriever.index_texts(TEXTS)
+    with TwoStageRetriever(None, tmp_path) as again:
+        assert (again.encoder.model, again.search("threads", k=1)[0].document) == ("minilm", TEXTS[1])
+
+
+@pytest.mark.usefixtures("default_dtype")
+def test_the_same_model_with_other_settings_is_another_encoder(tmp_path, minilm):
+    with TwoStageIndex(tmp_path, model="minilm", fingerprint="0123") as index:
+        index.upsert(["a"], np.ones((1, 384)))
+    with pytest.raises(IndexMismatch, match=f"fingerprint {minilm.fingerprint}.* with other files, prompts"):
+        TwoStageRetriever(None, tmp_path)
+
+
+def test_a_retriever_closes_what_it_opened_and_nothing_else(tmp_path):
+    with TwoStageIndex() as index:
+        with TwoStageRetriever(DeterministicEncoder(32), index):
+            pass
+        assert len(index) == 0
+    with TwoStageRetriever(DeterministicEncoder(32), tmp_path) as retriever:
+        opened = retriever.index
+    with pytest.raises(IndexClosed):
+        len(opened)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ((TwoStageIndex, DeterministicEncoder), "The index is the second argument"),
+        ((DeterministicEncoder, DeterministicEncoder), "it must be a TwoStageIndex, a folder, or None"),
+        ((DeterministicEncoder, TwoStageIndex, lambda: "docs"), "collection='docs' goes with a folder"),
+    ],
+)
+def test_wrong_arguments_are_refused_at_once(arguments, said):
+    with pytest.raises(InvalidInput, match=said):
+        TwoStageRetriever(*(make() for make in arguments))
+
+
+def test_another_librarys_name_of_an_argument_is_answered_with_ours(retriever):
+    with pytest.raises(UnknownArgument, match=r"search has no argument filter=; it is where= here"):
+        retriever.search("a question", filter={"page": 1})
+    with pytest.raises(UnknownArgument, match=r"search_many has no argument top_k=; it is k= here"):
+        retriever.search_many(["a question"], top_k=3)

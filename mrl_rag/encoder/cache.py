@@ -5,20 +5,18 @@ from __future__ import annotations
 import os
 import sqlite3
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from hashlib import blake2b
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 
-from mrl_rag.encoder.base import Encoder
+from mrl_rag.encoder.base import Advance, Encoder
 from mrl_rag.errors import EncoderCacheError, EncoderClosed
 from mrl_rag.lifetime import leave_to_parent, renew_after_fork
-from mrl_rag.progress import progress_bar
-from mrl_rag.tasks import Task, check_task, check_texts
-from mrl_rag.truncation import Float32Array, check_dim, truncate
+from mrl_rag.tasks import Task
+from mrl_rag.truncation import Float32Array, truncate
 
 # Texts encoded and committed together: an interruption loses no more than these.
 _BATCH = 1024
@@ -26,32 +24,6 @@ _BATCH = 1024
 _KEYS_PER_STATEMENT = 999
 # How long another process may hold the file for a write, in seconds.
 _PATIENCE = 60.0
-
-
-class CacheableEncoder(Protocol):
-    """What a cache asks of an encoder; every encoder of this package is one."""
-
-    @property
-    def full_dim(self) -> int:
-        """Length of the whole vector."""
-
-    @property
-    def dims(self) -> tuple[int, ...]:
-        """Dimensions the model was trained for, widest first."""
-
-    @property
-    def max_length(self) -> int:
-        """Longest input in tokens."""
-
-    @property
-    def fingerprint(self) -> str:
-        """A short hash of all that changes a vector."""
-
-    def encode(self, texts: Sequence[str], task: Task, dim: int | None = None) -> Float32Array:
-        """Return float32 [n, dim], unit rows."""
-
-    def close(self) -> None:
-        """Free what the encoder holds."""
 
 
 class CachedEncoder(Encoder):
@@ -74,7 +46,7 @@ class CachedEncoder(Encoder):
         EncoderCacheError: the file can't be made, read or written, or is not such a cache.
     """
 
-    def __init__(self, encoder: CacheableEncoder, path: str | os.PathLike[str]) -> None:
+    def __init__(self, encoder: Encoder, path: str | os.PathLike[str]) -> None:
         self.encoder = encoder
         self._path = Path(path).expanduser().absolute()
         self._lock = threading.Lock()
@@ -90,7 +62,7 @@ class CachedEncoder(Encoder):
         leave_to_parent(self._connection)
         self._connection = None
 
-    def __reduce__(self) -> tuple[type[CachedEncoder], tuple[CacheableEncoder, Path]]:
+    def __reduce__(self) -> tuple[type[CachedEncoder], tuple[Encoder, Path]]:
         return CachedEncoder, (self.encoder, self._path)
 
     @property
@@ -104,7 +76,7 @@ class CachedEncoder(Encoder):
         return self.encoder.dims
 
     @property
-    def max_length(self) -> int:
+    def max_length(self) -> int | None:
         """Longest input in tokens."""
         return self.encoder.max_length
 
@@ -113,43 +85,29 @@ class CachedEncoder(Encoder):
         """The encoder's: a cache changes no vector."""
         return self.encoder.fingerprint
 
-    def encode(
-        self, texts: Sequence[str], task: Task = "document", dim: int | None = None, progress: bool = False
-    ) -> Float32Array:
-        """Encode texts, in the order given; what is in the file is not computed again.
+    @property
+    def dim(self) -> int:
+        """Length of the vectors where a call names none: the encoder's."""
+        return self.encoder.dim
 
-        Args:
-            texts: n strings.
-            task: "query", "document", "classification" or "clustering".
-            dim: 1 <= dim <= full_dim; None for the full dimension.
-            progress: show a bar when standard error is a terminal.
-
-        Returns:
-            float32 array of shape [n, dim] whose rows are unit vectors.
-
-        Raises:
-            EncoderCacheError: the file can't be read or written.
-            EncoderClosed: `close` was called.
-            MrlRagError: as the encoder does.
-        """
-        task, texts = check_task(task), check_texts(texts)
-        dim = self.full_dim if dim is None else check_dim(dim, self.full_dim)
+    def _encode(self, texts: list[str], task: Task, dim: int, advance: Advance) -> Float32Array:
         prefix = f"{self.fingerprint}\0{task}\0".encode()
         keys = [blake2b(prefix + text.encode(), digest_size=16).digest() for text in texts]
         known = self._read(list(dict.fromkeys(keys)))
         missing = list({key: text for key, text in zip(keys, texts, strict=True) if key not in known}.items())
-        with progress_bar(len(missing), "encode", "text", progress) as advance:
-            for start in range(0, len(missing), _BATCH):
-                part = missing[start : start + _BATCH]
-                found = dict(
-                    zip((key for key, _ in part), self.encoder.encode([t for _, t in part], task), strict=True)
-                )
-                self._write(found)
-                known |= found
-                advance(len(part))
-        if not texts:
-            return np.empty((0, dim), dtype=np.float32)
+        advance(len(texts) - len(missing))
+        for start in range(0, len(missing), _BATCH):
+            part = missing[start : start + _BATCH]
+            vectors = self.encoder.encode([text for _, text in part], task, self.full_dim)
+            found = dict(zip((key for key, _ in part), vectors, strict=True))
+            self._write(found)
+            known |= found
+            advance(len(part))
         return truncate(np.stack([known[key] for key in keys]), dim)
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise EncoderClosed("this encoder was closed; make a new one.")
 
     def close(self) -> None:
         """Close the file and the encoder."""
@@ -181,8 +139,7 @@ class CachedEncoder(Encoder):
         """Yield the file's connection to one thread at a time."""
         try:
             with self._lock:
-                if self._closed:
-                    raise EncoderClosed("this encoder was closed; make a new one.")
+                self._check_open()
                 if self._connection is None:
                     self._connection = self._connect()
                 yield self._connection

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import json
 import threading
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import asdict
@@ -19,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mrl_rag.arguments import is_integer
-from mrl_rag.encoder.base import BLOCK, Encoder, blocks_of
+from mrl_rag.encoder.base import CHUNK_SIZE, Advance, Encoder, PickledByArguments, ignore_progress
 from mrl_rag.encoder.batching import Row
 from mrl_rag.encoder.loading import (
     Recipe,
@@ -35,14 +36,14 @@ from mrl_rag.encoder.merging import CallMerger
 from mrl_rag.encoder.tokenizing import PythonTokenizer, prepare
 from mrl_rag.errors import (
     EncoderClosed,
+    InvalidDimension,
     InvalidInput,
     InvalidTexts,
     InvalidVectors,
 )
 from mrl_rag.lifetime import NATIVE_CODE, leave_to_parent, renew_after_fork
 from mrl_rag.models import ModelSpec, find_row
-from mrl_rag.progress import progress_bar
-from mrl_rag.tasks import Task, check_task, check_texts, with_prompt
+from mrl_rag.tasks import Task, check_task, with_prompt
 from mrl_rag.truncation import Float32Array, as_rows, check_dim, layer_norm, normalize, truncate
 
 if TYPE_CHECKING:
@@ -77,7 +78,7 @@ class Cut(NamedTuple):
     tokens: int
 
 
-class MatryoshkaEncoder(Encoder):
+class MatryoshkaEncoder(PickledByArguments, Encoder):
     """A text encoder whose vectors can be cut to any length.
 
         encoder = MatryoshkaEncoder()                          # the default model, offline once installed
@@ -114,9 +115,14 @@ class MatryoshkaEncoder(Encoder):
             through torch either way. Not every architecture can be converted.
         pickled_weights: fetch and load `pytorch_model.bin` where a model has no `model.safetensors`, by `torch.load`
             with `weights_only=True`, which runs no code of the file's.
+        dim: length of the vectors where a call names none, 1 <= dim <= full_dim; None for the full dimension. It
+            changes no full vector and so not the fingerprint. Indexes hold full vectors: the retrievers and stores of
+            this package ask for `full_dim` by name, whatever is set here, and the index cuts for itself.
+        truncate_dim: another name for `dim`, as in sentence-transformers.
 
     Attributes:
         full_dim: length of the whole vector; of a model whose files have a `truncate_dim`, that.
+        dim: length of the vectors where a call names none.
         dims: dimensions the model was trained for, widest first.
         max_length: longest input in tokens, special tokens counted.
         prompts: task -> what is put before a text.
@@ -133,6 +139,11 @@ class MatryoshkaEncoder(Encoder):
             passages under a name that isn't looked up.
     """
 
+    # Set by `__init__`.
+    full_dim = 0
+    dims: tuple[int, ...] = ()
+    max_length = 0
+
     def __init__(
         self,
         model: str | Path = "minilm",
@@ -148,25 +159,13 @@ class MatryoshkaEncoder(Encoder):
         long_inputs: LongInputs = "truncate",
         backend: Backend | None = None,
         pickled_weights: bool = False,
+        dim: int | None = None,
+        truncate_dim: int | None = None,
     ) -> None:
         from mrl_rag.encoder.network import Network
         from mrl_rag.encoder.workers import Workers
 
-        # What pickling carries.
-        self._settings: dict[str, Any] = {
-            "model": model,
-            "device": device,
-            "dtype": dtype,
-            "max_length": max_length,
-            "prompts": prompts,
-            "head": head,
-            "revision": revision,
-            "trust_remote_code": trust_remote_code,
-            "local_files_only": local_files_only,
-            "long_inputs": long_inputs,
-            "backend": backend,
-            "pickled_weights": pickled_weights,
-        }
+        self._pickled_weights, self._trust_remote_code = pickled_weights, trust_remote_code
         self.long_inputs = _check_long_inputs(long_inputs)
         self.model = str(model)
         # A path is a path, even one that is called like a row of the table.
@@ -214,11 +213,12 @@ class MatryoshkaEncoder(Encoder):
         self._network: Network | Workers | None = network
         self._width = network.full_dim
         self.full_dim = min(self._width, self._recipe.truncate_dim or self._width)
-        self.dims: tuple[int, ...] = spec.dims if spec else (self.full_dim,)
+        self.dims = spec.dims if spec else (self.full_dim,)
         self._layer_norm = spec is not None and spec.layer_norm
         self._turns = len(devices)
         try:
             self._head = _check_head(head, self._width)
+            self._dim = _pick_dim(dim, truncate_dim, self.full_dim)
             self.max_length = _pick_max_length(max_length, self._recipe, spec, tokenizer, config, network.positions)
         except InvalidInput:
             if len(devices) > 1:
@@ -232,12 +232,6 @@ class MatryoshkaEncoder(Encoder):
         self._last = threading.local()
         self._refusal = "this encoder was closed; make a new MatryoshkaEncoder."
         renew_after_fork(self)
-
-    def __getstate__(self) -> dict[str, Any]:
-        return self._settings
-
-    def __setstate__(self, settings: dict[str, Any]) -> None:
-        self.__init__(**settings)  # type: ignore[misc]
 
     def after_fork(self) -> None:
         """Start with no callers; on anything but one CPU, refuse to encode from here on."""
@@ -255,62 +249,27 @@ class MatryoshkaEncoder(Encoder):
     def _make_owner(self) -> ThreadPoolExecutor:
         return ThreadPoolExecutor(self._turns, thread_name_prefix="mrl_rag-encoder")
 
-    def encode(
-        self, texts: Sequence[str], task: Task = "document", dim: int | None = None, progress: bool = False
-    ) -> Float32Array:
-        """Encode texts, in the order given.
+    @property
+    def dim(self) -> int:
+        """Length of the vectors where a call names none: the `dim` it was made with, else the full dimension."""
+        return self._dim
 
-        Args:
-            texts: n strings; an empty list gives an empty array, an empty string a vector like any text.
-            task: "query", "document", "classification" or "clustering": picks the prompt.
-            dim: 1 <= dim <= full_dim; None for the full dimension.
-            progress: show a bar when standard error is a terminal.
-
-        Returns:
-            float32 array of shape [n, dim] whose rows are unit vectors.
-
-        Raises:
-            InvalidTexts: `texts` is a bare string, or one of them is not a string; with `long_inputs="error"`, one is
-                too long.
-            InvalidDimension: `dim` is not an integer in range.
-            InvalidInput: there is no such task.
-            EncoderClosed: `close` was called, a device's process died, or this process was forked from the one where
-                the encoder was made, on a GPU or several devices.
-            EncoderOutOfMemory: not even one text alone fits the device's memory.
-
-        Warns:
-            UserWarning: texts longer than `max_length` were cut; says how many and by how much. `last_cut` has the
-                numbers.
-        """
-        task, dim = self._check(task, dim)
-        texts = check_texts(texts)
+    def _encode(self, texts: list[str], task: Task, dim: int, advance: Advance) -> Float32Array:
         found = np.empty((len(texts), dim), dtype=np.float32)
         cut: list[int] = []
-        with progress_bar(len(texts), "encode", "text", progress) as advance:
-            windows = (texts[start : start + BLOCK] for start in range(0, len(texts), BLOCK))
-            for start, (window, vectors) in zip(count(0, BLOCK), self._windows(windows, task, cut, advance)):
-                found[start : start + len(window)] = truncate(vectors, dim)
+        windows = (texts[start : start + CHUNK_SIZE] for start in range(0, len(texts), CHUNK_SIZE))
+        for start, (window, vectors) in zip(count(0, CHUNK_SIZE), self._windows(windows, task, cut, advance)):
+            found[start : start + len(window)] = truncate(vectors, dim)
         self._report(cut, len(texts))
         return found
 
-    def encode_iter(
-        self, texts: Iterable[str], task: Task = "document", dim: int | None = None, *, block: int = BLOCK
+    def _encode_chunks(
+        self, chunks: Iterator[list[str]], task: Task, dim: int
     ) -> Iterator[tuple[list[str], Float32Array]]:
-        """Encode a stream of any length in constant memory; as `Encoder.encode_iter`.
-
-        A block is tokenized while the one before it is encoded. Texts of a block are sorted by their lengths to batch
-        them: with few it goes slower.
-
-        Warns:
-            UserWarning: once, at the end, as `encode`.
-        """
-        task, dim = self._check(task, dim)
-        return self._stream(blocks_of(texts, block), task, dim)
-
-    def _stream(self, blocks: Iterator[list[str]], task: Task, dim: int) -> Iterator[tuple[list[str], Float32Array]]:
+        """As `Encoder`'s; a chunk is tokenized while the one before it is encoded."""
         cut: list[int] = []
         total = 0
-        for window, vectors in self._windows(blocks, task, cut):
+        for window, vectors in self._windows(chunks, task, cut):
             total += len(window)
             yield window, truncate(vectors, dim)
         self._report(cut, total)
@@ -320,12 +279,9 @@ class MatryoshkaEncoder(Encoder):
 
         Small calls that are awaited at the same time share a forward pass, without a thread each.
         """
-        import asyncio
-
-        task, dim = self._check(task, dim)
-        texts = check_texts(texts)
+        texts, task, dim = self._check(texts, task, dim)
         if len(texts) > _INLINE:
-            return await asyncio.to_thread(self.encode, texts, task, dim)
+            return await asyncio.to_thread(self._encode, texts, task, dim, ignore_progress)
         rows, owners, cut = self._tokenize(texts, task, 0)
         vectors = np.empty((0, self._width), dtype=np.float32)
         if rows:
@@ -371,12 +327,12 @@ class MatryoshkaEncoder(Encoder):
         """
         network = self._folder / self._recipe.network
         folders = [network, *(self._folder / step.path for step in self._recipe.steps if step.path)]
-        pickled = self._settings["pickled_weights"]
+        pickled = self._pickled_weights
         files = [
             *(file for folder in folders for file in folder.glob("*.safetensors")),
             *(file for folder in folders for file in folder.glob("pytorch_model*.bin") if pickled),
             *(network / name for name in self._tokenizer_files),
-            *(network.glob("*.py") if self._settings["trust_remote_code"] else ()),
+            *(network.glob("*.py") if self._trust_remote_code else ()),
         ]
         recipe = asdict(self._recipe)
         # What is in force stands below, or changes nothing.
@@ -406,19 +362,16 @@ class MatryoshkaEncoder(Encoder):
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
 
-    def _check(self, task: Task, dim: int | None) -> tuple[Task, int]:
-        task = check_task(task)
-        dim = self.full_dim if dim is None else check_dim(dim, self.full_dim)
+    def _check_open(self) -> None:
         if self._network is None:
             raise EncoderClosed(self._refusal)
-        return task, dim
 
     def _windows(
         self,
         windows: Iterator[list[str]],
         task: Task,
         cut: list[int],
-        progress: Callable[[float], object] = lambda texts: None,
+        advance: Advance = ignore_progress,
     ) -> Iterator[tuple[list[str], Float32Array]]:
         """Yield windows with their full vectors, and add to `cut`; the next window is tokenized meanwhile."""
         first = 0
@@ -434,7 +387,7 @@ class MatryoshkaEncoder(Encoder):
                     upcoming = ahead.submit(self._tokenize, following, task, first)
                 rows, owners, over = tokenized
                 cut += over
-                yield window, self._finish(self._run(rows, len(window), progress), rows, owners, len(window))
+                yield window, self._finish(self._run(rows, len(window), advance), rows, owners, len(window))
                 window = following
                 if following:
                     tokenized = upcoming.result()
@@ -442,7 +395,7 @@ class MatryoshkaEncoder(Encoder):
             if ahead:
                 ahead.shutdown(cancel_futures=True)
 
-    def _run(self, rows: list[Row], texts: int, progress: Callable[[float], object]) -> Float32Array:
+    def _run(self, rows: list[Row], texts: int, advance: Advance) -> Float32Array:
         # A turn a batch, not one for all: a question needn't wait until a corpus is done.
         batches = list(self._merger.batches(rows))
         vectors = np.empty((len(rows), self._width), dtype=np.float32)
@@ -452,7 +405,7 @@ class MatryoshkaEncoder(Encoder):
 
         with ThreadPoolExecutor(self._turns) if min(self._turns, len(batches)) > 1 else nullcontext() as lanes:
             for batch, _ in zip(batches, (lanes.map if lanes else map)(run, batches), strict=True):
-                progress(len(batch) * texts / len(rows))
+                advance(len(batch) * texts / len(rows))
         return vectors
 
     def _tokenize(self, texts: list[str], task: Task, first: int) -> tuple[list[Row], list[int], list[int]]:
@@ -527,7 +480,7 @@ class MatryoshkaEncoder(Encoder):
                 f"{len(cut)} of {texts} texts were longer than max_length={self.max_length} tokens "
                 f"and were cut, the longest by {max(cut)} tokens. Split them, raise max_length, or make the "
                 'encoder with long_inputs="average".',
-                stacklevel=3,
+                stacklevel=4,
             )
 
     def _forward(self, rows: Sequence[Row]) -> Float32Array:
@@ -673,6 +626,13 @@ def _check_long_inputs(asked: object) -> LongInputs:
         if asked == known:
             return cast(LongInputs, known)
     raise InvalidInput(f"long_inputs is {asked!r}; it must be one of {', '.join(map(repr, get_args(LongInputs)))}.")
+
+
+def _pick_dim(dim: int | None, truncate_dim: int | None, full_dim: int) -> int:
+    if None not in (dim, truncate_dim) and dim != truncate_dim:
+        raise InvalidDimension(f"dim is {dim!r} and truncate_dim {truncate_dim!r}; they are one setting. Pass one.")
+    asked = truncate_dim if dim is None else dim
+    return full_dim if asked is None else check_dim(asked, full_dim)
 
 
 def _check_head(head: npt.ArrayLike | None, full_dim: int) -> Float32Array | None:

@@ -111,17 +111,6 @@ class NomicEncoder(RemoteEncoder):
                 f"there is no API key, and {host_of(base_url)} asks for one. Pass api_key or set {_KEY}."
             )
         super().__init__(
-            settings={
-                "model": model,
-                "base_url": base_url,
-                "full_dim": full_dim,
-                "send_dimensions": send_dimensions,
-                "max_length": max_length,
-                "prompts": prompts,
-                "concurrency": concurrency,
-                "max_retries": max_retries,
-                "timeout": timeout,
-            },
             model=model,
             connection=Connection(
                 base_url,

@@ -141,18 +141,6 @@ class OpenAIEncoder(RemoteEncoder):
         self._format: str = encoding_format
         self._base64_works = False
         super().__init__(
-            settings={
-                "model": model,
-                "base_url": base_url,
-                "full_dim": full_dim,
-                "send_dimensions": send_dimensions,
-                "max_length": max_length,
-                "prompts": prompts,
-                "concurrency": concurrency,
-                "max_retries": max_retries,
-                "timeout": timeout,
-                "encoding_format": encoding_format,
-            },
             model=model,
             connection=Connection(
                 address,

@@ -16,13 +16,12 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 
 from mrl_rag.arguments import check_integer
-from mrl_rag.encoder.base import Encoder
+from mrl_rag.encoder.base import Advance, Encoder, PickledByArguments, ignore_progress
 from mrl_rag.encoder.connection import REFUSED, Connection, Reply
 from mrl_rag.errors import EncoderClosed, InvalidInput, RemoteEncoderError
 from mrl_rag.lifetime import renew_after_fork
-from mrl_rag.progress import progress_bar
-from mrl_rag.tasks import TASKS, Task, check_task, check_texts, with_prompt
-from mrl_rag.truncation import Float32Array, check_dim, truncate
+from mrl_rag.tasks import TASKS, Task, check_task, with_prompt
+from mrl_rag.truncation import Float32Array, truncate
 
 # A request's bound where tokens can't be counted: some 25,000 tokens of English, 100,000 of the densest script.
 MAX_CHARACTERS = 100_000
@@ -44,7 +43,7 @@ class Requests(NamedTuple):
     overruns: list[int]
 
 
-class RemoteEncoder(Encoder):
+class RemoteEncoder(PickledByArguments, Encoder):
     """A text encoder whose network runs on a server: `OpenAIEncoder` and `NomicEncoder` are two.
 
     A class below says how texts become requests (`_prepare`) and what one request asks (`_ask`).
@@ -53,7 +52,6 @@ class RemoteEncoder(Encoder):
     A pickled encoder carries its settings, never the key: it reads that from the environment again.
 
     Args:
-        settings: what the subclass was made with, the key left out: what pickling carries.
         model: the model's name, as the server knows it.
         connection: the way to the server.
         server: host, port and path of a server where they say which model answers; None for the model's own service.
@@ -68,10 +66,11 @@ class RemoteEncoder(Encoder):
         InvalidInput: an argument breaks its rule.
     """
 
+    max_length: int | None = None
+
     def __init__(
         self,
         *,
-        settings: dict[str, Any],
         model: str,
         connection: Connection,
         server: str | None,
@@ -85,7 +84,6 @@ class RemoteEncoder(Encoder):
         self.model = model
         self.max_length = max_length
         self.prompts = _check_prompts(prompts)
-        self._settings = settings
         self._connection = connection
         self._server = server
         self._full_dim = full_dim if full_dim is None else check_integer("full_dim", full_dim, 1)
@@ -93,12 +91,6 @@ class RemoteEncoder(Encoder):
         self._send_dimensions = send_dimensions
         self._fetcher = Fetcher(check_integer("concurrency", concurrency, 1))
         renew_after_fork(self)
-
-    def __getstate__(self) -> dict[str, Any]:
-        return self._settings
-
-    def __setstate__(self, settings: dict[str, Any]) -> None:
-        self.__init__(**settings)  # type: ignore[misc]
 
     def after_fork(self) -> None:
         """Start with no requests under way, and a connection of this process's own."""
@@ -134,61 +126,35 @@ class RemoteEncoder(Encoder):
         }
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
 
-    def encode(
-        self, texts: Sequence[str], task: Task = "document", dim: int | None = None, progress: bool = False
-    ) -> Float32Array:
-        """Encode texts, in the order given.
-
-        After a failure, the answers that did arrive are kept until a call succeeds: the same call made again asks
-        only for what is missing.
-
-        Args:
-            texts: n strings; an empty list gives an empty array and asks for nothing. Servers refuse the empty
-                string, so a single space is sent for it.
-            task: "query", "document", "classification" or "clustering": picks the prompt.
-            dim: 1 <= dim <= full_dim; None for the full dimension.
-            progress: show a bar when standard error is a terminal.
-
-        Returns:
-            float32 array of shape [n, dim] whose rows are unit vectors.
-
-        Raises:
-            InvalidTexts: `texts` is a bare string, or one of them is not a string.
-            InvalidDimension: `dim` is not an integer in range.
-            InvalidInput: there is no such task.
-            RemoteEncoderError: the server refused, kept failing, or gave an answer that isn't one.
-            EncoderClosed: `close` was called.
-
-        Warns:
-            UserWarning: texts longer than `max_length` were cut; says how many and by how much. Only where tokens
-                can be counted before they are sent.
-        """
-        return self._encode(texts, task, dim, progress, threading.Event())
-
     async def aencode(self, texts: Sequence[str], task: Task = "document", dim: int | None = None) -> Float32Array:
         """Encode texts without blocking the event loop; as `encode`. Cancelled, it sends no further request."""
         stop = threading.Event()
+
+        def encode() -> Float32Array:
+            if self._full_dim is None:
+                self._learn_full_dim(stop)
+            checked, known, length = self._check(texts, task, dim)
+            return self._fetch(checked, known, length, ignore_progress, stop)
+
         try:
-            return await asyncio.to_thread(self._encode, texts, task, dim, False, stop)
+            return await asyncio.to_thread(encode)
         finally:
             stop.set()
 
-    def _encode(
-        self, texts: Sequence[str], task: Task, dim: int | None, progress: bool, stop: threading.Event
-    ) -> Float32Array:
-        prompt = self.prompts[check_task(task)]
-        texts = check_texts(texts)
+    def _encode(self, texts: list[str], task: Task, dim: int, advance: Advance) -> Float32Array:
+        return self._fetch(texts, task, dim, advance, threading.Event())
+
+    def _check_open(self) -> None:
         self._fetcher.check_open()
-        if self._full_dim is None:
-            self._learn_full_dim(stop)
-        dim = self.full_dim if dim is None else check_dim(dim, self.full_dim)
+
+    def _fetch(self, texts: list[str], task: Task, dim: int, advance: Advance, stop: threading.Event) -> Float32Array:
         asked = dim if self._send_dimensions and dim != self.full_dim else None
-        requests = self._prepare([with_prompt(text, prompt) for text in texts], task)
+        requests = self._prepare([with_prompt(text, self.prompts[task]) for text in texts], task)
         if requests.overruns:
             warnings.warn(
                 f"{len(requests.overruns)} of {len(texts)} texts were longer than max_length={self.max_length} tokens "
                 f"and were cut, the longest by {max(requests.overruns)} tokens. Split them, or raise max_length.",
-                stacklevel=3,
+                stacklevel=5,
             )
         rows = self._fetcher.fetch(
             requests,
@@ -196,7 +162,7 @@ class RemoteEncoder(Encoder):
             lambda place, stop: self._send(requests.inputs[place], place.start, task, asked, stop),
             f"{task} {asked}",
             stop,
-            progress,
+            advance,
         )
         return truncate(rows if asked is not None else self._finish(rows), dim)
 
@@ -301,7 +267,7 @@ class Fetcher:
         self._calls: set[threading.Event] = set()
 
     def fetch(
-        self, requests: Requests, width: int, send: Send, label: str, stop: threading.Event, progress: bool = False
+        self, requests: Requests, width: int, send: Send, label: str, stop: threading.Event, advance: Advance
     ) -> Float32Array:
         """Send every batch and put the answers in order.
 
@@ -311,10 +277,10 @@ class Fetcher:
             send: returns float32 [n, width] for a batch; several threads call it.
             label: what, beside the inputs, changes the answer.
             stop: set by the caller to give up, and by this call when it ends; `send` is to heed it.
-            progress: show a bar when standard error is a terminal.
+            advance: called with the number of texts done.
 
         Returns:
-            float32 array of shape [n, width], a row an input.
+            float32 array of shape [n, width], one row per input.
 
         Raises:
             EncoderClosed: `close` was called.
@@ -335,9 +301,8 @@ class Fetcher:
         call = _Call(self._slots, stop, send, rows, waiting, fetched)
         self._calls.add(stop)
         try:
-            with progress_bar(len(rows), "encode", "text", progress) as advance:
-                advance(sum(len(part) for part in fetched.values()))
-                call.run(self._concurrency, advance)
+            advance(sum(len(part) for part in fetched.values()))
+            call.run(self._concurrency, advance)
         except BaseException as error:
             self._kept = fetched
             if isinstance(error, Exception):

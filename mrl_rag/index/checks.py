@@ -4,18 +4,26 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import wraps
 from numbers import Real
-from typing import Any, TypeAlias
+from typing import Any, ParamSpec, TypeAlias, TypeVar
 
 import numpy as np
+import numpy.typing as npt
 
-from mrl_rag.errors import InvalidIds, InvalidInput, InvalidTexts
+from mrl_rag.errors import InvalidIds, InvalidInput, InvalidTexts, UnknownArgument
 from mrl_rag.index.chroma_errors import chroma_input
 from mrl_rag.tasks import SURROGATE_ADVICE, is_unicode
+from mrl_rag.truncation import Float32Array, as_rows
 
+P = ParamSpec("P")
+Answer = TypeVar("Answer")
 Metadata: TypeAlias = Mapping[str, Any]
 Where: TypeAlias = Mapping[str, Any]
+
+# What LangChain, LlamaIndex and Chroma call an argument, and what it is called here.
+_OTHER_NAMES = {"filter": "where", "filters": "where", "top_k": "k", "n_results": "k", "similarity_top_k": "k"}
 
 # Beginnings of keys that Chroma refuses, and the last one drops.
 _RESERVED = ("$", "#", "chroma:")
@@ -24,6 +32,22 @@ _RESERVED = ("$", "#", "chroma:")
 _MAX_VALUES = 5460
 # Chroma takes 512, and a collection that is filled anew has 45 more for a while.
 _LONGEST_NAME = 460
+
+
+def explain_other_names(method: Callable[P, Answer]) -> Callable[P, Answer]:
+    """Have a method say the right name where an argument is given under another library's.
+
+    Raises:
+        UnknownArgument: by the method, for such an argument.
+    """
+
+    @wraps(method)
+    def call(*args: P.args, **kwargs: P.kwargs) -> Answer:
+        for name in _OTHER_NAMES.keys() & kwargs.keys():
+            raise UnknownArgument(f"{method.__qualname__} has no argument {name}=; it is {_OTHER_NAMES[name]}= here.")
+        return method(*args, **kwargs)
+
+    return call
 
 
 def check_name(name: str) -> str:
@@ -72,6 +96,20 @@ def check_ids(ids: Sequence[str], unique: bool = True, first: int = 0) -> list[s
         twice = next(id_ for id_ in checked if id_ in seen or seen.add(id_))  # type: ignore[func-returns-value]
         raise InvalidIds(f"id {twice!r} stands more than once in ids; give each record one id.")
     return checked
+
+
+def as_queries(vectors: npt.ArrayLike) -> tuple[Float32Array, bool]:
+    """Return query vectors as float32 [n, d], and whether a single one of shape [d] was given.
+
+    Raises:
+        InvalidVectors: neither of these shapes, or NaN or infinity.
+    """
+    try:
+        array = np.asarray(vectors, dtype=np.float32)
+    except (TypeError, ValueError):
+        return as_rows(vectors, "query_vectors"), False
+    single = array.ndim == 1 and array.size > 0
+    return as_rows(array[None] if single else array, "query_vectors"), single
 
 
 def check_documents(documents: Sequence[str | None]) -> None:

@@ -22,6 +22,7 @@ class IndexConfig:
         full_dim: length of the vectors in the archive.
         shortlist_dim: length of the vectors in Chroma.
         fingerprint: of the encoder that filled it; "" where none was given.
+        model: name of that encoder's model; "" where none was given.
         archive: name of the archive.
         rotation: "auto" as long as none is fitted, "none" where none is wanted, or the fitted one's name.
         explained_energy: share of the vectors' squared length that the shortlist kept when the rotation was fitted,
@@ -48,6 +49,7 @@ class IndexConfig:
     recall: float = 0.0
     measured_records: int = 0
     key_orders: str = ""
+    model: str = ""
 
     @property
     def fitted(self) -> bool:
@@ -84,33 +86,44 @@ class IndexConfig:
             )
         return cls(**known)
 
-    def check(
-        self, name: str, full_dim: int | None, shortlist_dim: int | None, fingerprint: str | None, precision: str | None
-    ) -> None:
-        """Refuse to be used with another model, dimension or precision; None stands for whatever is stored.
+    def check(self, name: str, full_dim: int | None, shortlist_dim: int | None, precision: str | None) -> None:
+        """Refuse to be used with another dimension or precision; None stands for whatever is stored.
 
         Raises:
             DimensionMismatch: a dimension differs.
-            IndexMismatch: the fingerprint or the precision differs.
+            IndexMismatch: the precision differs.
         """
         if full_dim is not None and full_dim != self.full_dim:
+            filled = f"'{self.model}', the model" if self.model else "the model"
             raise DimensionMismatch(
                 f"collection {name!r} holds vectors of {self.full_dim} numbers; {full_dim} were asked for. "
-                "Open it with the model that filled it, or fill a new collection."
+                f"Open it with {filled} that filled it, or fill a new collection."
             )
         if shortlist_dim is not None and shortlist_dim != self.shortlist_dim:
             raise DimensionMismatch(
                 f"collection {name!r} is searched at {self.shortlist_dim} dimensions; {shortlist_dim} were asked "
                 "for. Leave shortlist_dim out to open it as it is, or fill a new collection."
             )
-        if fingerprint and self.fingerprint and fingerprint != self.fingerprint:
-            raise IndexMismatch(
-                f"collection {name!r} was filled by an encoder with fingerprint {self.fingerprint}; this one has "
-                f"{fingerprint}: another model, prompt or maximum length. Open it with the encoder that filled it, "
-                "or fill a new collection."
-            )
         if precision is not None and precision != self.precision:
             raise IndexMismatch(
                 f"the archive of collection {name!r} is {self.precision}; {precision} was asked for. Leave precision "
                 "out to open it as it is, or fill a new collection."
             )
+
+    def check_encoder(self, name: str, model: str | None, fingerprint: str | None) -> None:
+        """Refuse another encoder than the one that filled the collection; what is not known of either is not compared.
+
+        Raises:
+            IndexMismatch: the fingerprints differ.
+        """
+        if fingerprint and self.fingerprint and fingerprint != self.fingerprint:
+            settings = " with other files, prompts or another maximum length" if model == self.model else ""
+            raise IndexMismatch(
+                f"collection {name!r} was filled by {_encoder(self.model, self.fingerprint)}; this is "
+                f"{_encoder(model, fingerprint)}{settings}. Open it with the encoder that filled it, or fill a new "
+                "collection."
+            )
+
+
+def _encoder(model: str | None, fingerprint: str) -> str:
+    return f"{model!r} (fingerprint {fingerprint})" if model else f"an encoder with fingerprint {fingerprint}"

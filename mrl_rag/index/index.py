@@ -33,21 +33,30 @@ from mrl_rag.index.calibration import EF_SEARCH, SIZES, Questions, ask_own_recor
 from mrl_rag.index.checks import (
     Metadata,
     Where,
+    as_queries,
     check_documents,
     check_ids,
     check_metadatas,
     check_name,
     check_recall,
     check_threshold,
+    explain_other_names,
 )
 from mrl_rag.index.chroma_errors import chroma_errors
 from mrl_rag.index.config import ArchivePrecision, IndexConfig
 from mrl_rag.index.filters import check_where
-from mrl_rag.index.plan import Plan, check_k, check_plan
+from mrl_rag.index.plan import Plan, check_is_plan, check_k, check_plan
 from mrl_rag.index.rebuild import rebuild
 from mrl_rag.index.rotation import explained_energy
 from mrl_rag.index.search import GraphOutdated, Hit, Request, Searcher, is_scanned, max_exact, mmr
-from mrl_rag.index.shortlist import ShortlistCollection, empty_collection, is_ours, leftovers, pages
+from mrl_rag.index.shortlist import (
+    ShortlistCollection,
+    empty_collection,
+    index_names,
+    is_ours,
+    leftovers,
+    pages,
+)
 from mrl_rag.index.storage import Storage, Stores
 from mrl_rag.index.verify import Report, verify
 from mrl_rag.lifetime import leave_to_parent, release_dropped, renew_after_fork
@@ -103,8 +112,8 @@ class TwoStageIndex:
         index = TwoStageIndex(full_dim=384, shortlist_dim=96)     # in memory
         index = TwoStageIndex(client=chromadb.HttpClient())       # beside a server
         index.upsert(["a"], vectors, documents=["a text"], metadatas=[{"page": 1}])
-        hits = index.search(query_vectors, k=10, where={"page": 1})[0]
-        hits[0].score                                             # cosine at full dimension
+        for hit in index.search(query_vector, k=10, where={"page": 1}):
+            hit.score, hit.document                               # cosine at full dimension
 
     Chroma owns ids, documents and metadata; the full vectors are in an archive beside it. Any number of threads may
     call one index. A write that has returned is on the disk. In a folder, one process writes, from its first write
@@ -117,6 +126,7 @@ class TwoStageIndex:
         shortlist_dim: length that stage one searches, 1 <= shortlist_dim <= full_dim. None takes that of the stored
             index; a new one chooses it when it fits its rotation, and has a quarter of `full_dim`, at least 64, before.
         fingerprint: of the encoder, so that vectors of another one are refused; None checks nothing.
+            `TwoStageRetriever` sets this and `model` by itself.
         client: a chromadb client to use instead of `path`.
         plan: of searches that name none. None ranks every record where there are up to 20,000 and their vectors have
             up to 8 million numbers together (not with a server). Otherwise stage one takes 50 candidates, or what the
@@ -134,9 +144,12 @@ class TwoStageIndex:
             they are float32 in Chroma.
         recall: share of the true top 10, 0 < recall <= 1, that a new index aims at when it chooses dimension, shortlist
             and graph settings. A stored index keeps what it has.
+        model: name of the encoder's model, stored beside the fingerprint: messages show it, and
+            `TwoStageRetriever(None, path)` makes the encoder again by it.
 
     Raises:
         InvalidDimension: a dimension is not an integer in range.
+        InvalidPlan: `plan` is not a `Plan`.
         InvalidInput: Chroma doesn't take the collection's name, there is no such precision, `recall` is out of range,
             or both `path` and `client` are given.
         DimensionMismatch: the stored index has other dimensions.
@@ -159,6 +172,7 @@ class TwoStageIndex:
         rotation: Rotation = "auto",
         precision: ArchivePrecision | None = None,
         recall: float = 0.99,
+        model: str | None = None,
     ) -> None:
         release_dropped()
         if path is not None and client is not None:
@@ -168,12 +182,14 @@ class TwoStageIndex:
             None if shortlist_dim is None else check_dim(shortlist_dim, self._full_dim or _LONGEST_VECTOR)
         )
         if rotation not in ("auto", "none"):
-            raise InvalidInput(f'rotation is {rotation!r}; it must be "auto" or "none". `reindex` fits one at once.')
+            raise InvalidInput(f'rotation is {rotation!r}; it must be "auto" or "none"; reindex takes "fit".')
         if precision not in (*get_args(ArchivePrecision), None):
             raise InvalidInput(f'precision is {precision!r}; it must be "float16", "int8", "binary" or None.')
         self._target_recall = check_recall(recall)
         self._fingerprint = fingerprint
+        self._model = model
         self._rotation_wanted = rotation
+        check_is_plan(plan)
         self.plan = plan
         self._name = check_name(collection)
         self._storage = Storage(path, client)
@@ -211,6 +227,7 @@ class TwoStageIndex:
         fingerprint: str | None = None,
         rotation: Rotation = "auto",
         precision: ArchivePrecision | None = None,
+        model: str | None = None,
         progress: bool = False,
     ) -> TwoStageIndex:
         """Make a two-stage index of a Chroma collection that holds full vectors. Nothing is encoded.
@@ -234,6 +251,7 @@ class TwoStageIndex:
             fingerprint: of the encoder that filled the collection.
             rotation: as for `TwoStageIndex`.
             precision: as for `TwoStageIndex`.
+            model: name of that encoder's model.
             progress: show a bar when standard error is a terminal.
 
         Raises:
@@ -247,7 +265,12 @@ class TwoStageIndex:
         if is_ours(collection):
             raise IndexMismatch(f"collection {collection.name!r} is a two-stage index; open it as one.")
         target = name or (f"{collection.name}-two-stage" if client is not None else collection.name)
-        index = cls(path, target, None, shortlist_dim, fingerprint, client, rotation=rotation, precision=precision)
+        index = cls(
+            *(path, target, None, shortlist_dim, fingerprint, client),
+            rotation=rotation,
+            precision=precision,
+            model=model,
+        )
         with progress_bar(collection.count(), "copy", "record", progress) as advance:
             for ids, vectors, documents, metadatas in pages(collection):
                 new = index.changed(ids, documents, metadatas)
@@ -266,6 +289,26 @@ class TwoStageIndex:
                 index._name = shortlist.name
         return index
 
+    @staticmethod
+    def names(path: str | os.PathLike[str]) -> list[str]:
+        """Return the names of the two-stage indexes in a folder, in alphabetical order."""
+        storage = Storage(path, None)
+        try:
+            with chroma_errors():
+                return index_names(storage.client)
+        finally:
+            storage.close()
+
+    def __repr__(self) -> str:
+        place = repr(str(self.path)) if self.path else "in memory" if self._storage.temporary else "on a client"
+        try:
+            records = len(self)
+        except MrlRagError:
+            return f"TwoStageIndex({place}, {self._name!r}, closed or not readable)"
+        dims = f", {self.shortlist_dim} of {self.full_dim}" if self.full_dim else ""
+        fitted = ", fitted" if self.rotation == "fit" else ""
+        return f"TwoStageIndex({place}, {self._name!r}, {records} records{dims}{fitted})"
+
     @property
     def full_dim(self) -> int | None:
         """Length of the vectors; None until an index that wasn't told has its first."""
@@ -282,16 +325,33 @@ class TwoStageIndex:
 
     @property
     def rotation(self) -> str:
-        """What the shortlist keeps: "fitted", "none", or "auto" as long as there are too few vectors to fit one."""
+        """The shortlist's rotation: "fit" once fitted, "auto" while there are too few vectors for that, or "none"."""
         opened = self._open()
         stored = self._rotation_wanted if opened is None else opened.stores.config.rotation
-        return stored if stored in ("auto", "none") else "fitted"
+        return stored if stored in ("auto", "none") else "fit"
 
     @property
     def recall(self) -> float | None:
         """Share of the true top 10 found on records left out of the fit; None as long as it wasn't measured."""
         opened = self._open()
         return (opened.stores.config.recall or None) if opened is not None else None
+
+    @property
+    def model(self) -> str | None:
+        """Name of the model whose vectors are in it; None where that isn't known."""
+        return self._encoder()[0]
+
+    @property
+    def fingerprint(self) -> str | None:
+        """Fingerprint of the encoder whose vectors are in it; None where that isn't known."""
+        return self._encoder()[1]
+
+    def _encoder(self) -> tuple[str | None, str | None]:
+        opened = self._open()
+        config = None if opened is None else opened.stores.config
+        if config is None or not config.fingerprint:
+            return self._model, self._fingerprint
+        return config.model or self._model, config.fingerprint
 
     @property
     def name(self) -> str:
@@ -329,6 +389,26 @@ class TwoStageIndex:
                 return self.client.get_collection(self._name, embedding_function=None)
             except NotFoundError:
                 raise InvalidInput(f"there is no collection {self._name!r}; store a record, or make it.") from None
+
+    def bind(self, model: str, fingerprint: str) -> None:
+        """Take vectors of one encoder alone from here on; the next `upsert` stores which. See `TwoStageRetriever`.
+
+        Args:
+            model: name of the encoder's model.
+            fingerprint: of the encoder.
+
+        Raises:
+            IndexMismatch: the index was filled by another encoder, or opened with another `fingerprint`.
+        """
+        opened = self._open()
+        if opened is not None:
+            opened.stores.config.check_encoder(self._name, model, fingerprint)
+        if self._fingerprint not in (None, "", fingerprint):
+            raise IndexMismatch(
+                f"index {self._name!r} was opened with fingerprint={self._fingerprint!r}; {model!r} has "
+                f"{fingerprint}. Open it with this encoder's, or without one."
+            )
+        self._model, self._fingerprint = model, fingerprint
 
     def __len__(self) -> int:
         """Return how many records there are."""
@@ -374,6 +454,7 @@ class TwoStageIndex:
         with self._writing():
             stores = (self._open() or self._create(ids, rows)).stores
             self._check_length(rows, "vectors", stores.config.full_dim)
+            self._remember_encoder(stores)
             with progress_bar(len(ids), "index", "record", progress) as advance:
                 for batch in stores.shortlist.batches(range(len(ids))):
                     part = slice(batch[0], batch[-1] + 1)
@@ -405,6 +486,7 @@ class TwoStageIndex:
         check_texts(texts, first)
         check_metadatas(metadatas or [], first)
 
+    @explain_other_names
     def delete(
         self,
         ids: Sequence[str] | None = None,
@@ -439,7 +521,7 @@ class TwoStageIndex:
             writer.delete(opened.stores, wanted or [])
 
     def clear(self) -> None:
-        """Remove every record. The index keeps its dimensions and fingerprint."""
+        """Remove every record. The collection stays, and what the index remembers; `drop` removes these, too."""
         if self._open() is not None:
             self.delete(self._current(lambda searcher: searcher.stores.shortlist.ids(None, None), []))
 
@@ -461,6 +543,7 @@ class TwoStageIndex:
             self._opened = None
             self._storage.remove_archive(opened.stores)
 
+    @explain_other_names
     def get(
         self,
         ids: Sequence[str] | None = None,
@@ -568,6 +651,7 @@ class TwoStageIndex:
 
         return self._current(work, list(range(len(ids))))
 
+    @explain_other_names
     def search(
         self,
         query_vectors: npt.ArrayLike,
@@ -580,15 +664,15 @@ class TwoStageIndex:
         score_threshold: float | None = None,
         explain: bool = False,
     ) -> list[list[Hit]]:
-        """Return the k nearest records a query.
+        """Return the k nearest records per query vector.
 
         Without a plan, a small index scores every record. With a condition, records that meet it are all scored where
         there are 1000 or fewer; where there are more, the shortlist grows until it holds k. With `ids` those are all
         scored, however many.
 
         Args:
-            query_vectors: float array [n, full_dim].
-            k: how many hits at most.
+            query_vectors: float array [n, full_dim], or [full_dim] for a single query.
+            k: how many hits at most per query; 10 where it isn't given.
             plan: dimensions and shortlist sizes; None for the index's own.
             where: condition on metadata, in Chroma's language.
             where_document: condition on the document, in Chroma's language.
@@ -597,18 +681,20 @@ class TwoStageIndex:
             explain: give each hit its rank, score and milliseconds at each stage.
 
         Returns:
-            n lists of hits, best first; equal scores in the order of their ids. The same query gets the same hits,
-            alone or among others.
+            A list of hits per query, best first; for a single vector of shape [full_dim], that one list. (Annotated
+            as for [n, full_dim]: a type checker doesn't see a shape.) Equal scores are in the order of their ids. The
+            same query gets the same hits, alone or among others.
 
         Raises:
-            InvalidVectors: another length than `full_dim`, or NaN or infinity.
+            InvalidVectors: another shape or length, or NaN or infinity.
             InvalidPlan: k < 1, or the plan doesn't fit this index or k.
             InvalidIds: an id is not a non-empty string.
             InvalidInput: a condition isn't in Chroma's language, or `score_threshold` is not a number.
             ArchiveError: a candidate's full vector is missing or damaged.
         """
-        queries = as_rows(query_vectors, "query_vectors")
+        queries, single = as_queries(query_vectors)
         k = check_k(k)
+        check_is_plan(plan)
         where, where_document = check_where(where, where_document)
         floor = check_threshold(score_threshold)
         among = None if ids is None else list(dict.fromkeys(check_ids(ids, unique=False)))
@@ -623,14 +709,17 @@ class TwoStageIndex:
             self._check_length(queries, "query_vectors", config.full_dim)
             if among == []:
                 return nothing
-            wanted = plan or self.plan
+            wanted = self.plan if plan is None else plan
             if wanted is not None:
                 check_plan(wanted, config.shortlist_dim, config.full_dim, k)
             return searcher.search(queries, Request(k, wanted, where, where_document, among, explain))
 
         answers = self._current(nearest, nothing)
-        return answers if floor is None else [[hit for hit in answer if hit.score >= floor] for answer in answers]
+        if floor is not None:
+            answers = [[hit for hit in answer if hit.score >= floor] for answer in answers]
+        return answers[0] if single else answers  # type: ignore[return-value]
 
+    @explain_other_names
     def search_mmr(
         self,
         query_vectors: npt.ArrayLike,
@@ -643,14 +732,14 @@ class TwoStageIndex:
         *,
         ids: Sequence[str] | None = None,
     ) -> list[list[Hit]]:
-        """Return k records a query that are near it and unlike each other, by maximal marginal relevance.
+        """Return k records per query vector that are near it and unlike each other, by maximal marginal relevance.
 
         After Carbonell and Goldstein (1998): the next hit is the one with the highest
         lambda_mult * score - (1 - lambda_mult) * (highest cosine with a hit taken before), at full dimension.
 
         Args:
-            query_vectors: float array [n, full_dim].
-            k: how many hits at most.
+            query_vectors: float array [n, full_dim], or [full_dim] for a single query.
+            k: how many hits at most per query; 10 where it isn't given.
             fetch_k: how many of the nearest to choose from.
             lambda_mult: 0 to 1; 1 for the nearest only, 0 for the most different.
             plan: dimensions and shortlist sizes; None for the index's own.
@@ -659,7 +748,8 @@ class TwoStageIndex:
             ids: choose among these records alone; None for all.
 
         Returns:
-            n lists of hits in the order in which they were chosen; scores are cosines with the query.
+            A list of hits per query, in the order in which they were chosen; for a single vector, that one list.
+            Scores are cosines with the query.
 
         Raises:
             InvalidInput: `lambda_mult` is not a number from 0 to 1.
@@ -668,14 +758,15 @@ class TwoStageIndex:
         if not isinstance(lambda_mult, Real) or not 0 <= lambda_mult <= 1:
             raise InvalidInput(f"lambda_mult is {lambda_mult!r}; it must be a number from 0 to 1.")
         fetch_k = max(check_k(k), check_k(fetch_k))
+        queries, single = as_queries(query_vectors)
         answers = []
-        for hits in self.search(query_vectors, fetch_k, plan, where, where_document, ids=ids):
+        for hits in self.search(queries, fetch_k, plan, where, where_document, ids=ids):
             hit_of = {hit.id: hit for hit in hits}
             records = self.get(list(hit_of))
             scores = np.array([hit_of[record.id].score for record in records])
             vectors = np.array([record.vector for record in records])
             answers.append([hit_of[records[row].id] for row in mmr(scores, vectors, k, lambda_mult)])
-        return answers
+        return answers[0] if single else answers
 
     def reindex(
         self,
@@ -704,7 +795,7 @@ class TwoStageIndex:
             TwoStageIndexError: Chroma's own file is damaged, and records that it hides would be lost.
         """
         if rotation not in ("fit", "none", None):
-            raise InvalidInput(f'rotation is {rotation!r}; it must be "fit", "none" or None.')
+            raise InvalidInput(f'rotation is {rotation!r}; it must be "fit", "none", or None to keep what there is.')
         with self._writing():
             opened = self._open()
             if opened is not None:
@@ -796,9 +887,8 @@ class TwoStageIndex:
                 shortlist = ShortlistCollection.open(client, self._name)
                 if shortlist is None:
                     return None
-                shortlist.config.check(
-                    self._name, self._full_dim, self._shortlist_dim, self._fingerprint, self._precision
-                )
+                shortlist.config.check_encoder(self._name, self._model, self._fingerprint)
+                shortlist.config.check(self._name, self._full_dim, self._shortlist_dim, self._precision)
                 try:
                     archive = self._storage.open_archive(shortlist.config, create=False)
                 except TwoStageIndexError:
@@ -821,6 +911,7 @@ class TwoStageIndex:
             precision="float32" if self._storage.shared else self._precision or "float16",
             dim_fixed=self._shortlist_dim is not None,
             target_recall=self._target_recall,
+            model=self._model or "",
         )
         # The archive first: a collection without one would be damaged.
         archive = self._storage.open_archive(config, create=True)
@@ -837,6 +928,17 @@ class TwoStageIndex:
         shortlist = ShortlistCollection.create(self.client, self._name, config)
         self._opened = Searcher(self._storage.stores(shortlist, archive))
         return self._opened
+
+    def _remember_encoder(self, stores: Stores) -> None:
+        """Store which encoder fills the index, where that wasn't known when it was made."""
+        config = stores.config
+        known = replace(
+            config,
+            fingerprint=config.fingerprint or self._fingerprint or "",
+            model=config.model or self._model or "",
+        )
+        if known != config:
+            stores.shortlist.remember(known)
 
     def _rebuild(
         self,

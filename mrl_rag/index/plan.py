@@ -90,6 +90,16 @@ def check_k(k: object) -> int:
     return _positive_integers("k", (k,))[0]
 
 
+def check_is_plan(plan: object) -> None:
+    """Accept a plan, or None for none.
+
+    Raises:
+        InvalidPlan: it is something else.
+    """
+    if not isinstance(plan, Plan | None):
+        raise InvalidPlan(f"plan is {plan!r}; it must be a Plan, as in plan=Plan(dims=(64, 384), sizes=(100,)).")
+
+
 def check_plan(plan: Plan, shortlist_dim: int, full_dim: int, k: int) -> Plan:
     """Return `plan` when this index can carry it out for k hits.
 

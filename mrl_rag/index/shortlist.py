@@ -473,6 +473,12 @@ def pages(collection: Collection) -> Iterator[tuple[list[str], Float32Array, lis
             yield answer["ids"], np.asarray(answer["embeddings"], dtype=np.float32), documents, metadatas
 
 
+def index_names(client: ClientAPI) -> list[str]:
+    """Return the names of the two-stage indexes that a client has, in alphabetical order."""
+    ours = [collection.name for collection in _collections(client) if is_ours(collection)]
+    return sorted(name for name in ours if _OLD not in name and NEW not in name)
+
+
 def leftovers(client: ClientAPI, name: str) -> list[str]:
     """Return the collections that a reindexing of `name` left behind when it was cut short."""
     return [c.name for c in _collections(client) if c.name.startswith((f"{name}{_OLD}", f"{name}{NEW}"))]

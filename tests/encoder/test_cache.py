@@ -4,20 +4,22 @@ import sys
 import numpy as np
 import pytest
 
-from mrl_rag import CachedEncoder, MatryoshkaEncoder, TwoStageIndex, TwoStageRetriever
+from mrl_rag import CachedEncoder, Encoder, MatryoshkaEncoder, TwoStageIndex, TwoStageRetriever
 from mrl_rag.errors import EncoderCacheError, InvalidDimension, InvalidTexts
 from mrl_rag.testing import DeterministicEncoder
 
 
-class Counting:
+class Counting(Encoder):
     """An encoder that remembers what it was given."""
+
+    full_dim, dims, max_length, fingerprint = 0, (), None, ""
 
     def __init__(self, encoder):
         self.encoder, self.given = encoder, []
         self.full_dim, self.dims, self.max_length = encoder.full_dim, encoder.dims, encoder.max_length
         self.fingerprint, self.close = encoder.fingerprint, encoder.close
 
-    def encode(self, texts, task, dim=None):
+    def _encode(self, texts, task, dim, advance):
         self.given += [(task, text) for text in texts]
         return self.encoder.encode(texts, task, dim)
 
@@ -88,17 +90,17 @@ for number in range(400):
 
 def test_an_interruption_keeps_what_was_committed(cached, counting, passages, monkeypatch):
     monkeypatch.setattr("mrl_rag.encoder.cache._BATCH", 10)
-    encode = counting.encode
+    encode = counting._encode
 
-    def stop(texts, task, dim=None):
+    def stop(texts, task, dim, advance):
         if len(counting.given) >= 20:
             raise KeyboardInterrupt
-        return encode(texts, task, dim)
+        return encode(texts, task, dim, advance)
 
-    counting.encode = stop
+    counting._encode = stop
     with pytest.raises(KeyboardInterrupt):
         cached.encode(passages)
-    counting.encode, counting.given = encode, []
+    counting._encode, counting.given = encode, []
     cached.encode(passages)
     assert len(counting.given) == len(set(passages)) - 20
 

@@ -34,7 +34,7 @@ def test_the_vectors_are_those_of_one_device_in_the_order_given(two, one, passag
     assert (two.full_dim, two.dims, two.fingerprint) == (one.full_dim, one.dims, one.fingerprint)
     two._merger.token_budget = 64
     np.testing.assert_allclose(two.encode(passages), one.encode(passages), atol=1e-5)
-    streamed = [vectors for _, vectors in two.encode_iter(iter(passages), "query", 8, block=16)]
+    streamed = [vectors for _, vectors in two.encode_iter(iter(passages), "query", 8, chunk_size=16)]
     np.testing.assert_allclose(np.concatenate(streamed), one.encode_queries(passages, dim=8), atol=1e-5)
     assert two.encode([]).shape == (0, 16)
     assert two.dtype == one.dtype
@@ -80,7 +80,7 @@ def test_a_child_that_was_forked_is_told_to_make_an_encoder_of_its_own(two, in_c
 
 
 def test_a_pickled_encoder_carries_its_devices(two):
-    assert pickle.loads(pickle.dumps(two._settings))["device"] == ["cpu", "cpu"]
+    assert pickle.loads(pickle.dumps(two.__reduce__()[0].keywords))["device"] == ["cpu", "cpu"]
 
 
 def test_no_device_is_refused(tiny_bert):

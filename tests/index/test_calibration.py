@@ -45,7 +45,7 @@ def test_the_default_settings_find_nearly_all_of_the_true_top_ten(
     path = tmp_path if place == "folder" else None
     with caplog.at_level(logging.INFO, "mrl_rag"):
         index = fill(TwoStageIndex(path), vectors, batch)
-    assert index.rotation == "fitted"
+    assert index.rotation == "fit"
     assert index.shortlist_dim % 32 == 0
     assert index.recall >= 0.98
     assert f"searched at {index.shortlist_dim} of 256 dimensions" in caplog.text
@@ -79,7 +79,7 @@ def test_the_less_a_few_dimensions_say_the_more_are_chosen():
 def test_a_dimension_that_is_given_is_kept(score_all_up_to):
     score_all_up_to(1000)
     index = fill(TwoStageIndex(shortlist_dim=40), decaying(2000))
-    assert (index.rotation, index.shortlist_dim) == ("fitted", 40)
+    assert (index.rotation, index.shortlist_dim) == ("fit", 40)
 
 
 @pytest.mark.parametrize("count", [1, 7, 240, 1460])

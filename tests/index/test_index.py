@@ -21,6 +21,7 @@ from mrl_rag.errors import (
     InvalidVectors,
     PlainCollection,
     TwoStageIndexError,
+    UnknownArgument,
 )
 from mrl_rag.index.shortlist import Limits
 
@@ -50,6 +51,30 @@ def test_a_hit_carries_the_record_as_it_was_written(filled, vectors):
 def test_many_queries_get_what_each_gets_alone(filled):
     queries = np.random.default_rng(2).normal(size=(20, 32))
     assert filled.search(queries, k=5) == [filled.search([query], k=5)[0] for query in queries]
+
+
+def test_a_single_vector_gets_a_single_list(filled, open_index, vectors):
+    for search in (filled.search, filled.search_mmr):
+        assert search(vectors[3], k=5) == search(vectors[3].tolist(), k=5) == search(vectors[3:4], k=5)[0]
+    with TwoStageIndex() as empty:
+        assert empty.search(vectors[3]) == []
+    with pytest.raises(InvalidVectors, match="31 numbers"):
+        filled.search(vectors[3][:31])
+
+
+@pytest.mark.parametrize(
+    ("call", "name", "here"),
+    [
+        ("search", "filter", "where"),
+        ("search", "n_results", "k"),
+        ("search_mmr", "similarity_top_k", "k"),
+        ("get", "filter", "where"),
+        ("delete", "filter", "where"),
+    ],
+)
+def test_another_librarys_name_of_an_argument_is_answered_with_ours(one_record, call, name, here):
+    with pytest.raises(UnknownArgument, match=rf"{call} has no argument {name}=; it is {here}= here"):
+        getattr(one_record, call)(**{name: 1})
 
 
 def test_filters_hold_for_every_hit(filled, vectors):
@@ -297,7 +322,10 @@ def one_record():
     ("error", "arguments"),
     [
         (InvalidVectors, {"query_vectors": np.ones((1, 31))}),
-        (InvalidVectors, {"query_vectors": np.ones(32)}),
+        (InvalidVectors, {"query_vectors": np.ones(31)}),
+        (InvalidVectors, {"query_vectors": np.ones((1, 1, 32))}),
+        (InvalidVectors, {"query_vectors": [[1.0], [1.0, 2.0]]}),
+        (InvalidPlan, {"plan": 100}),
         (InvalidVectors, {"query_vectors": [[float("nan")] * 32]}),
         (InvalidPlan, {"plan": Plan(dims=(4, 32), sizes=(50,))}),
         (InvalidPlan, {"plan": Plan(dims=(8, 16), sizes=(50,))}),
@@ -633,6 +661,8 @@ def test_an_index_can_have_a_plan_of_its_own(vectors):
     with pytest.raises(InvalidPlan, match="fewer than k=4"):
         index.search(vectors[:1], k=4)
     assert len(index.search(vectors[:1], k=4, plan=Plan(dims=(8, 32), sizes=(4,)))[0]) == 4
+    with pytest.raises(InvalidPlan, match="plan is 100; it must be a Plan"):
+        TwoStageIndex(plan=100)
 
 
 def test_mmr_prefers_what_differs(open_index):
@@ -721,3 +751,14 @@ def test_in_a_folder_a_search_calls_chroma_once_and_small_writes_count_nothing(
     index.upsert(["id-1"], vectors[:1], ["changed"])
     index.delete(["new"])
     assert calls == ["upsert", "upsert", "delete"]
+
+
+def test_an_index_introduces_itself(tmp_path, vectors):
+    with TwoStageIndex(tmp_path, "mine", shortlist_dim=8) as index:
+        assert repr(index) == f"TwoStageIndex('{tmp_path}', 'mine', 0 records)"
+        index.upsert([str(row) for row in range(300)], vectors)
+        assert repr(index) == f"TwoStageIndex('{tmp_path}', 'mine', 300 records, 8 of 32)"
+        index.reindex(rotation="fit")
+        assert repr(index) == f"TwoStageIndex('{tmp_path}', 'mine', 300 records, 8 of 32, fitted)"
+    assert repr(index) == f"TwoStageIndex('{tmp_path}', 'mine', closed or not readable)"
+    assert repr(TwoStageIndex()).startswith("TwoStageIndex(in memory, 'docs'")

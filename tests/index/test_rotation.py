@@ -42,7 +42,7 @@ def test_an_index_fits_itself_once_it_does_not_score_all(open_index, batches, re
         # Others may be writing there: it does not fill Chroma anew behind their backs.
         assert index.rotation == "auto"
         index.reindex(rotation="fit")
-    assert (index.rotation, plain.rotation) == ("fitted", "none")
+    assert (index.rotation, plain.rotation) == ("fit", "none")
 
     expected = [[ids[row] for row in found] for found in exact_scan(vectors, queries, 10)]
     plan = Plan(dims=(16, 64), sizes=(30,))
@@ -87,7 +87,7 @@ def test_new_vectors_that_differ_are_warned_of(score_all_up_to):
         warnings.simplefilter("error")  # once is enough
         index.upsert([f"d{number}" for number in range(300)], strangers)
     index.reindex(rotation="fit")
-    assert index.rotation == "fitted"
+    assert index.rotation == "fit"
 
 
 def test_reindexing_changes_the_shortlist_and_nothing_else(open_index, filled, vectors):
@@ -96,8 +96,8 @@ def test_reindexing_changes_the_shortlist_and_nothing_else(open_index, filled, v
     records = filled.get(["id-3", "id-4"])
     for shortlist_dim, rotation, kind in (
         (20, "none", "none"),
-        (8, "fit", "fitted"),
-        (20, None, "fitted"),
+        (8, "fit", "fit"),
+        (20, None, "fit"),
         (8, "none", "none"),
     ):
         filled.reindex(shortlist_dim=shortlist_dim, rotation=rotation, hnsw={"ef_search": 200})

@@ -173,7 +173,7 @@ def test_what_is_given_by_position_and_less_than_all(store_class, words, tmp_pat
     store.delete(where_document={"$contains": "sea"})
     assert store.get()["ids"] == ["a"]
     for nothing in ({}, {"where": {}}):
-        with pytest.raises(ValueError, match="in delete|needs ids"):
+        with pytest.raises(ValueError, match=r"in delete|needs ids"):
             store.delete(**nothing)
     assert store.get()["ids"] == ["a"]
     store.reset_collection()
