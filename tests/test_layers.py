@@ -20,6 +20,7 @@ FLOORS = {
     "models": 2,
     "encoder": 3,
     "index": 3,
+    "binding": 4,
     "retriever": 4,
     "evaluation": 4,
     "chroma": 4,
@@ -30,7 +31,7 @@ MODULES = sorted(
     path for path in (ROOT / "mrl_rag").rglob("*.py") if path.parent != ROOT / "mrl_rag" or path.stem != "__init__"
 )
 # What the adapters may import from, beside the public names of `mrl_rag` itself.
-PUBLIC = ("mrl_rag", "mrl_rag.arguments", "mrl_rag.errors", "mrl_rag.extras", "mrl_rag.progress")
+PUBLIC = ("mrl_rag", "mrl_rag.arguments", "mrl_rag.binding", "mrl_rag.errors", "mrl_rag.extras", "mrl_rag.progress")
 ADAPTERS = sorted((ROOT / "integrations").rglob("*.py"))
 
 

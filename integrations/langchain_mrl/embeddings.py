@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal
 
 from langchain_core.embeddings import Embeddings
 from pydantic import BaseModel, ConfigDict, Field
 
-from mrl_rag import MatryoshkaEncoder
+from mrl_rag import Encoder, MatryoshkaEncoder, Task
+from mrl_rag.binding import model_of
 from mrl_rag.errors import InvalidInput
-
-Task: TypeAlias = Literal["query", "document", "classification", "clustering"]
 
 # Fields that make an encoder, as `MatryoshkaEncoder` calls them.
 _ENCODER_SETTINGS = (
@@ -82,12 +81,14 @@ class MatryoshkaEmbeddings(BaseModel, Embeddings):
     show_progress: bool = False
     """Show a bar while documents are embedded, on a terminal."""
     encoder: Any = Field(default=None, exclude=True, repr=False)
-    """An encoder of `mrl_rag` to use instead of making one of the above."""
+    """Any `mrl_rag.Encoder`, used instead of one made from the fields above."""
 
     model_config = ConfigDict(extra="forbid", protected_namespaces=())
 
     # Not a validator: pydantic would hide the errors of this package in one of its own.
     def __init__(self, **fields: Any) -> None:
+        if not isinstance(encoder := fields.get("encoder"), Encoder | None):
+            raise InvalidInput(f"encoder is {encoder!r}; it must be an mrl_rag.Encoder, such as MatryoshkaEncoder().")
         super().__init__(**fields)
         if self.encoder is None:
             settings = {name: getattr(self, name) for name in _ENCODER_SETTINGS}
@@ -95,7 +96,7 @@ class MatryoshkaEmbeddings(BaseModel, Embeddings):
         elif given := sorted({"model", *_ENCODER_SETTINGS} & set(fields)):
             raise InvalidInput(f"encoder is given, and so is {', '.join(given)}: set that where the encoder is made.")
         else:
-            self.model = str(getattr(self.encoder, "model", type(self.encoder).__name__))
+            self.model = model_of(self.encoder)
         if self.dim is not None:
             self.encoder.encode([], dim=self.dim)
 
@@ -107,7 +108,7 @@ class MatryoshkaEmbeddings(BaseModel, Embeddings):
     @property
     def length(self) -> int:
         """How many numbers a vector has: `dim`, or the model's full dimension."""
-        return self.dim or int(self.encoder.full_dim)
+        return self.dim or int(self.encoder.dim)
 
     @property
     def namespace(self) -> str:
@@ -138,3 +139,22 @@ class MatryoshkaEmbeddings(BaseModel, Embeddings):
     async def aembed_queries(self, texts: list[str]) -> list[list[float]]:
         """Embed questions together without blocking the event loop."""
         return (await self.encoder.aencode(texts, task=self.task or "query", dim=self.dim)).tolist()  # type: ignore[no-any-return]
+
+
+def fingerprint(embeddings: Embeddings | None) -> str | None:
+    """Return the fingerprint of embeddings of this package; None for others."""
+    found = getattr(innermost(embeddings), "fingerprint", None)
+    return found if isinstance(found, str) else None
+
+
+def model_name(embeddings: Embeddings | None) -> str | None:
+    """Return the name of the model behind any embeddings, in the field where their class has it; None without one."""
+    found = (getattr(innermost(embeddings), field, None) for field in ("model", "model_name", "model_id"))
+    return next((name for name in found if isinstance(name, str) and name), None)
+
+
+def innermost(embeddings: Embeddings | None) -> Embeddings | None:
+    """Return what a `CacheBackedEmbeddings` asks for the vectors that it doesn't have; others as they are."""
+    while (inner := getattr(embeddings, "underlying_embeddings", None)) is not None:
+        embeddings = inner
+    return embeddings

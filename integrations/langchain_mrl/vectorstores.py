@@ -12,10 +12,11 @@ from langchain_core.runnables import run_in_executor
 from langchain_core.vectorstores import VectorStore
 
 from langchain_mrl.connection import check_metric, connect
-from langchain_mrl.embeddings import MatryoshkaEmbeddings
+from langchain_mrl.embeddings import MatryoshkaEmbeddings, fingerprint, model_name
 from langchain_mrl.filters import Filter, chroma_where
 from langchain_mrl.records import Row, checked_batches, rows_of_documents, rows_of_texts
 from mrl_rag import Hit, Plan, Record, TwoStageIndex
+from mrl_rag.binding import bind_model
 from mrl_rag.errors import InvalidIds, InvalidInput, PlainCollection
 from mrl_rag.progress import progress_bar
 
@@ -91,11 +92,14 @@ class MatryoshkaVectorStore(VectorStore):
             for the cosine itself, negative ones at 0.
         create_collection_if_not_exists: False refuses a collection that isn't there.
         index: a `TwoStageIndex` to use instead of all that says where it is.
+        model: name of the embeddings' model, which the collection remembers and by which it refuses another model's
+            embeddings; None takes it from the embeddings. An encoder of mrl-rag is known by its fingerprint as well.
 
     Raises:
         InvalidInput: `embedding` is no embeddings, two arguments exclude each other, or the collection isn't there.
         PlainCollection: the collection was filled by plain Chroma: `from_existing` makes a two-stage one of it.
-        IndexMismatch: the collection was filled with another model or dimension.
+        IndexMismatch: the collection was filled with another model or dimension. Embeddings of other libraries are told
+            apart by their model's name; one model may be used through several classes.
         TwoStageIndexError: as `TwoStageIndex` does.
     """
 
@@ -121,6 +125,7 @@ class MatryoshkaVectorStore(VectorStore):
         relevance_score_fn: Callable[[float], float] | None = None,
         create_collection_if_not_exists: bool | None = True,
         index: TwoStageIndex | None = None,
+        model: str | None = None,
     ) -> None:
         self._embedding, name = _embedding_and_name(embedding, collection_name, embedding_function)
         self._relevance_score_fn = relevance_score_fn
@@ -140,20 +145,26 @@ class MatryoshkaVectorStore(VectorStore):
         self._settings: Filter | None = None
         # The client that nobody but this store knows, and so nobody else closes.
         self._client: ClientAPI | None = None
+        made = index is None
         if index is None:
             connected = connect(client, **place)  # type: ignore[arg-type]
             if client is None:
                 self._client = connected
                 if (persist_directory or host or chroma_cloud_api_key) is not None:
                     self._settings = place | {"embedding": self._embedding, "collection_name": name}
-                    self._settings["relevance_score_fn"] = relevance_score_fn
+                    self._settings |= {"relevance_score_fn": relevance_score_fn, "model": model}
             length = self._embedding.length if isinstance(self._embedding, MatryoshkaEmbeddings) else None
-            fingerprint = getattr(self._embedding, "fingerprint", None)
             folder = persist_directory if connected is None else None
             with _plain_collection_explained(name):
-                index = TwoStageIndex(folder, name, length, shortlist_dim, fingerprint, connected)
-            index.collection(create=bool(create_collection_if_not_exists))
+                index = TwoStageIndex(folder, name, length, shortlist_dim, client=connected)
         self.index = index
+        try:
+            bind_model(index, model or model_name(self._embedding), fingerprint(self._embedding), "model")
+            index.collection(create=bool(create_collection_if_not_exists))
+        except BaseException:
+            if made:
+                self.close()
+            raise
 
     def close(self) -> None:
         """Let go of files and connections. A client that was passed in stays open."""
@@ -319,7 +330,8 @@ class MatryoshkaVectorStore(VectorStore):
                 client=client,
                 in_place=in_place,
                 shortlist_dim=shortlist_dim,
-                fingerprint=getattr(embedding, "fingerprint", None),
+                fingerprint=fingerprint(embedding),
+                model=model_name(embedding),
                 progress=show_progress,
             )
         return cls(embedding, index=index)

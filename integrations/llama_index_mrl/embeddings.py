@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import Any, Literal, Protocol, TypeAlias
+from typing import Any, Literal
 from weakref import WeakKeyDictionary
 
-import numpy as np
-import numpy.typing as npt
 from llama_index.core.base.embeddings.base import BaseEmbedding
 from llama_index.core.bridge.pydantic import Field, PrivateAttr
 from pydantic import computed_field
 
-from mrl_rag import MatryoshkaEncoder
+from mrl_rag import Encoder, MatryoshkaEncoder, Task
 from mrl_rag.arguments import check_names
+from mrl_rag.binding import model_of
 from mrl_rag.errors import IndexMismatch, InvalidInput
-
-Task: TypeAlias = Literal["query", "document", "classification", "clustering"]
 
 # Fields that make an encoder, as `MatryoshkaEncoder` calls them.
 _ENCODER_SETTINGS = (
@@ -32,20 +29,6 @@ _ENCODER_SETTINGS = (
     "backend",
     "pickled_weights",
 )
-
-
-class Encoder(Protocol):
-    """What every encoder of mrl-rag has."""
-
-    @property
-    def fingerprint(self) -> str:
-        """A short hash of all that changes a vector."""
-
-    def encode(self, texts: list[str], task: Task = ..., dim: int | None = ...) -> npt.NDArray[np.float32]:
-        """Return float32 [n, dim], unit rows."""
-
-    async def aencode(self, texts: list[str], task: Task = ..., dim: int | None = ...) -> npt.NDArray[np.float32]:
-        """Return the same without blocking the event loop."""
 
 
 class MatryoshkaEmbedding(BaseEmbedding):
@@ -117,6 +100,8 @@ class MatryoshkaEmbedding(BaseEmbedding):
                 "embeddings_cache is given; LlamaIndex looks vectors up there by text alone, and would take a query's "
                 "for a document's. Pass encoder=CachedEncoder(encoder, 'vectors.sqlite3') instead."
             )
+        if not isinstance(encoder, Encoder | None):
+            raise InvalidInput(f"encoder is {encoder!r}; it must be an mrl_rag.Encoder, such as MatryoshkaEncoder().")
         if encoder is not None:
             given = sorted({"model_name", *_ENCODER_SETTINGS} & set(fields))
             # With a fingerprint these are fields that `to_dict` wrote; it tells whether the encoder is the same.
@@ -147,6 +132,11 @@ class MatryoshkaEmbedding(BaseEmbedding):
     def fingerprint(self) -> str:
         """The encoder's fingerprint: a short hash of all that changes a vector but `dim`, `task` and `dtype`."""
         return self._encoder.fingerprint
+
+    @property
+    def length(self) -> int:
+        """How many numbers a vector has: `dim`, or the encoder's own dimension."""
+        return self.dim or self._encoder.dim
 
     @property
     def encoder(self) -> Encoder:
@@ -187,7 +177,7 @@ class MatryoshkaEmbedding(BaseEmbedding):
 def _described(encoder: Encoder) -> dict[str, Any]:
     """Return the fields that say which encoder it is, and make it again where fields can."""
     if not isinstance(encoder, MatryoshkaEncoder):
-        return {"model_name": str(getattr(encoder, "model", type(encoder).__name__))}
+        return {"model_name": model_of(encoder)}
     return {
         "model_name": encoder.model,
         "dtype": str(encoder.dtype).removeprefix("torch."),
@@ -199,3 +189,15 @@ def _described(encoder: Encoder) -> dict[str, Any]:
 
 def _restored(cls: type[MatryoshkaEmbedding], encoder: Encoder, fields: dict[str, Any]) -> MatryoshkaEmbedding:
     return cls(encoder=encoder).model_copy(update=fields)
+
+
+def fingerprint_of(embed_model: BaseEmbedding) -> str | None:
+    """Return the fingerprint of a `MatryoshkaEmbedding`, its task included; None of others."""
+    if not isinstance(embed_model, MatryoshkaEmbedding):
+        return None
+    return f"{embed_model.fingerprint}-{embed_model.task}" if embed_model.task else embed_model.fingerprint
+
+
+def name_of(embed_model: BaseEmbedding) -> str | None:
+    """Return the name of an embedding's model; None where it has LlamaIndex's default, "unknown"."""
+    return None if embed_model.model_name == "unknown" else embed_model.model_name

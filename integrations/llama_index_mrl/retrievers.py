@@ -12,9 +12,11 @@ from llama_index.core.schema import NodeWithScore, QueryBundle
 from llama_index.core.settings import Settings
 from llama_index.core.vector_stores.types import MetadataFilters, VectorStoreQuery, VectorStoreQueryResult
 
+from llama_index_mrl.embeddings import fingerprint_of, name_of
 from llama_index_mrl.vector_stores import MatryoshkaVectorStore
 from mrl_rag import Plan
 from mrl_rag.arguments import check_names
+from mrl_rag.binding import bind_model
 from mrl_rag.errors import InvalidInput, InvalidPlan
 
 
@@ -36,6 +38,7 @@ class TwoStageRetriever(BaseRetriever):
     Raises:
         InvalidInput: `vector_store` or `embed_model` is something else, or there is no such argument.
         InvalidPlan: `plan` is not a `Plan`.
+        IndexMismatch: another model than `embed_model` filled the store.
     """
 
     def __init__(
@@ -56,8 +59,11 @@ class TwoStageRetriever(BaseRetriever):
             raise InvalidInput(f"embed_model is {embed_model!r}; it must be a BaseEmbedding of LlamaIndex.")
         if not isinstance(plan, Plan | None):
             raise InvalidPlan(f"plan is {plan!r}; it must be a Plan, as in plan=Plan(dims=(96, 384), sizes=(200,)).")
+        embed_model = embed_model or Settings.embed_model
+        name = vector_store.model_name or name_of(embed_model)
+        bind_model(vector_store.index, name, fingerprint_of(embed_model), "model_name")
         self._vector_store = vector_store
-        self._embed_model = embed_model or Settings.embed_model
+        self._embed_model = embed_model
         self._similarity_top_k = similarity_top_k
         self._plan = plan
         self._filters = filters

@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Self
 
+from llama_index.core.base.embeddings.base import BaseEmbedding
 from llama_index.core.bridge.pydantic import ConfigDict, Field, PrivateAttr
 from llama_index.core.schema import BaseNode, ImageNode, IndexNode, MetadataMode, TextNode
 from llama_index.core.vector_stores.types import (
@@ -18,8 +19,10 @@ from llama_index.core.vector_stores.types import (
 )
 from llama_index.core.vector_stores.utils import metadata_dict_to_node, node_to_metadata_dict
 
+from llama_index_mrl.embeddings import MatryoshkaEmbedding, fingerprint_of, name_of
 from llama_index_mrl.filters import Where, condition
 from mrl_rag import Hit, Plan, Record, TwoStageIndex
+from mrl_rag.binding import bind_model
 from mrl_rag.errors import InvalidIds, InvalidInput
 
 if TYPE_CHECKING:
@@ -38,7 +41,7 @@ _MMR_THRESHOLD = 0.5
 class MatryoshkaVectorStore(BasePydanticVectorStore):
     """Chroma searched at a low dimension, the shortlist reranked at full dimension.
 
-        store = MatryoshkaVectorStore(persist_dir="./db")
+        store = MatryoshkaVectorStore(persist_dir="./db", embed_model=embed_model)
         store = MatryoshkaVectorStore("docs", host="localhost", port=8000)                 # beside `chroma run`
         store = MatryoshkaVectorStore(chroma_collection=client.create_collection("docs"))  # as ChromaVectorStore
         index = VectorStoreIndex.from_documents(
@@ -67,7 +70,9 @@ class MatryoshkaVectorStore(BasePydanticVectorStore):
         client: a chromadb client to use instead of `persist_dir`.
         full_dim: length of the vectors; None for the stored one, or that of the first vectors.
         shortlist_dim: length that Chroma searches; None for the stored one, or `TwoStageIndex`'s default.
-        fingerprint: of the encoder, so that an index of another one is refused.
+        embed_model: what makes the vectors. The collection remembers it and refuses another one's; None checks nothing.
+        model_name: name of that model; None takes it from `embed_model`. `to_dict` carries it.
+        fingerprint: of that model's encoder; None takes it from a `MatryoshkaEmbedding`. `to_dict` carries it.
         host: of a Chroma server.
         port: of the server.
         ssl: whether the server wants https.
@@ -81,11 +86,12 @@ class MatryoshkaVectorStore(BasePydanticVectorStore):
         InvalidInput: `collection_kwargs` asks for another metric or setting.
         PlainCollection: the collection was filled single-stage: `TwoStageIndex.from_chroma` makes a two-stage index of
             it without encoding.
-        IndexMismatch: the collection was filled with another model or dimension.
+        IndexMismatch: the collection was filled with another model or dimension. Embeddings of other libraries are told
+            apart by their model's name; one model may be used through several classes.
         TwoStageIndexError: as `TwoStageIndex` does.
     """
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", protected_namespaces=())
 
     stores_text: bool = True
     flat_metadata: bool = Field(default=False, description="Refuse nodes with lists or dicts in their metadata.")
@@ -94,6 +100,7 @@ class MatryoshkaVectorStore(BasePydanticVectorStore):
     full_dim: int | None = Field(default=None, description="Length of the vectors.")
     shortlist_dim: int | None = Field(default=None, description="Length that Chroma searches.")
     fingerprint: str | None = Field(default=None, description="Fingerprint of the encoder.")
+    model_name: str | None = Field(default=None, description="Name of the model whose vectors are stored.")
     host: str | None = Field(default=None, description="Host of the Chroma server.")
     port: int | None = Field(default=None, description="Port of the Chroma server.")
     ssl: bool = Field(default=False, description="Whether the Chroma server wants https.")
@@ -110,6 +117,8 @@ class MatryoshkaVectorStore(BasePydanticVectorStore):
         shortlist_dim: int | None = None,
         fingerprint: str | None = None,
         *,
+        embed_model: BaseEmbedding | None = None,
+        model_name: str | None = None,
         host: str | None = None,
         port: int | str | None = None,
         ssl: bool = False,
@@ -130,11 +139,21 @@ class MatryoshkaVectorStore(BasePydanticVectorStore):
             client = chromadb.Client(chroma_collection._client.get_settings(), *place)
         elif host is not None:
             client = chromadb.HttpClient(host, int(port or 8000), ssl, dict(headers or {}))
+        if embed_model is not None:
+            fingerprint, model_name = fingerprint or fingerprint_of(embed_model), model_name or name_of(embed_model)
+            full_dim = full_dim or (embed_model.length if isinstance(embed_model, MatryoshkaEmbedding) else None)
+        made = index is None
         if index is None:
-            index = TwoStageIndex(persist_dir, collection_name, full_dim, shortlist_dim, fingerprint, client=client)
-        fields |= {"full_dim": full_dim, "shortlist_dim": shortlist_dim, "fingerprint": fingerprint}
-        fields |= {"collection_name": index.name, "headers": headers, **_place(index)}
-        super().__init__(**fields)
+            index = TwoStageIndex(persist_dir, collection_name, full_dim, shortlist_dim, client=client)
+        try:
+            bind_model(index, model_name, fingerprint, "model_name")
+            fields |= {"full_dim": full_dim, "shortlist_dim": shortlist_dim, "fingerprint": fingerprint}
+            fields |= {"model_name": model_name, "collection_name": index.name, "headers": headers, **_place(index)}
+            super().__init__(**fields)
+        except BaseException:
+            if made:
+                index.close()
+            raise
         self._index = index
 
     def close(self) -> None:
