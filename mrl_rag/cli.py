@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from mrl_rag import MrlRagError, Report, TwoStageIndex, __version__
+from mrl_rag import MrlRagError, Report, TwoStageIndex, TwoStageRetriever, __version__
 from mrl_rag.errors import InvalidInput
 
 # Ids that are printed per kind of finding, before the rest is only counted.
@@ -29,8 +29,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with TwoStageIndex(asked.db, _collection(asked.db, asked.collection)) as index:
             if asked.command == "reindex":
                 index.reindex(asked.shortlist_dim, asked.rotation, progress=True)
-            report = index.repair() if asked.command == "repair" else index.verify()
-            lines = [_header(index), *_lines(report)]
+            report = _repair(index, asked.encode) if asked.command == "repair" else index.verify()
+            lines = [_header(index), *_lines(report, asked.db)]
     except MrlRagError as error:
         sys.stderr.write(f"mrl-rag: {error}\n")
         return 2
@@ -43,13 +43,14 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"mrl-rag {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     reindex = commands.add_parser("reindex", help="fill Chroma anew from the archive, encoding nothing")
-    for command in (
-        commands.add_parser("verify", help="compare Chroma and the archive, and try the search"),
-        commands.add_parser("repair", help="mend what verify finds, losing nothing that was acknowledged"),
-        reindex,
-    ):
+    repair = commands.add_parser("repair", help="mend what verify finds, losing nothing that was acknowledged")
+    verify = commands.add_parser("verify", help="compare Chroma and the archive, and try the search")
+    for command in (verify, repair, reindex):
         command.add_argument("db", metavar="DB", help="the folder the index is in")
         command.add_argument("--collection", help="its collection (default: the only one in the folder)")
+    repair.add_argument(
+        "--encode", action="store_true", help="encode records without a sound full vector again, by the index's model"
+    )
     reindex.add_argument("--shortlist-dim", type=int, help="dimension that is searched first (default: as now)")
     reindex.add_argument("--rotation", choices=["fit", "none"], help="fit a rotation or drop it (default: as now)")
     return parser
@@ -73,7 +74,14 @@ def _header(index: TwoStageIndex) -> str:
     return f"{index.name}: {model}, {index.shortlist_dim} of {index.full_dim} dimensions, rotation {index.rotation}"
 
 
-def _lines(report: Report) -> list[str]:
+def _repair(index: TwoStageIndex, encode: bool) -> Report:
+    if not encode:
+        return index.repair()
+    with TwoStageRetriever(None, index) as retriever:
+        return retriever.repair()
+
+
+def _lines(report: Report, folder: str) -> list[str]:
     lines = [f"{report.records} records: {'nothing is wrong' if report.ok else 'something is wrong'}"]
     for kind, ids in asdict(report).items():
         if isinstance(ids, list) and ids:
@@ -81,9 +89,11 @@ def _lines(report: Report) -> list[str]:
             of = f" of {report.tried} tried" if kind == "unreachable" else ""
             lines.append(f"{kind}: {len(ids)}{of} ({', '.join(ids[:_MAX_IDS])}{more})")
     if report.chroma_damaged:
-        lines.append(f"Chroma's own file is damaged ({report.chroma_damaged}): bring the folder back from a backup")
-    if report.search_broken:
-        lines.append("the search is broken: run `mrl-rag repair`")
+        lines.append(f"Chroma's own file is damaged ({report.chroma_damaged}): restore the folder from a backup")
+    elif report.to_encode:
+        lines.append(f"{report.to_encode} without a sound full vector: run `mrl-rag repair --encode {folder}`")
+    elif not report.ok:
+        lines.append(f"run `mrl-rag repair {folder}`")
     return lines
 
 

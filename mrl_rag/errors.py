@@ -30,7 +30,7 @@ class MrlRagError(Exception):
 
 
 class InvalidInput(MrlRagError, ValueError):
-    """An argument breaks a rule; nothing was done."""
+    """An argument is wrong; nothing was done."""
 
 
 class InvalidDimension(InvalidInput):
@@ -42,11 +42,11 @@ class InvalidVectors(InvalidInput):
 
 
 class InvalidTexts(InvalidInput):
-    """A text is `None` or not a string, or a bare string stands where a list is needed."""
+    """A text is not a string, or a single string was given for a list."""
 
 
 class InvalidIds(InvalidInput):
-    """Ids are empty, repeated, or do not pair with what came with them."""
+    """Ids are empty or repeated, or there are not as many as texts, vectors or metadatas."""
 
 
 class InvalidPlan(InvalidInput):
@@ -54,23 +54,23 @@ class InvalidPlan(InvalidInput):
 
 
 class UnknownArgument(InvalidInput, TypeError):
-    """An argument has the name that another library gives it."""
+    """An argument was given under the name that it has in another library."""
 
 
 class UnknownModel(MrlRagError, ValueError):
-    """A model name is neither a known row, a folder nor a hub id that can be loaded."""
+    """A model's name is neither a short name, a folder nor a hub id that can be loaded."""
 
 
 class ModelFilesError(MrlRagError):
-    """A model's own files are missing, damaged or describe a recipe that is not supported."""
+    """A model's files are missing or damaged, or ask for a step that is not supported."""
 
 
 class EncoderClosed(MrlRagError, RuntimeError):
-    """The encoder was closed, or is of use to a parent process alone; make a new one."""
+    """The encoder was closed, or belongs to a parent process; make a new one."""
 
 
 class EncoderOutOfMemory(MrlRagError, MemoryError):
-    """Not even one text alone fits the device's memory."""
+    """The device's memory doesn't hold a single text."""
 
 
 class EncoderCacheError(MrlRagError):
@@ -78,7 +78,7 @@ class EncoderCacheError(MrlRagError):
 
 
 class RemoteEncoderError(MrlRagError):
-    """A server that encodes texts refused, kept failing, or gave an answer that isn't one."""
+    """An embedding server refused, kept failing, or gave an answer that can't be read."""
 
 
 class MissingExtra(MrlRagError, ImportError):
@@ -90,7 +90,7 @@ class TwoStageIndexError(MrlRagError):
 
 
 class IndexMismatch(TwoStageIndexError):
-    """The index was filled with another model or format."""
+    """The index was filled by another model, or has another format."""
 
 
 class DimensionMismatch(IndexMismatch):
@@ -98,7 +98,7 @@ class DimensionMismatch(IndexMismatch):
 
 
 class PlainCollection(IndexMismatch):
-    """Under the index's name is a collection that Chroma alone, or another wrapper of it, has filled."""
+    """The collection has records that were not written by a two-stage index."""
 
 
 class ArchiveError(TwoStageIndexError):
@@ -110,4 +110,4 @@ class IndexNotWritable(TwoStageIndexError):
 
 
 class IndexClosed(TwoStageIndexError, RuntimeError):
-    """The index was closed, or is of use to a parent process alone; open it again."""
+    """The index was closed, or belongs to a parent process; open it again."""

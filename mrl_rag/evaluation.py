@@ -1,4 +1,4 @@
-"""How good the answers are and what they cost: exact scans, recall, nDCG, BEIR folders."""
+"""Measures of a search: exact scan, recall, nDCG and time; test collections in the BEIR layout."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def read_beir(folder: Path | str) -> Dataset:
         The collection; queries without judgments are left out.
 
     Raises:
-        InvalidInput: a file is missing, or a line of it is not in the layout.
+        InvalidInput: a file is missing, or one of its lines is not in the layout.
     """
     folder = Path(folder)
     judged = next((f for f in (folder / "qrels.tsv", folder / "qrels" / "test.tsv") if f.is_file()), None)
@@ -63,7 +63,7 @@ def read_beir(folder: Path | str) -> Dataset:
 
 
 def exact_scan(vectors: npt.ArrayLike, queries: npt.ArrayLike, k: int) -> npt.NDArray[np.intp]:
-    """Score every vector for every query.
+    """Return the nearest vectors per query, by the cosine with every one.
 
     Args:
         vectors: float array [n, d].
@@ -71,7 +71,7 @@ def exact_scan(vectors: npt.ArrayLike, queries: npt.ArrayLike, k: int) -> npt.ND
         k: how many to return.
 
     Returns:
-        int array [q, min(k, n)] of rows of `vectors`, highest cosine first; equal ones in the order of their rows.
+        int array [q, min(k, n)] of row numbers, highest cosine first; equal cosines in the order of their rows.
 
     Raises:
         InvalidVectors: not two-dimensional, NaN or infinity, or of different lengths.
@@ -85,11 +85,11 @@ def exact_scan(vectors: npt.ArrayLike, queries: npt.ArrayLike, k: int) -> npt.ND
 
 
 def recall_at_k(found: Sequence[Sequence[str]], expected: Sequence[Sequence[str]]) -> float:
-    """Return how much of what was expected was found, 0 to 1, averaged over queries.
+    """Return the share of the expected ids that were found, 0 to 1, averaged over queries.
 
     Args:
-        found: ids a query.
-        expected: ids a query, of the exact scan; a query that expects nothing counts as met.
+        found: ids per query.
+        expected: ids per query, as by an exact scan; a query without any counts as 1.
     """
     shares = [len(set(f) & set(e)) / len(set(e)) if e else 1.0 for f, e in zip(found, expected, strict=True)]
     return statistics.fmean(shares) if shares else 1.0
@@ -101,7 +101,7 @@ def ndcg(run: Mapping[str, Mapping[str, float]], qrels: Mapping[str, Mapping[str
     Args:
         run: query id -> document id -> score.
         qrels: query id -> document id -> relevance. A judged query missing from `run` counts as 0.
-        k: cut-off.
+        k: how many of the best documents are looked at.
 
     Raises:
         MissingExtra: pytrec_eval is not installed.
@@ -116,15 +116,15 @@ def ndcg(run: Mapping[str, Mapping[str, float]], qrels: Mapping[str, Mapping[str
 
 
 def timed(search: Callable[[Query], Answer], queries: Sequence[Query], rounds: int = 3) -> tuple[list[Answer], float]:
-    """Ask each query alone, several times over.
+    """Search for each query by itself, several times, and take the time.
 
     Args:
         search: takes one query.
-        queries: what to ask.
-        rounds: how many times.
+        queries: n queries.
+        rounds: how often each is searched for.
 
     Returns:
-        The answers, and the median seconds a query.
+        The n answers of the last round, and the median seconds per query.
     """
     seconds: list[float] = []
     for _ in range(rounds):

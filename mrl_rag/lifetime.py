@@ -1,4 +1,4 @@
-"""What becomes of encoders and indexes when their process forks, and when it ends."""
+"""How encoders and indexes survive a fork, and how their process ends."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from weakref import WeakSet
 
 
 class Forkable(Protocol):
-    """Holds what a child that was forked can't use: locks, threads, connections."""
+    """Holds what a forked child can't use: locks, threads, connections."""
 
     def after_fork(self) -> None:
-        """Make them anew; called in the child, before anything else runs there."""
+        """Replace them; called in the child before anything else runs there."""
 
 
 class NativeCode:
-    """Counts the threads that run code of torch's, of a tokenizer's or of Chroma's.
+    """Counts the threads that are inside compiled code of torch, of a tokenizer or of Chroma.
 
         with NATIVE_CODE:
-            network.run(rows)
+            network.run(sequences)
 
-    A daemon thread that comes back from there while the interpreter is torn down aborts the process. So its end waits
-    for those who are in, and lets no other daemon thread in.
+    A daemon thread that returns from such code while the interpreter shuts down aborts the process. So the shutdown
+    waits for the threads inside, and lets no other daemon thread in.
     """
 
     def __init__(self) -> None:
@@ -54,21 +54,21 @@ class NativeCode:
             self._changed.notify_all()
 
     def shut(self) -> None:
-        """Wait until nobody is inside, and keep it so."""
+        """Wait until no thread is inside, and let none in from then on."""
         with self._changed:
             self._shut = True
             self._changed.wait_for(lambda: self._inside <= 0)
 
 
 class Dropped:
-    """Releases what an object held once nobody refers to it any more.
+    """Releases what an object held after the object was garbage-collected.
 
-    The garbage collector runs in the middle of anything, also of code that holds the locks that a release needs. So it
-    only notes what there is to release, and `release_dropped` does it where no lock is held.
+    The garbage collector may run while the thread holds locks that a release needs. So it only queues the release, and
+    `release_dropped` does it where no lock is held.
 
     Args:
         owner: the object.
-        release: called with no argument, once, in the process that made this.
+        release: called without arguments, once, in the process that created this.
     """
 
     def __init__(self, owner: object, release: Callable[[], None]) -> None:
@@ -77,7 +77,7 @@ class Dropped:
         self._note.atexit = False
 
     def release_now(self) -> None:
-        """Release it, unless that was done."""
+        """Release it now, unless that was done already."""
         if self._note.detach():
             self._release()
 
@@ -86,11 +86,11 @@ _DROPPED: deque[tuple[int, Callable[[], None]]] = deque()
 
 
 def release_dropped() -> None:
-    """Release what objects held that are gone; the calling thread must hold no lock of theirs."""
+    """Release what collected objects held; the calling thread must hold none of their locks."""
     while _DROPPED:
         try:
             process, release = _DROPPED.popleft()
-        except IndexError:  # another thread was quicker
+        except IndexError:  # another thread took it
             return
         if process == os.getpid():
             release()
@@ -102,19 +102,19 @@ _LEFT: list[object] = []
 
 
 def renew_after_fork(held: Forkable) -> None:
-    """Have `held.after_fork` called in every child that this process forks, as long as it is in use."""
+    """Call `held.after_fork` in every child that this process forks, as long as `held` exists."""
     _FORKABLE.add(held)
 
 
 def leave_to_parent(held: object) -> None:
-    """Keep what belongs to the parent process from being closed here, with the last reference to it."""
+    """Keep an object of the parent process alive, so that dropping it doesn't close it in this child."""
     _LEFT.append(held)
 
 
 def _in_child() -> None:
     NATIVE_CODE.__init__()  # type: ignore[misc]
     if torch := sys.modules.get("torch"):
-        # GNU OpenMP would wait for ever for the parent's threads. torch's own DataLoader does the same in its workers.
+        # GNU OpenMP would wait forever for the parent's threads. torch's DataLoader sets this in its workers, too.
         torch.set_num_threads(1)
     for held in list(_FORKABLE):
         held.after_fork()

@@ -1,4 +1,4 @@
-"""The models known by a short name, one frozen row each, with the sources of its facts."""
+"""The models with a short name, one row each, with the sources of its facts."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from mrl_rag.tasks import Task
 
 @dataclass(frozen=True)
 class PackagedWeights:
-    """Weights that install as a Python package, so that a model works offline.
+    """Weights that can be installed as a Python package, so that a model works offline.
 
     Attributes:
         module: import name of the package. It is located, never imported.
-        folder: the model's folder inside it.
+        folder: the model's folder in it.
         sha256: checksum of `model.safetensors`.
     """
 
@@ -27,23 +27,24 @@ class PackagedWeights:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelSpec:
-    """One model: where it is, what its authors say of it, and what its own files don't say.
+    """A model: where it is, and what its authors say about it, also where its own files don't.
 
     Attributes:
         name: the short name.
         hub_id: repository on the Hugging Face hub.
-        architecture: the `model_type` under which transformers has the network, without remote code.
+        architecture: the network's `model_type` in transformers, which needs no remote code.
         pooling: how token vectors become one: their mean, the first token's, or the last one's.
-        full_dim: length of the uncut vector.
+        full_dim: length of the whole vector.
         dims: the dimensions its authors trained it for, widest first; only the full one if it is not a Matryoshka
-            model. Where they give a range without naming what lies inside, its two ends, and `note` says so.
-        max_length: longest input in tokens its authors state, special tokens counted.
+            model. Of a range without named dimensions, its two ends, and `note` says so.
+        max_length: longest input in tokens that its authors state, special tokens counted.
         licence: SPDX identifier, or the licence's own name where it has none.
-        prompts: task -> what its authors put before the text. These are used where the model's own files give none;
-            a task that isn't a key has no prompt.
-        layer_norm: whether the pooled vector is layer-normed before the cut. No model file says so.
+        languages: "en", "zh" or "multilingual": what its authors trained it for, by the language tag of its card.
+        prompts: task -> the text its authors put before the input, used where the model's own files have none; a task
+            that isn't a key has no prompt.
+        layer_norm: whether the pooled vector is layer-normed before truncation, which no model file says.
         sources: public pages that state these facts.
-        note: what a user must know, in a sentence or two; empty if there is nothing.
+        note: what a user should know, in a sentence or two; may be empty.
         packaged: an installable copy of the weights, if there is one.
     """
 
@@ -55,7 +56,8 @@ class ModelSpec:
     dims: tuple[int, ...]
     max_length: int
     licence: str
-    # Out of the hash only: a read-only view of a dict has none.
+    languages: Literal["en", "zh", "multilingual"]
+    # Not hashed: a read-only view of a dict has no hash.
     prompts: Mapping[Task, str] = field(default_factory=dict, hash=False)
     layer_norm: bool = False
     sources: tuple[str, ...] = ()
@@ -67,12 +69,12 @@ class ModelSpec:
 
     @property
     def matryoshka(self) -> bool:
-        """Whether it was trained to be cut."""
+        """Whether it was trained for more than one dimension."""
         return len(self.dims) > 1
 
 
 _HUB = "https://huggingface.co"
-# Permalinks: the lines they show stay as they were read.
+# Permalinks, which always show the lines that were read.
 _MTEB = "https://github.com/embeddings-benchmark/mteb/blob"
 _VLLM = "https://github.com/vllm-project/vllm/blob"
 _FLAG = "https://github.com/FlagOpen/FlagEmbedding/blob"
@@ -105,7 +107,7 @@ _TRANSFORMERS_GTE = (
     "/docs/source/en/model_doc/gte.md"
 )
 
-_NOT_MATRYOSHKA = "Not trained with Matryoshka loss: its prefixes lose more than a Matryoshka model's would."
+_NOT_MATRYOSHKA = "Not trained with Matryoshka loss: truncation costs it more than a Matryoshka model."
 # max_trained_positions of its config.json; "Extending the base context length" of transformers' page.
 _ROTARY_PAST_2048 = "The network was trained on 2,048 positions: longer inputs need dynamic rotary scaling."
 
@@ -139,6 +141,7 @@ MODELS: dict[str, ModelSpec] = {
             dims=(384,),
             max_length=256,
             licence="Apache-2.0",
+            languages="en",
             sources=(f"{_HUB}/sentence-transformers/all-MiniLM-L6-v2",),
             note=_NOT_MATRYOSHKA,
             packaged=PackagedWeights(
@@ -157,6 +160,7 @@ MODELS: dict[str, ModelSpec] = {
             dims=(768,),  # the training configuration has no matryoshka_dims
             max_length=8192,
             licence="Apache-2.0",
+            languages="en",
             prompts=_NOMIC_PROMPTS,
             sources=(
                 f"{_HUB}/nomic-ai/nomic-embed-text-v1.5",  # its table compares both versions
@@ -176,6 +180,7 @@ MODELS: dict[str, ModelSpec] = {
             dims=(768, 512, 256, 128, 64),  # matryoshka_dims of the training configuration
             max_length=8192,
             licence="Apache-2.0",
+            languages="en",
             prompts=_NOMIC_PROMPTS,
             layer_norm=True,  # without weights; the card's code, and mteb's NomicWrapper
             sources=(
@@ -196,6 +201,7 @@ MODELS: dict[str, ModelSpec] = {
             dims=(768, 256),  # matryoshka_dims of the training configuration; the card
             max_length=8192,
             licence="Apache-2.0",
+            languages="en",
             prompts=_NOMIC_PROMPTS,
             sources=(
                 f"{_HUB}/nomic-ai/modernbert-embed-base",
@@ -213,6 +219,7 @@ MODELS: dict[str, ModelSpec] = {
             dims=(1024, 512),
             max_length=512,
             licence="Apache-2.0",
+            languages="en",
             prompts=_SEARCHING_PASSAGES,
             sources=(
                 f"{_HUB}/mixedbread-ai/mxbai-embed-large-v1",
@@ -230,6 +237,7 @@ MODELS: dict[str, ModelSpec] = {
             dims=(768, 256),  # the card of l-v2.0: "like our v1.5 model, the MRL for this model is 256 dimensions"
             max_length=512,
             licence="Apache-2.0",
+            languages="en",
             prompts=_SEARCHING_PASSAGES,
             sources=(
                 f"{_HUB}/Snowflake/snowflake-arctic-embed-m-v1.5",
@@ -247,6 +255,7 @@ MODELS: dict[str, ModelSpec] = {
             dims=(1024, 256),
             max_length=8192,
             licence="Apache-2.0",
+            languages="multilingual",
             prompts={"query": "query: "},
             sources=(f"{_HUB}/Snowflake/snowflake-arctic-embed-l-v2.0", _MTEB_ARCTIC, _VLLM_ARCTIC),
         ),
@@ -259,6 +268,7 @@ MODELS: dict[str, ModelSpec] = {
             dims=(768, 512, 256, 128),
             max_length=2048,
             licence="Gemma",
+            languages="multilingual",
             prompts={
                 "query": "task: search result | query: ",
                 "document": "title: none | text: ",
@@ -282,6 +292,7 @@ MODELS: dict[str, ModelSpec] = {
             dims=(1024, 32),
             max_length=32768,
             licence="Apache-2.0",
+            languages="multilingual",
             # No space after the colon: the model's config_sentence_transformers.json.
             prompts={
                 "query": "Instruct: Given a web search query, retrieve relevant passages that answer the query\nQuery:"
@@ -299,6 +310,7 @@ MODELS: dict[str, ModelSpec] = {
             dims=(768, 128),
             max_length=8192,
             licence="Apache-2.0",
+            languages="multilingual",
             sources=(
                 f"{_HUB}/alibaba-nlp-community/gte-multilingual-base",
                 f"{_HUB}/Alibaba-NLP/gte-multilingual-base",
@@ -317,6 +329,7 @@ MODELS: dict[str, ModelSpec] = {
             dims=(768,),
             max_length=8192,
             licence="Apache-2.0",
+            languages="en",
             sources=(f"{_HUB}/Alibaba-NLP/gte-modernbert-base", _MTEB_GTE, _VLLM_GTE),
             note=_NOT_MATRYOSHKA,
         ),
@@ -329,6 +342,7 @@ MODELS: dict[str, ModelSpec] = {
             dims=(1024,),
             max_length=8192,
             licence="MIT",
+            languages="multilingual",
             # The licence: the page at docs.api.nvidia.com.
             sources=(
                 f"{_HUB}/BAAI/bge-m3",
@@ -349,6 +363,7 @@ MODELS: dict[str, ModelSpec] = {
             dims=(384,),
             max_length=512,
             licence="MIT",
+            languages="en",
             prompts=_SEARCHING_PASSAGES,
             sources=(f"{_HUB}/BAAI/bge-small-en-v1.5", _FLAG_BGE, _MTEB_BGE, _VLLM_BGE),
             note=_NOT_MATRYOSHKA,
@@ -362,6 +377,7 @@ MODELS: dict[str, ModelSpec] = {
             dims=(768,),
             max_length=512,
             licence="MIT",
+            languages="en",
             prompts=_SEARCHING_PASSAGES,
             sources=(f"{_HUB}/BAAI/bge-base-en-v1.5", _FLAG_BGE, _MTEB_BGE, _VLLM_BGE),
             note=_NOT_MATRYOSHKA,
@@ -375,6 +391,7 @@ MODELS: dict[str, ModelSpec] = {
             dims=(1024,),
             max_length=512,
             licence="MIT",
+            languages="en",
             prompts=_SEARCHING_PASSAGES,
             sources=(f"{_HUB}/BAAI/bge-large-en-v1.5", _FLAG_BGE, _MTEB_BGE, _VLLM_BGE),
             note=_NOT_MATRYOSHKA,
@@ -390,6 +407,7 @@ MODELS: dict[str, ModelSpec] = {
             dims=(384,),
             max_length=512,
             licence="MIT",
+            languages="en",
             prompts=_E5_PROMPTS,
             sources=(f"{_HUB}/intfloat/e5-small-v2", _MTEB_E5, _FLAG_POOLING, _VLLM_E5),
             note=_NOT_MATRYOSHKA,
@@ -403,6 +421,7 @@ MODELS: dict[str, ModelSpec] = {
             dims=(768,),
             max_length=512,
             licence="MIT",
+            languages="en",
             prompts=_E5_PROMPTS,
             sources=(f"{_HUB}/intfloat/e5-base-v2", _MTEB_E5, _FLAG_POOLING),
             note=_NOT_MATRYOSHKA,
@@ -416,6 +435,7 @@ MODELS: dict[str, ModelSpec] = {
             dims=(1024,),
             max_length=512,
             licence="MIT",
+            languages="en",
             prompts=_E5_PROMPTS,
             sources=(f"{_HUB}/intfloat/e5-large-v2", _MTEB_E5, _FLAG_POOLING),
             note=_NOT_MATRYOSHKA,
@@ -429,6 +449,7 @@ MODELS: dict[str, ModelSpec] = {
             dims=(384,),
             max_length=512,
             licence="MIT",
+            languages="multilingual",
             prompts=_E5_PROMPTS,
             sources=(f"{_HUB}/intfloat/multilingual-e5-small", _MTEB_E5, _FLAG_POOLING),
             note=_NOT_MATRYOSHKA,
@@ -442,6 +463,7 @@ MODELS: dict[str, ModelSpec] = {
             dims=(768,),
             max_length=512,
             licence="MIT",
+            languages="multilingual",
             prompts=_E5_PROMPTS,
             sources=(f"{_HUB}/intfloat/multilingual-e5-base", _MTEB_E5, _FLAG_POOLING, _VLLM_E5),
             note=_NOT_MATRYOSHKA,
@@ -455,6 +477,7 @@ MODELS: dict[str, ModelSpec] = {
             dims=(1024,),
             max_length=512,
             licence="MIT",
+            languages="multilingual",
             prompts=_E5_PROMPTS,
             sources=(
                 f"{_HUB}/intfloat/multilingual-e5-large",

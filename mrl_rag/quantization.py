@@ -1,4 +1,4 @@
-"""Full vectors in fewer bytes: float16, int8 with a scale a row, sign bits."""
+"""Full vectors in fewer bytes: float16, int8 with a scale per row, sign bits."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ Codes: TypeAlias = npt.NDArray[np.int8]
 Bytes: TypeAlias = npt.NDArray[np.uint8]
 Precision: TypeAlias = Literal["float16", "int8"]
 
-# Widening a float16 to 32 bits and shifting it by 13 leaves its exponent too low by 112; times 2 to the 112 mends that,
-# for subnormal numbers too. Three passes over whole arrays take a third of the time of NumPy's own conversion.
+# From float16 to float32: widened to 32 bits and shifted by 13, the exponent is too low by 112; times 2 ** 112 corrects
+# that, also for subnormal numbers. This takes a third of the time of NumPy's own conversion.
 _SHIFT, _MASK, _SCALE = 13, np.int32(-0x7000_2000), np.float32(2.0**112)
 
 
 def row_bytes(precision: Precision, dim: int) -> int:
-    """Return how many bytes a vector of `dim` numbers takes."""
+    """Return the bytes per vector of `dim` numbers."""
     return 2 * dim if precision == "float16" else 4 + dim
 
 
@@ -35,7 +35,7 @@ def pack_rows(vectors: Float32Array, precision: Precision) -> Bytes:
 
 
 def quantize(vectors: Float32Array) -> tuple[Codes, Float32Array]:
-    """Return int8 codes [n, dim] and float32 scales [n], whose products are about the float32 [n, dim] given.
+    """Return int8 codes [n, dim] and float32 scales [n] whose product approximates float32 [n, dim].
 
     The largest value of a row becomes 127 or -127; a row of zeros has scale 0.
     """
@@ -45,13 +45,13 @@ def quantize(vectors: Float32Array) -> tuple[Codes, Float32Array]:
 
 
 def rounding_errors(vectors: Float32Array, codes: Codes, scales: Float32Array) -> Float32Array:
-    """Return the distance of each of float32 [n, dim] from what `quantize` made of it: float32 [n]."""
+    """Return the distance of each vector, float32 [n, dim], from its quantized form: float32 [n]."""
     errors: Float32Array = np.linalg.norm(vectors - codes * scales[:, None], axis=1)
     return errors
 
 
 def unpack_rows(rows: Bytes, precision: Precision) -> Float32Array:
-    """Return float32 [n, dim] of what `pack_rows` made, uint8 [n, row_bytes], without infinities."""
+    """Return float32 [n, dim] from the output of `pack_rows`, uint8 [n, row_bytes], without infinities."""
     if precision == "float16":
         wide = rows.view("<i2").astype(np.int32)
         wide <<= _SHIFT
@@ -65,12 +65,12 @@ def unpack_rows(rows: Bytes, precision: Precision) -> Float32Array:
 
 
 def sign_bits(vectors: Float32Array) -> Bytes:
-    """Return one bit a number, set where it is positive: uint8 [n, ceil(dim / 8)] of float32 [n, dim]."""
+    """Return one bit per number, set where it is positive: uint8 [n, ceil(dim / 8)] from float32 [n, dim]."""
     return np.packbits(vectors > 0, axis=1)
 
 
 def score_bits(query: Float32Array, bits: Bytes) -> Float32Array:
-    """Estimate cosines from sign bits: the query's own numbers against +1 and -1.
+    """Estimate cosines from sign bits: the query's numbers times +1 or -1.
 
     Args:
         query: float32 [dim], unit length.
@@ -80,6 +80,6 @@ def score_bits(query: Float32Array, bits: Bytes) -> Float32Array:
         float32 [n].
     """
     signs = np.unpackbits(bits, axis=1, count=len(query)).astype(np.float32)
-    # Twice the sum over the positive, less the sum over all, is the sum with signs.
+    # The sum with signs is twice the sum over the positive ones, minus the sum over all.
     estimate: Float32Array = (2 * np.einsum("nd,d->n", signs, query) - query.sum()) / np.float32(len(query) ** 0.5)
     return estimate

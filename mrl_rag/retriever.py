@@ -8,13 +8,13 @@ from contextlib import ExitStack
 from hashlib import blake2b
 from typing import Self
 
-from mrl_rag.encoder import CachedEncoder, MatryoshkaEncoder
-from mrl_rag.encoder.base import Encoder
-from mrl_rag.errors import IndexMismatch, InvalidIds, InvalidInput, MrlRagError
-from mrl_rag.index import Hit, Plan, TwoStageIndex
+from mrl_rag.encoder import CachedEncoder, Encoder, MatryoshkaEncoder
+from mrl_rag.errors import DimensionMismatch, IndexMismatch, InvalidIds, InvalidInput, MrlRagError
+from mrl_rag.index import Hit, Plan, Report, TwoStageIndex
 from mrl_rag.index.checks import Metadata, Where, check_ids, check_metadatas, explain_other_names
 from mrl_rag.progress import progress_bar
 from mrl_rag.tasks import check_texts
+from mrl_rag.truncation import Float32Array
 
 # Texts encoded and committed together: an interruption loses no more than these, and the bar moves as often.
 _BATCH = 512
@@ -41,6 +41,7 @@ class TwoStageRetriever:
         InvalidInput: an argument is of another type, or `collection` is given with a `TwoStageIndex`.
         IndexMismatch: another encoder filled the index; or `encoder` is None, and the one that filled it is not known
             or can't be made from its name.
+        DimensionMismatch: the index holds longer vectors than the encoder makes.
         TwoStageIndexError: as `TwoStageIndex` does.
     """
 
@@ -65,6 +66,11 @@ class TwoStageRetriever:
             if encoder is None:
                 encoder = opened.enter_context(_encoder_that_filled(index))
             index.bind(_model_of(encoder), encoder.fingerprint)
+            if index.full_dim is not None and index.full_dim > encoder.full_dim:
+                raise DimensionMismatch(
+                    f"index {index.name!r} has full_dim={index.full_dim}, and {_model_of(encoder)!r} makes vectors of "
+                    f"{encoder.full_dim} numbers. Leave full_dim out, or use another encoder."
+                )
             self._opened = opened.pop_all()
         self.encoder: Encoder = encoder
         self.index: TwoStageIndex = index
@@ -119,7 +125,7 @@ class TwoStageRetriever:
             documents = [texts[row] for row in changed]
             self.index.upsert(
                 [ids[row] for row in changed],
-                self.encoder.encode_documents(documents),
+                self._encode_documents(documents),
                 documents,
                 [metadatas[row] for row in changed],
             )
@@ -146,8 +152,20 @@ class TwoStageRetriever:
         where_document: Where | None = None,
     ) -> list[list[Hit]]:
         """Return the k nearest texts per question, all encoded and searched together; see `TwoStageIndex.search`."""
-        vectors = self.encoder.encode_queries(check_texts(questions))
+        vectors = self.encoder.encode_queries(check_texts(questions), self._dim)
         return self.index.search(vectors, k, plan, where, where_document)
+
+    def repair(self) -> Report:
+        """Mend the index, and encode records without a sound full vector again; see `TwoStageIndex.repair`."""
+        return self.index.repair(self._encode_documents)
+
+    @property
+    def _dim(self) -> int:
+        # Not the encoder's own `dim`: the index cuts for itself.
+        return self.index.full_dim or self.encoder.full_dim
+
+    def _encode_documents(self, texts: list[str]) -> Float32Array:
+        return self.encoder.encode_documents(texts, self._dim)
 
     def close(self) -> None:
         """Close the index and the encoder where this object opened them; those that were passed in stay open."""

@@ -1,4 +1,4 @@
-"""The four tasks, and how a prompt is chosen and put before a text."""
+"""The four tasks, and the prompt that each puts before a text."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from mrl_rag.errors import InvalidInput, InvalidTexts
 Task: TypeAlias = Literal["query", "document", "classification", "clustering"]
 TASKS: tuple[Task, ...] = get_args(Task)
 
-# What the prompt of a task is called in models' own files, most telling name first.
-# Of documents "document" alone: SentenceTransformer.encode_document has "passage" and "corpus" on its list as well, but
-# its own empty "document" always goes before them.
+# Names of each task's prompt in models' own files, in the order in which they are looked up. For documents only
+# "document": SentenceTransformer.encode_document lists "passage" and "corpus" as well, but always finds its own empty
+# "document" first.
 PROMPT_NAMES: dict[Task, tuple[str, ...]] = {
     "query": ("query",),
     "document": ("document",),
@@ -20,7 +20,7 @@ PROMPT_NAMES: dict[Task, tuple[str, ...]] = {
     "clustering": ("clustering", "Clustering"),
 }
 
-# Through UTF-16, where a pair of surrogates is one character: PDF readers give formulas as such pairs.
+# In UTF-16 a pair of surrogates is one character; PDF readers give formulas as such pairs.
 SURROGATE_ADVICE = (
     "it holds surrogates: text.encode('utf-16', 'surrogatepass').decode('utf-16', 'replace') joins pairs of them and "
     "replaces lone ones."
@@ -28,10 +28,10 @@ SURROGATE_ADVICE = (
 
 
 def prompts_by_task(prompts: Mapping[str, str | None]) -> dict[Task, str]:
-    """Pick each task's prompt out of the prompts in a model's own files.
+    """Return each task's prompt from the prompts in a model's own files.
 
     Args:
-        prompts: name -> prompt, as `config_sentence_transformers.json` holds them.
+        prompts: name -> prompt, as in `config_sentence_transformers.json`.
 
     Returns:
         task -> prompt for all four tasks; an empty string where the model has none.
@@ -40,6 +40,20 @@ def prompts_by_task(prompts: Mapping[str, str | None]) -> dict[Task, str]:
         task: next((prompts[name] or "" for name in names if name in prompts), "")
         for task, names in PROMPT_NAMES.items()
     }
+
+
+def merge_prompts(own: Mapping[Task, str], override: Mapping[Task, str] | None) -> dict[Task, str]:
+    """Return a model's own prompts, overridden by a caller's.
+
+    Raises:
+        InvalidInput: a key is not a task, or a prompt is not a string.
+    """
+    merged = dict(own)
+    for task, prompt in (override or {}).items():
+        if not isinstance(prompt, str):
+            raise InvalidInput(f"prompts[{task!r}] is {prompt!r}; a prompt is a string, '' for none.")
+        merged[check_task(task)] = prompt
+    return merged
 
 
 def check_task(task: object) -> Task:
@@ -59,7 +73,7 @@ def check_texts(texts: Iterable[str], first: int = 0) -> list[str]:
 
     Args:
         texts: any iterable of strings.
-        first: the number that an error gives to the first of them.
+        first: the position of the first text, for error messages.
 
     Raises:
         InvalidTexts: `texts` is a bare string, or one of them is not a string, or holds a lone surrogate.
@@ -74,12 +88,12 @@ def check_texts(texts: Iterable[str], first: int = 0) -> list[str]:
         if not isinstance(text, str):
             raise InvalidTexts(f"texts[{position}] is {text!r}, not a string; leave it out or pass ''.")
         if not is_unicode(text):
-            raise InvalidTexts(f"texts[{position}] is no valid Unicode ({text[:40]!r}); {SURROGATE_ADVICE}")
+            raise InvalidTexts(f"texts[{position}] is not valid Unicode ({text[:40]!r}); {SURROGATE_ADVICE}")
     return checked
 
 
 def is_unicode(text: str) -> bool:
-    """Say whether a string can be written as UTF-8: one with a lone surrogate, as some PDF readers make, can't."""
+    """Say whether a string can be encoded as UTF-8; lone surrogates, which some PDF readers produce, can't."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -88,5 +102,5 @@ def is_unicode(text: str) -> bool:
 
 
 def with_prompt(text: str, prompt: str) -> str:
-    """Put `prompt` before `text`, unless the text carries it already."""
+    """Put `prompt` before `text`, unless the text starts with it."""
     return text if text.startswith(prompt) else prompt + text

@@ -12,18 +12,19 @@ from mrl_rag.encoder.base import Advance, Encoder
 from mrl_rag.tasks import Task
 from mrl_rag.truncation import Float32Array, check_dim, truncate
 
-# Share of a vector that is its text's alone, and its task's: enough to tell apart what has the same words.
-_OWN = np.float32(0.1)
+# Weight of the parts for the text as a whole and the task, which tell apart texts with the same words.
+_OWN_WEIGHT = np.float32(0.1)
 
 
 class DeterministicEncoder(Encoder):
-    """Texts that share words get near vectors; the first numbers of each carry most of it, as in a Matryoshka model.
+    """Gives texts that share words similar vectors, most of it in the first numbers, as a Matryoshka model does.
 
         embeddings = MatryoshkaEmbeddings(encoder=DeterministicEncoder())     # LangChain
         embed_model = MatryoshkaEmbedding(encoder=DeterministicEncoder())     # LlamaIndex
 
-    A vector is the sum of a random one a word, seeded by the word, with coordinates that shrink as 1 / sqrt(1 + i). A
-    text's query and document vectors differ a little, as with a model that has prompts. It knows nothing of meaning.
+    A text's vector is the sum of one random vector per word, seeded by the word, whose numbers shrink as
+    1 / sqrt(1 + i). Its query and document vectors differ a little, as those of a model with prompts. Synonyms are
+    unrelated.
 
     Args:
         full_dim: length of the vectors.
@@ -43,6 +44,9 @@ class DeterministicEncoder(Encoder):
         self.full_dim = check_dim(full_dim, 65536)
         self.dims = tuple(dict.fromkeys(max(full_dim // part, 1) for part in (1, 2, 4)))
 
+    def __repr__(self) -> str:
+        return f"DeterministicEncoder({self.full_dim})"
+
     @property
     def fingerprint(self) -> str:
         """A short text that changes with `full_dim`."""
@@ -53,7 +57,7 @@ class DeterministicEncoder(Encoder):
 
     def _vector(self, text: str, task: Task) -> Float32Array:
         words = re.findall(r"\w+", text.lower())
-        vector = _OWN * (_noise(f"text {text}", self.full_dim) + _noise(f"task {task}", self.full_dim))
+        vector = _OWN_WEIGHT * (_noise(f"text {text}", self.full_dim) + _noise(f"task {task}", self.full_dim))
         for word in words:
             vector += _noise(f"word {word}", self.full_dim) / np.float32(len(words) ** 0.5)
         return vector

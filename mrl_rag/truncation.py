@@ -1,4 +1,4 @@
-"""Normalise, layer norm and truncate: the one place where a vector is cut."""
+"""Normalisation, layer norm and truncation: the only module that shortens vectors."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def check_dim(dim: object, full_dim: int) -> int:
     """Return `dim` as an int when it is an integer with 1 <= dim <= full_dim.
 
     Args:
-        dim: what the caller asked for.
+        dim: the dimension asked for.
         full_dim: length of the full vector.
 
     Returns:
@@ -40,10 +40,10 @@ def as_rows(vectors: npt.ArrayLike, name: str = "vectors") -> Float32Array:
 
     Args:
         vectors: array-like of shape [n, d]; an empty list gives shape [0, 0].
-        name: what to call the argument in an error.
+        name: name of the argument, for error messages.
 
     Returns:
-        float32 array of shape [n, d], C-contiguous; the input itself when it is one already.
+        float32 array of shape [n, d], C-contiguous; the input itself where it is such an array.
 
     Raises:
         InvalidVectors: not numbers, not two-dimensional, or a value is NaN or infinite.
@@ -56,7 +56,7 @@ def as_rows(vectors: npt.ArrayLike, name: str = "vectors") -> Float32Array:
         return rows.reshape(0, rows.shape[-1] if rows.ndim == 2 else 0)
     if rows.ndim != 2:
         raise InvalidVectors(f"{name} has shape {rows.shape}; pass an array of shape [n, d], one vector per row.")
-    # The sum of squares is finite only if every number is, and takes no array of its own.
+    # The sum of squares is finite only if every number is, and needs no temporary array.
     with np.errstate(all="ignore"):
         squares = np.dot(rows.ravel(), rows.ravel())
     if not np.isfinite(squares):
@@ -90,7 +90,7 @@ def unit_rows(rows: Float32Array) -> Float32Array:
     if squares.min() > 1e-30 and squares.max() < 1e30:
         unit: Float32Array = rows / np.sqrt(squares)[:, None]
         return unit
-    # Scaled by the largest number first: squares of very large or very small rows leave float32.
+    # Divided by the largest number first: the squares of very large or small numbers overflow or vanish in float32.
     peak = np.abs(rows).max(axis=1, keepdims=True)
     scaled = (rows / np.where(peak > 0, peak, 1)).astype(np.float64)
     length = np.linalg.norm(scaled, axis=1, keepdims=True)
@@ -98,7 +98,7 @@ def unit_rows(rows: Float32Array) -> Float32Array:
 
 
 def layer_norm(vectors: npt.ArrayLike, eps: float = 1e-5) -> Float32Array:
-    """Centre each row and divide by its standard deviation, without learned scale or shift.
+    """Subtract each row's mean and divide by its standard deviation, without learned scale or shift.
 
     Args:
         vectors: float array of shape [n, d].

@@ -27,7 +27,7 @@ def _no_dtype_of_this_machines_choice():
         pytest.fail("Name the encoder's dtype, or ask for the fixture `default_dtype`.")
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("mrl_rag.encoder.encoder._pick_dtype", pick)
+        patch.setattr("mrl_rag.encoder.encoder.pick_dtype", pick)
         yield
 
 
@@ -37,7 +37,7 @@ def default_dtype(request):
     import torch
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("mrl_rag.encoder.encoder._pick_dtype", lambda device: getattr(torch, request.param))
+        patch.setattr("mrl_rag.encoder.encoder.pick_dtype", lambda device: getattr(torch, request.param))
         yield request.param
 
 
@@ -137,9 +137,11 @@ def tiny_bert(make_tiny_bert):
 
 
 @pytest.fixture(autouse=True)
-def _long_texts_may_be_cut():
+def _texts_and_vectors_may_be_cut():
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*longer than max_length")
+        # Once per encoder, and the encoders of these tests are shared.
+        warnings.filterwarnings("ignore", message="minilm was trained")
         yield
 
 

@@ -4,7 +4,7 @@ import sys
 import pytest
 import tiktoken
 
-from mrl_rag import pack
+from mrl_rag import fit_to_context
 from mrl_rag.budget import counter
 from mrl_rag.errors import InvalidInput, InvalidTexts
 
@@ -14,20 +14,20 @@ def words(text):
 
 
 def test_the_best_that_fit_are_kept_in_their_order_and_the_rest_is_named():
-    packed = pack(["one two three", "a b c d e f g h", "four five"], 6, encoding=words, separator="")
+    packed = fit_to_context(["one two three", "a b c d e f g h", "four five"], 6, encoding=words, separator="")
     assert (packed.kept, packed.left_out, packed.tokens) == ((0, 2), (1,), 5)
 
 
 def test_room_is_kept_for_the_answer_and_for_separators():
-    assert pack(["a b", "c d"], 6, reserve=2, encoding=words).kept == (0, 1)
-    assert pack(["a b", "c d"], 6, reserve=3, encoding=words).kept == (0,)
-    assert pack(["a b", "c d"], 4, encoding=words, separator="- ").kept == (0,)
+    assert fit_to_context(["a b", "c d"], 6, reserve=2, encoding=words).kept == (0, 1)
+    assert fit_to_context(["a b", "c d"], 6, reserve=3, encoding=words).kept == (0,)
+    assert fit_to_context(["a b", "c d"], 4, encoding=words, separator="- ").kept == (0,)
 
 
 def test_the_first_is_kept_even_alone_and_too_long():
-    packed = pack(["a b c d", "e"], 2, encoding=words)
+    packed = fit_to_context(["a b c d", "e"], 2, encoding=words)
     assert (packed.kept, packed.left_out, packed.tokens) == ((0,), (1,), 4)
-    assert pack([], 2, encoding=words).kept == ()
+    assert fit_to_context([], 2, encoding=words).kept == ()
 
 
 def test_tokens_are_counted_as_tiktoken_does_with_special_tokens_as_plain_text():
@@ -45,8 +45,8 @@ import socket
 def refuse(*arguments, **settings):
     raise OSError("no network")
 socket.socket.connect = refuse
-from mrl_rag import pack
-print(pack(["a", "b"], 100).kept)
+from mrl_rag import fit_to_context
+print(fit_to_context(["a", "b"], 100).kept)
 """
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "(0, 1)\n"
 
@@ -57,11 +57,11 @@ print(pack(["a", "b"], 100).kept)
 )
 def test_numbers_that_leave_no_room_are_refused(arguments):
     with pytest.raises(InvalidInput, match=r"max_tokens|reserve"):
-        pack(["a"], encoding=words, **arguments)
+        fit_to_context(["a"], encoding=words, **arguments)
 
 
 def test_an_encoding_nobody_knows_is_refused():
     with pytest.raises(InvalidInput, match="nonsense"):
-        pack(["a"], 10, encoding="nonsense")
+        fit_to_context(["a"], 10, encoding="nonsense")
     with pytest.raises(InvalidTexts):
-        pack("a text", 10)
+        fit_to_context("a text", 10)

@@ -6,7 +6,7 @@ import chromadb
 import numpy as np
 import pytest
 
-from mrl_rag import TwoStageIndex, __version__
+from mrl_rag import TwoStageIndex, TwoStageRetriever, __version__
 from mrl_rag.cli import main
 
 
@@ -37,6 +37,20 @@ def test_verify_names_what_repair_mends(db, capsys):
     assert main(["repair", str(db)]) == 0
     assert main(["verify", str(db)]) == 0
     assert capsys.readouterr().out.count("13 records: nothing is wrong\n") == 2
+
+
+@pytest.mark.usefixtures("default_dtype")
+def test_repair_encodes_what_chroma_has_added_by_itself(tmp_path, capsys, minilm):
+    with TwoStageRetriever(minilm, tmp_path) as retriever:
+        retriever.index_texts(["numpy.pad adds zeros around an array"])
+    chromadb.PersistentClient(tmp_path).get_collection("docs").add(["new"], np.ones((1, 96)), documents=["a thread"])
+    assert main(["repair", str(tmp_path)]) == 1
+    assert f"missing: 1 (new)\n1 without a sound full vector: run `mrl-rag repair --encode {tmp_path}`\n" in (
+        capsys.readouterr().out
+    )
+    assert main(["repair", str(tmp_path), "--encode"]) == 0
+    with TwoStageRetriever(minilm, tmp_path) as retriever:
+        assert retriever.search("a thread", k=1)[0].score > 0.99
 
 
 def test_reindex(db):

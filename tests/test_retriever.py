@@ -2,7 +2,15 @@ import numpy as np
 import pytest
 
 from mrl_rag import CachedEncoder, TwoStageIndex, TwoStageRetriever
-from mrl_rag.errors import IndexClosed, IndexMismatch, InvalidIds, InvalidInput, InvalidTexts, UnknownArgument
+from mrl_rag.errors import (
+    DimensionMismatch,
+    IndexClosed,
+    IndexMismatch,
+    InvalidIds,
+    InvalidInput,
+    InvalidTexts,
+    UnknownArgument,
+)
 from mrl_rag.testing import DeterministicEncoder
 
 TEXTS = ["numpy.pad adds zeros around an array", "a thread pool runs functions", "json reads and writes text"]
@@ -47,10 +55,10 @@ def test_an_interrupted_call_goes_on_from_where_it_stopped(retriever, monkeypatc
     monkeypatch.setattr("mrl_rag.retriever._BATCH", 1)
     encode = retriever.encoder.encode_documents
 
-    def interrupted(texts):
+    def interrupted(texts, dim):
         if len(retriever.encoder.given) == 2:
             raise KeyboardInterrupt
-        return encode(texts)
+        return encode(texts, dim)
 
     retriever.encoder.encode_documents = interrupted
     with pytest.raises(KeyboardInterrupt):
@@ -152,6 +160,26 @@ def test_the_same_model_with_other_settings_is_another_encoder(tmp_path, minilm)
         index.upsert(["a"], np.ones((1, 384)))
     with pytest.raises(IndexMismatch, match=f"fingerprint {minilm.fingerprint}.* with other files, prompts"):
         TwoStageRetriever(None, tmp_path)
+
+
+def test_an_index_gets_full_vectors_or_those_of_its_own_full_dimension():
+    class Short(DeterministicEncoder):
+        dim = 8
+
+    for full_dim, expected in ((None, 32), (16, 16)):
+        with TwoStageRetriever(Short(32), TwoStageIndex(full_dim=full_dim)) as retriever:
+            retriever.index_texts(TEXTS)
+            assert (retriever.index.full_dim, retriever.search("threads", k=1) != []) == (expected, True)
+    with pytest.raises(DimensionMismatch, match="full_dim=64, and 'Short' makes vectors of 32"):
+        TwoStageRetriever(Short(32), TwoStageIndex(full_dim=64))
+
+
+def test_repair_encodes_what_chroma_has_added_by_itself(retriever):
+    retriever.index_texts(TEXTS)
+    retriever.index.collection().add(["new"], np.ones((1, retriever.index.shortlist_dim)), documents=["a new text"])
+    assert retriever.index.repair().missing == ["new"]
+    assert retriever.repair().ok
+    assert retriever.search("a new text", k=1)[0].id == "new"
 
 
 def test_a_retriever_closes_what_it_opened_and_nothing_else(tmp_path):

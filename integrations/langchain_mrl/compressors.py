@@ -13,7 +13,7 @@ from langchain_core.embeddings import Embeddings
 from langchain_core.runnables import run_in_executor
 from pydantic import ConfigDict
 
-from mrl_rag import Packed, pack, rank
+from mrl_rag import ContextFit, fit_to_context, rank
 
 _LOG = logging.getLogger("langchain_mrl")
 
@@ -109,10 +109,10 @@ class TokenBudget(BaseDocumentCompressor):
         super().__init__(**fields)
         self.pack([])
 
-    def pack(self, documents: Sequence[Document]) -> Packed:
+    def pack(self, documents: Sequence[Document]) -> ContextFit:
         """Say which documents fit, which don't, and how many tokens they take."""
         texts = [document.page_content for document in documents]
-        return pack(texts, self.max_tokens, self.reserve, self.encoding, self.separator)
+        return fit_to_context(texts, self.max_tokens, self.reserve, self.encoding, self.separator)
 
     def compress_documents(
         self, documents: Sequence[Document], query: str, callbacks: Callbacks | None = None

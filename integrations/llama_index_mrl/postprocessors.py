@@ -13,7 +13,7 @@ from llama_index.core.postprocessor.types import BaseNodePostprocessor
 from llama_index.core.schema import MetadataMode, NodeWithScore, QueryBundle
 from llama_index.core.settings import Settings
 
-from mrl_rag import Packed, pack, rank
+from mrl_rag import ContextFit, fit_to_context, rank
 from mrl_rag.errors import InvalidInput
 
 _LOG = logging.getLogger("llama_index_mrl")
@@ -105,9 +105,9 @@ class TokenBudget(BaseNodePostprocessor):
         """Return the name LlamaIndex stores for this class."""
         return "TokenBudget"
 
-    def pack(self, nodes: Sequence[NodeWithScore]) -> Packed:
+    def pack(self, nodes: Sequence[NodeWithScore]) -> ContextFit:
         """Say which nodes fit, by position, which don't, and how many tokens those that do take."""
-        return pack(_texts(nodes, MetadataMode.LLM), self.max_tokens, self.reserve, self.encoding)
+        return fit_to_context(_texts(nodes, MetadataMode.LLM), self.max_tokens, self.reserve, self.encoding)
 
     def _postprocess_nodes(
         self, nodes: list[NodeWithScore], query_bundle: QueryBundle | None = None

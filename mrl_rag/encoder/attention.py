@@ -11,8 +11,8 @@ from transformers import AttentionInterface
 from mrl_rag.encoder.batching import Packing
 
 PACKED = "mrl_rag_packed"
-# What some networks ask of their attention and this one hasn't: such networks get padded batches.
-_LACKING = ("position_bias", "softcap", "s_aux", "head_mask")
+# Arguments of some networks that this attention doesn't implement: such networks get padded batches.
+_UNSUPPORTED = ("position_bias", "softcap", "s_aux", "head_mask")
 
 
 def packed_attention(
@@ -28,29 +28,29 @@ def packed_attention(
     is_causal: bool | None = None,
     **settings: Any,
 ) -> tuple[torch.Tensor, None]:
-    """Let each token see its own sequence, as transformers' attention interface asks.
+    """Attend within each sequence only; a function for transformers' attention interface, whose arguments it takes.
 
     Args:
-        module: the layer that asks; its `is_causal` says whether a token sees what follows it.
+        module: the attention layer; its `is_causal` says whether a token attends to what follows it.
         query: [1, heads, tokens, head_dim], the sequences of `packing` end to end.
         key: [1, key_heads, tokens, head_dim].
         value: [1, key_heads, tokens, head_dim].
-        attention_mask: none is made for this attention; `packing` has what it would say.
-        packing: where the sequences are; the caller passes it to the network's forward.
+        attention_mask: must be None; `packing` replaces it.
+        packing: where the sequences are; it was passed to the network's forward.
         scaling: of the scores; None for 1 / sqrt(head_dim).
-        sliding_window: a token sees those less than this far away; None for all.
-        is_causal: over the module's own.
-        settings: whatever else the network passes on.
+        sliding_window: a token attends to those less than this far away; None for all.
+        is_causal: overrides the module's own.
+        settings: the network's other arguments.
 
     Returns:
-        [1, tokens, heads, head_dim], and no weights.
+        [1, tokens, heads, head_dim], and None for the weights.
 
     Raises:
-        NotImplementedError: the network asks for something else.
+        NotImplementedError: the network needs something this attention lacks.
     """
-    lacking = [name for name in _LACKING if settings.get(name) is not None]
-    if lacking or attention_mask is not None:
-        raise NotImplementedError(f"packed attention has no {', '.join(lacking) or 'attention_mask'}")
+    unsupported = [name for name in _UNSUPPORTED if settings.get(name) is not None]
+    if unsupported or attention_mask is not None:
+        raise NotImplementedError(f"packed attention has no {', '.join(unsupported) or 'attention_mask'}")
     causal = bool(getattr(module, "is_causal", False) if is_causal is None else is_causal)
     shared: dict[str, Any] = {"scale": scaling, "enable_gqa": key.shape[1] != query.shape[1]}
     if query.is_cuda:
@@ -71,16 +71,16 @@ def packed_attention(
 def _windowed(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, window: int, causal: bool, shared: dict[str, Any]
 ) -> torch.Tensor:
-    """A window at a time, so that the cost grows with the length and not with its square."""
+    """Attend window by window, so that the cost grows with the length and not with its square."""
     length = query.shape[2]
     found = torch.empty_like(query[..., : value.shape[3]])
     for start in range(0, length, window):
         end = min(start + window, length)
         first, last = max(start - window + 1, 0), end if causal else min(end + window - 1, length)
         ahead = torch.arange(first, last) - torch.arange(start, end)[:, None]  # [queries, keys]
-        seen = ((ahead <= 0) if causal else (ahead < window)) & (ahead > -window)
+        mask = ((ahead <= 0) if causal else (ahead < window)) & (ahead > -window)
         found[:, :, start:end] = scaled_dot_product_attention(
-            query[:, :, start:end], key[:, :, first:last], value[:, :, first:last], attn_mask=seen, **shared
+            query[:, :, start:end], key[:, :, first:last], value[:, :, first:last], attn_mask=mask, **shared
         )
     return found
 

@@ -162,6 +162,9 @@ class Encoder(ABC):
         """
         return self.encode([texts], "document", dim)[0] if isinstance(texts, str) else self.encode(texts, dim=dim)
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(full_dim={self.full_dim})"
+
     def __enter__(self) -> Self:
         return self
 

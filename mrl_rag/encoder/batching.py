@@ -1,4 +1,4 @@
-"""Which texts share a forward pass, and how they lie in it."""
+"""Which sequences share a forward pass, and how they lie in it."""
 
 from __future__ import annotations
 
@@ -12,25 +12,25 @@ if TYPE_CHECKING:
     import torch
 
 
-class Row(NamedTuple):
-    """One sequence for the network.
+class TokenSequence(NamedTuple):
+    """The tokens of one text, or of one piece of a long text.
 
     Attributes:
         ids: token ids, special tokens among them.
-        skip: how many of the first are the prompt's, to be left out of pooling; 0 where the prompt is pooled.
-        types: token types; None where all are 0.
+        prompt_length: how many of the first tokens are a prompt to leave out of pooling; 0 where the prompt is pooled.
+        type_ids: token types; None where all are 0.
     """
 
     ids: Sequence[int] | npt.NDArray[np.int32]
-    skip: int = 0
-    types: Sequence[int] | npt.NDArray[np.int32] | None = None
+    prompt_length: int = 0
+    type_ids: Sequence[int] | npt.NDArray[np.int32] | None = None
 
 
 class Packing(NamedTuple):
     """Where sequences lie that are packed end to end, without padding.
 
     Attributes:
-        groups: neighbours of one length: (first token, how many sequences, length).
+        groups: runs of sequences of one length: (first token, number of sequences, length).
         offsets: int32 [n + 1], the first token of each sequence and the end of the last, on the network's device.
         longest: tokens of the longest sequence.
     """
@@ -41,7 +41,7 @@ class Packing(NamedTuple):
 
 
 def length_groups(lengths: Sequence[int]) -> list[tuple[int, int, int]]:
-    """Return neighbours of one length, as `Packing.groups` has them."""
+    """Return the runs of sequences of one length, as `Packing.groups` has them."""
     groups = []
     start = 0
     for length, same in groupby(lengths):
@@ -52,15 +52,15 @@ def length_groups(lengths: Sequence[int]) -> list[tuple[int, int, int]]:
 
 
 def token_batches(lengths: Sequence[int], token_budget: int, *, padded: bool = True) -> Iterator[list[int]]:
-    """Group texts of like length so that each batch fits a token budget.
+    """Group sequences of similar length into batches that fit a token budget.
 
     Args:
-        lengths: tokens of each text.
-        token_budget: most tokens in a batch. A longer text is a batch of its own.
-        padded: count each text with the padding that takes it to the length of its batch's longest.
+        lengths: tokens per sequence.
+        token_budget: most tokens per batch. A longer sequence is a batch of its own.
+        padded: count the padding that takes each sequence to the length of its batch's longest.
 
     Yields:
-        Positions into `lengths`, each exactly once, longest texts first: a batch too large for memory
+        Positions into `lengths`, each exactly once, longest sequences first: a batch too large for memory
         then fails at the start of the work and not at its end.
     """
     batch: list[int] = []

@@ -1,4 +1,4 @@
-"""Vectors that were computed before: `CachedEncoder`."""
+"""`CachedEncoder`: vectors kept in a file."""
 
 from __future__ import annotations
 
@@ -18,32 +18,32 @@ from mrl_rag.lifetime import leave_to_parent, renew_after_fork
 from mrl_rag.tasks import Task
 from mrl_rag.truncation import Float32Array, truncate
 
-# Texts encoded and committed together: an interruption loses no more than these.
+# Texts encoded and committed at a time: the most that an interruption loses.
 _BATCH = 1024
-# SQLite before 3.32 takes 999 parameters a statement.
+# SQLite before 3.32 takes 999 parameters per statement.
 _KEYS_PER_STATEMENT = 999
-# How long another process may hold the file for a write, in seconds.
-_PATIENCE = 60.0
+# How long to wait while another process writes to the file.
+_LOCK_TIMEOUT_S = 60.0
 
 
 class CachedEncoder(Encoder):
-    """An encoder that looks into a file before it computes.
+    """Keeps the vectors of any encoder in an SQLite file, and computes only those that aren't there.
 
         encoder = CachedEncoder(MatryoshkaEncoder(), "./vectors.sqlite3")
-        encoder.encode_documents(texts)            # computed, and kept
-        encoder.encode_documents(texts, dim=64)    # read: full vectors are kept, so every dimension is there
-        TwoStageRetriever(encoder, index)          # wherever an encoder goes
+        encoder.encode_documents(texts)            # computed and stored
+        encoder.encode_documents(texts, dim=64)    # read: full vectors are stored, which serve every dimension
+        TwoStageRetriever(encoder, index)          # it can be used like any encoder
 
-    A vector is kept under the encoder's fingerprint, the task and the text, so one file serves any number of encoders.
-    Vectors are float32: what is read equals what was computed. Several threads and processes may use one file, on a
-    disk of their own machine; what was computed is committed every 1024 texts.
+    The key is the encoder's fingerprint, the task and the text, so one file serves any number of encoders. Vectors are
+    float32: what is read equals what was computed. Several threads and processes may use one file on a local disk.
+    Vectors are committed every 1024 texts, so a call that fails goes on from there when it is made again.
 
     Args:
-        encoder: any encoder of this package.
-        path: the file; made when it isn't there.
+        encoder: any encoder.
+        path: the file; created if missing.
 
     Raises:
-        EncoderCacheError: the file can't be made, read or written, or is not such a cache.
+        EncoderCacheError: the file can't be created, read or written, or is not such a cache.
     """
 
     def __init__(self, encoder: Encoder, path: str | os.PathLike[str]) -> None:
@@ -56,8 +56,11 @@ class CachedEncoder(Encoder):
             pass
         renew_after_fork(self)
 
+    def __repr__(self) -> str:
+        return f"CachedEncoder({self.encoder!r}, {str(self._path)!r})"
+
     def after_fork(self) -> None:
-        """Open the file anew when it is needed: SQLite's connections don't serve two processes."""
+        """Open the file again on the next use: a connection of SQLite can't be shared with the parent."""
         self._lock = threading.Lock()
         leave_to_parent(self._connection)
         self._connection = None
@@ -124,7 +127,7 @@ class CachedEncoder(Encoder):
                 part = keys[start : start + _KEYS_PER_STATEMENT]
                 marks = ",".join("?" * len(part))
                 for key, blob in connection.execute(f"SELECT key, vector FROM vectors WHERE key IN ({marks})", part):
-                    # A row of another length was cut short by a failing disk: it is computed and written again.
+                    # A row of another length was damaged: it is computed and written again.
                     if len(blob) == 4 * self.full_dim:
                         found[key] = np.frombuffer(blob, dtype="<f4")
         return found
@@ -136,7 +139,7 @@ class CachedEncoder(Encoder):
 
     @contextmanager
     def _opened(self) -> Iterator[sqlite3.Connection]:
-        """Yield the file's connection to one thread at a time."""
+        """Yield the connection, to one thread at a time."""
         try:
             with self._lock:
                 self._check_open()
@@ -145,13 +148,13 @@ class CachedEncoder(Encoder):
                 yield self._connection
         except (OSError, sqlite3.Error) as error:
             raise EncoderCacheError(
-                f"the cache of vectors {self._path} can't be used: {error}. It holds nothing that can't be computed "
-                "again: delete the file, or pass another path."
+                f"the cache of vectors {self._path} can't be used: {error}. All it holds can be computed again: "
+                "delete the file, or pass another path."
             ) from error
 
     def _connect(self) -> sqlite3.Connection:
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        connection = sqlite3.connect(self._path, timeout=_PATIENCE, check_same_thread=False)
+        connection = sqlite3.connect(self._path, timeout=_LOCK_TIMEOUT_S, check_same_thread=False)
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute("PRAGMA synchronous = NORMAL")
         with connection:

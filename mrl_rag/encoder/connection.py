@@ -1,4 +1,4 @@
-"""One server and the way to it: requests that are tried again, and errors in the server's own words."""
+"""`Connection`: JSON requests to a server, with retries, and errors that quote the server."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from mrl_rag.extras import require
 if TYPE_CHECKING:
     import httpx
 
-# Seconds before the first retry, and at most; a longer wait asked for by the server is not worth waiting.
-_FIRST_WAIT, _LONGEST_WAIT, _LONGEST_ASKED = 0.5, 8.0, 120.0
-# What servers answer where one text of several is too long, or they are too many.
+# Seconds: before the first retry, and before any; the longest wait that a server may ask for.
+_FIRST_WAIT_S, _MAX_WAIT_S, _MAX_RETRY_AFTER_S = 0.5, 8.0, 120.0
+# Statuses with which servers refuse a text that is too long, or too many texts.
 REFUSED = (400, 413, 422)
-# How much of a server's own words an error repeats.
-_QUOTED = 500
+# Characters of a server's message that an error quotes.
+_MAX_QUOTED = 500
 
 
 class Reply(NamedTuple):
@@ -42,19 +42,19 @@ class Reply(NamedTuple):
 
 
 class Connection:
-    """Sends JSON to a server, again where that may help.
+    """Sends JSON to a server, and retries where that may help.
 
-    What is answered with 408, 409, 429 or 5xx, or not at all, is sent again after the time the server names
-    (`Retry-After`, up to two minutes), else after a wait that doubles.
+    A request that is answered with 408, 409, 429 or 5xx, or not at all, is sent again after the time the server asks
+    for (`Retry-After`, up to two minutes), else after a wait that doubles.
 
     Args:
         base_url: the server's address.
-        key: the API key; None for a server that wants none.
+        key: the API key; None for a server that needs none.
         variable: the environment variable the key is read from.
         extra: the extra of this distribution that brings httpx.
-        headers: sent with every request, beside the key.
+        headers: sent with every request, in addition to the key.
         timeout: seconds to wait for an answer.
-        max_retries: how often a failed request is tried again.
+        max_retries: how often a failed request is retried.
 
     Raises:
         MissingExtra: `httpx` is not installed.
@@ -85,14 +85,14 @@ class Connection:
             timeout=timeout,
             follow_redirects=True,
         )
-        self.renew()
+        self.reset()
 
     def post(self, path: str, body: dict[str, Any], stop: threading.Event) -> Reply:
-        """Return the answer to a request, the last one where it was tried again.
+        """Return the answer to a request, after retries the last one.
 
         Args:
-            path: below the server's address.
-            body: what is sent, as JSON.
+            path: relative to `base_url`.
+            body: sent as JSON.
             stop: once it is set, nothing more is sent.
 
         Raises:
@@ -116,11 +116,11 @@ class Connection:
             attempt += 1
 
     def failure(self, reply: Reply, text: str) -> RemoteEncoderError:
-        """Make the error for a reply of no use; the key is struck out of it.
+        """Return the error for a reply without vectors; the key is removed from it.
 
         Args:
             reply: what came.
-            text: which text was sent, where it was sent alone; else "".
+            text: a description of the text, where one was sent alone; else "".
         """
         said = _message_in(reply.text)
         if self._key:
@@ -131,10 +131,10 @@ class Connection:
         elif text and reply.status in REFUSED:
             happened += f" to {text}"
         remedy = _remedy(reply.status, self._variable)
-        return RemoteEncoderError(f"{self.host} {happened}: {said[:_QUOTED].rstrip('. ')}. {remedy}")
+        return RemoteEncoderError(f"{self.host} {happened}: {said[:_MAX_QUOTED].rstrip('. ')}. {remedy}")
 
-    def renew(self) -> None:
-        """Connect anew for the next request: after a fork, parent and child would read each other's answers."""
+    def reset(self) -> None:
+        """Open a new connection for the next request: in a forked child, which must not share the parent's."""
         self._lock = threading.Lock()
         self._client = None
 
@@ -145,23 +145,23 @@ class Connection:
 
 
 def retry_delay(status: int | None, headers: Mapping[str, str], attempt: int) -> float | None:
-    """Return the seconds to wait before the next attempt; None when another is of no use.
+    """Return the seconds to wait before the next attempt; None where a retry can't help.
 
     Args:
         status: HTTP status; None when no answer came.
         headers: those of the answer.
-        attempt: attempts made before this one.
+        attempt: number of attempts before this one.
     """
     if status is not None and status < 500 and status not in (408, 409, 429):
         return None
-    # OpenAI's own header: a quota that is used up answers 429, too.
+    # OpenAI's own header: 429 also stands for a quota that is used up.
     if headers.get("x-should-retry") == "false":
         return None
     asked = _retry_after(headers)
     if asked is not None:
-        return max(asked, 0.0) if asked <= _LONGEST_ASKED else None
-    # Jitter keeps requests that failed together from coming back together.
-    wait = min(_FIRST_WAIT * 2.0 ** min(attempt, 10), _LONGEST_WAIT)
+        return max(asked, 0.0) if asked <= _MAX_RETRY_AFTER_S else None
+    # Jitter, so that requests that failed together don't come back together.
+    wait = min(_FIRST_WAIT_S * 2.0 ** min(attempt, 10), _MAX_WAIT_S)
     return wait * (1 - 0.25 * random.random())
 
 
@@ -185,7 +185,7 @@ def read_key(api_key: str | None, variable: str) -> str | None:
     """Return the key given, else the one in the environment, else None.
 
     Raises:
-        InvalidInput: it can't be sent in a header. The message doesn't show it.
+        InvalidInput: it can't be sent in a header. The message doesn't contain it.
     """
     key = api_key or os.environ.get(variable) or None
     if key is not None and not (key.isascii() and key.isprintable() and " " not in key):
@@ -211,7 +211,7 @@ def host_of(base_url: str) -> str:
 
 
 def server_of(base_url: str) -> str:
-    """Return host, port and path of a server's address: which server it is, however the address is spelled.
+    """Return host, port and path of a server's address, the same for all spellings of it.
 
     Raises:
         InvalidInput: it is no http address.
@@ -226,7 +226,7 @@ def server_of(base_url: str) -> str:
 
 def _remedy(status: int | None, variable: str) -> str:
     if status is None:
-        return "Check base_url and the network, then call again: what was fetched is kept."
+        return "Check base_url and the network, then call again; a CachedEncoder keeps what was fetched."
     if status == 200:
         return "Check base_url, and that the model is an embedding model there."
     if status in (401, 403):
@@ -234,14 +234,14 @@ def _remedy(status: int | None, variable: str) -> str:
     if status == 404:
         return "A model and an address the server knows are needed: check model and base_url."
     if status == 429:
-        return "Wait, lower concurrency or raise the quota, then call again: what was fetched is kept."
+        return "Wait, lower concurrency or raise the quota, then call again; a CachedEncoder keeps what was fetched."
     if status >= 500 or status in (408, 409):
-        return "Call again later: what was fetched is kept."
+        return "Call again later; a CachedEncoder keeps what was fetched."
     return "The server takes no such request: check model, dimensions and the text's length."
 
 
 def _message_in(body: str) -> str:
-    """Find the words in an error's body: `error.message`, `error`, `message` or `detail`, else all of it."""
+    """Return the message in an error's body: `error.message`, `error`, `message` or `detail`, else all of it."""
     try:
         found = json.loads(body)
     except ValueError:

@@ -1,232 +1,242 @@
-"""Token rows in, pooled vectors out: a model's network on its device."""
+"""`Network`: token sequences in, vectors out, on one device."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
 from inspect import signature
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
+from mrl_rag.compat.torch import is_out_of_memory
+from mrl_rag.compat.transformers import BatchDependence, count_positions
 from mrl_rag.encoder.attention import PACKED
-from mrl_rag.encoder.batching import Packing, Row, length_groups
-from mrl_rag.encoder.graphs import Recorded, filled_up
-from mrl_rag.encoder.lengths import OwnLengths
-from mrl_rag.encoder.linear import can_prepack, prepack, unpack
-from mrl_rag.encoder.loading import Recipe, load_network
+from mrl_rag.encoder.batching import Packing, TokenSequence, length_groups
+from mrl_rag.encoder.graphs import CapturedGraph, pad_to_bucket
+from mrl_rag.encoder.loading import ModelFiles, no_warnings
+from mrl_rag.encoder.modules import load_modules
 from mrl_rag.encoder.openvino import OpenVINONetwork
 from mrl_rag.encoder.pooling import pool
-from mrl_rag.encoder.steps import load_steps
 from mrl_rag.errors import EncoderOutOfMemory, InvalidInput
 from mrl_rag.truncation import Float32Array
 
 if TYPE_CHECKING:
-    from mrl_rag.encoder.encoder import Backend
+    from mrl_rag.encoder.settings import Backend
 
 _LOG = logging.getLogger("mrl_rag")
-# Most tokens that OpenVINO is given: of more, torch is as fast (benchmarks/README.md).
-_SHORT = 128
-# How far packed vectors may be from padded ones, and a CUDA graph's from those without, in cosine distance: far above
+# Longest sequence for OpenVINO: with more tokens, torch is as fast (benchmarks/README.md).
+_OPENVINO_MAX_TOKENS = 128
+# Largest cosine distance between packed and padded vectors, and between those with and without a CUDA graph: far above
 # rounding, far below a wrong mask.
 _TOLERANCE = {torch.float32: 1e-5, torch.float16: 1e-3, torch.bfloat16: 5e-3}
 
 
 class Network:
-    """A network, pooling, and the modules after it.
+    """A transformers network, its pooling, and the modules after it.
 
-    Sequences are packed end to end where the network takes that, and padded to the longest elsewhere. A short one alone
-    takes the way that answers soonest: OpenVINO where it is asked for; on a GPU a CUDA graph, recorded when the first
-    of about its length comes; otherwise linear layers with a second copy of their weights.
+    Sequences are packed end to end where the network supports that, else padded to the longest. A short sequence alone
+    goes the fastest way there is: OpenVINO where it was asked for; on a GPU a CUDA graph, captured at the first
+    sequence of about that length.
 
     Args:
-        folder: the model's folder.
-        recipe: what `read_recipe` read there.
+        files: the model.
         device: where it runs.
         dtype: number format of the network.
-        trust_remote_code: let the folder run code of its own.
         pad_id: the token that pads.
-        sample: rows of different lengths, to try packing and OpenVINO on.
-        backend: what runs short sequences that come alone: "torch" or "openvino".
+        sample: sequences of different lengths, to try packing and OpenVINO on.
+        backend: what runs a short sequence alone: "torch" or "openvino".
 
     Attributes:
         module: the network itself.
         packs: whether sequences need no padding.
         full_dim: length of a vector.
-        positions: most tokens that a table of positions has room for; 2**31 where there is no such table.
+        positions: number of positions the network has; 2**31 where there is no limit.
 
     Raises:
         InvalidInput: OpenVINO can't run the network.
-        ModelFilesError: as `load_network` and `load_steps`.
+        ModelFilesError: as `ModelFiles.load_network` and `load_modules`.
     """
 
     def __init__(
         self,
-        folder: Path,
-        recipe: Recipe,
+        files: ModelFiles,
         *,
         device: torch.device,
         dtype: torch.dtype,
-        trust_remote_code: bool,
         pad_id: int,
-        sample: Sequence[Row],
+        sample: Sequence[TokenSequence],
         backend: Backend = "torch",
     ) -> None:
-        # OpenVINO makes its own bfloat16.
-        loaded = dtype if backend == "torch" else torch.float32
-        module: Any = load_network(folder, recipe, dtype=loaded, trust_remote_code=trust_remote_code)
+        # OpenVINO converts float32 to bfloat16 by itself.
+        module: Any = files.load_network(dtype if backend == "torch" else torch.float32)
         self.module = module.to(device)
         self._device = device
-        self._poolings = recipe.poolings
+        self._poolings = files.recipe.poolings
         self._pad_id = pad_id
-        self._lengths = OwnLengths(module)
-        steps, self.full_dim = load_steps(folder, recipe.steps, module.config.hidden_size * len(recipe.poolings))
-        self._steps = steps.to(device)
-        self._typed = "token_type_ids" in signature(module.forward).parameters
-        self._padding, self.positions = _count_positions(module)
+        self._dependence = BatchDependence(module)
+        width = module.config.hidden_size * len(self._poolings)
+        modules, self.full_dim = load_modules(files.folder, files.recipe.modules, width)
+        self._modules = modules.to(device)
+        self._takes_types = "token_type_ids" in signature(module.forward).parameters
+        self._padding, self.positions = count_positions(module)
         # A plain function: a method bound to `self` would keep the weights alive after the last reference to it.
         self._states = Network._padded
-        # CUDA graphs by their tokens; None where recording failed.
-        self._graphs: dict[int, Recorded | None] = {}
-        self._records = False
+        # CUDA graphs by their number of tokens; None where capturing failed.
+        self._graphs: dict[int, CapturedGraph | None] = {}
+        self._captures = False
         self._openvino: OpenVINONetwork | None = None
         if backend == "openvino":
-            self._openvino = self._converted(sample, dtype)
-        if device.type == "cpu" and self._openvino is None and can_prepack(self.module, dtype):
-            self._try_prepacking(sample)
+            self._openvino = self._convert(sample, dtype)
         if device.type == "cpu" or (device.type == "cuda" and dtype != torch.float32):
             self._try_packing(sample)
         self.packs = self._states is not Network._padded
-        self._records = device.type == "cuda" and self.packs and self._lengths.alike is None
+        self._captures = device.type == "cuda" and self.packs and self._dependence.key is None
 
-    def run(self, rows: Sequence[Row]) -> Float32Array:
-        """Return the vectors of rows, float32 [n, full_dim].
+    def close(self) -> None:
+        """Free the weights."""
+        del self.module, self._modules
+        self._graphs.clear()
+        self._openvino = None
+        if self._device.type == "cuda":
+            torch.cuda.empty_cache()
 
-        Where memory doesn't suffice, they run in halves, down to one row.
+    def run(self, sequences: Sequence[TokenSequence]) -> Float32Array:
+        """Return the vectors of sequences, float32 [n, full_dim].
+
+        Where memory is short, they run in halves, down to one sequence.
 
         Raises:
-            EncoderOutOfMemory: one row alone does not fit.
+            EncoderOutOfMemory: one sequence alone does not fit.
         """
         try:
-            return self._forward(rows)
-        except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-            known = isinstance(error, torch.OutOfMemoryError | MemoryError)
-            if not known and "can't allocate memory" not in str(error):
+            return self._forward(sequences)
+        except (MemoryError, RuntimeError) as error:  # torch's own is a RuntimeError
+            if not is_out_of_memory(error):
                 raise
-            if len(rows) == 1:
+            if len(sequences) == 1:
                 raise EncoderOutOfMemory(
-                    f"a text of {len(rows[0].ids)} tokens alone does not fit the memory of {self._device}: {error} "
-                    "Lower max_length, or free memory there."
+                    f"a text of {len(sequences[0].ids)} tokens alone does not fit the memory of {self._device}: "
+                    f"{error} Lower max_length, or free memory there."
                 ) from error
         # Outside of `except`: the error holds on to the tensors that did not fit.
         if self._device.type == "cuda":
             torch.cuda.empty_cache()
-        half = len(rows) // 2
-        return np.concatenate([self.run(rows[:half]), self.run(rows[half:])])
+        half = len(sequences) // 2
+        return np.concatenate([self.run(sequences[:half]), self.run(sequences[half:])])
 
-    def _forward(self, rows: Sequence[Row]) -> Float32Array:
-        groups = self._lengths.groups([len(row.ids) for row in rows])
+    def _forward(self, sequences: Sequence[TokenSequence]) -> Float32Array:
+        lengths = [len(sequence.ids) for sequence in sequences]
+        groups = self._dependence.groups(lengths)
         if len(groups) > 1:
-            vectors = np.empty((len(rows), self.full_dim), dtype=np.float32)
+            vectors = np.empty((len(sequences), self.full_dim), dtype=np.float32)
             for group in groups:
-                vectors[group] = self._forward([rows[i] for i in group])
+                vectors[group] = self._forward([sequences[i] for i in group])
             return vectors
-        self._lengths.prepare(max(len(row.ids) for row in rows))
+        self._dependence.prepare(max(lengths))
         with torch.inference_mode():
-            if len(rows) == 1:
-                if self._openvino is not None and len(rows[0].ids) <= _SHORT and rows[0].types is None:
-                    return self._by_openvino(self._openvino, rows[0])
-                recorded = self._by_graph(rows[0]) if self._records else None
-                if recorded is not None:
-                    return recorded
-            return self._finished(rows, *self._states(self, rows))
+            if len(sequences) == 1 and (vector := self._run_short(sequences[0])) is not None:
+                return vector
+            return self._pool(sequences, *self._states(self, sequences))
 
-    def _finished(self, rows: Sequence[Row], hidden: torch.Tensor, lengths: torch.Tensor) -> Float32Array:
-        """Return the vectors of rows, float32 [n, full_dim], whose hidden states [tokens, d] are given."""
-        skips = self._put([row.skip for row in rows]) if any(row.skip for row in rows) else None
-        found: Float32Array = self._steps(pool(hidden, lengths, self._poolings, skips)).cpu().numpy()
+    def _run_short(self, sequence: TokenSequence) -> Float32Array | None:
+        """Return float32 [1, full_dim] of a sequence by OpenVINO or a CUDA graph; None where neither takes it."""
+        if self._openvino is not None and len(sequence.ids) <= _OPENVINO_MAX_TOKENS and sequence.type_ids is None:
+            return self._run_openvino(self._openvino, sequence)
+        return self._run_graph(sequence) if self._captures else None
+
+    def _pool(self, sequences: Sequence[TokenSequence], hidden: torch.Tensor, lengths: torch.Tensor) -> Float32Array:
+        """Return the vectors of sequences, float32 [n, full_dim], from their hidden states [tokens, d]."""
+        prompts = [sequence.prompt_length for sequence in sequences]
+        pooled = pool(hidden, lengths, self._poolings, self._put(prompts) if any(prompts) else None)
+        found: Float32Array = self._modules(pooled).cpu().numpy()
         return found
 
-    def _by_openvino(self, network: OpenVINONetwork, row: Row) -> Float32Array:
-        """Return the vector of a row, float32 [1, full_dim], by OpenVINO."""
-        hidden = network(np.array([row.ids], dtype=np.int64))[0]
-        return self._finished([row], hidden, torch.tensor([len(row.ids)]))
+    def _run_openvino(self, network: OpenVINONetwork, sequence: TokenSequence) -> Float32Array:
+        hidden = network(np.array([sequence.ids], dtype=np.int64))[0]
+        return self._pool([sequence], hidden, torch.tensor([len(sequence.ids)]))
 
-    def _by_graph(self, row: Row) -> Float32Array | None:
-        """Return the vector of a row, float32 [1, full_dim], by a CUDA graph; None where there is none for it."""
-        rows = filled_up(row, self._pad_id, self.positions)
-        if rows is None or row.skip or row.types is not None:
+    def _run_graph(self, sequence: TokenSequence) -> Float32Array | None:
+        sequences = pad_to_bucket(sequence, self._pad_id, self.positions)
+        if sequences is None or sequence.prompt_length or sequence.type_ids is not None:
             return None
-        inputs, counts = self._joined(rows), [len(row.ids) for row in rows]
-        size = sum(counts)
-        if size not in self._graphs:
-            self._graphs[size] = None
-
-            def compute(inputs: torch.Tensor) -> torch.Tensor:
-                # Others that come through this graph may be longer.
-                vectors: torch.Tensor = self._steps(pool(*self._packed_states(inputs, counts, size), self._poolings))
-                return vectors
-
-            try:
-                others = [other for other in self._graphs.values() if other is not None]
-                new = Recorded(compute, inputs, self._device, *others[:1])
-                if _distance(new(inputs)[:1], self._forward([row])) < _TOLERANCE[self.module.dtype]:
-                    self._graphs[size] = new
-            except RuntimeError as error:
-                _LOG.info("no CUDA graph of %d tokens for a %s: %s", size, type(self.module).__name__, error)
-        graph = self._graphs[size]
+        inputs, lengths = self._pack_inputs(sequences), [len(each.ids) for each in sequences]
+        if sum(lengths) not in self._graphs:
+            self._graphs[sum(lengths)] = self._capture(inputs, lengths, sequence)
+        graph = self._graphs[sum(lengths)]
         return None if graph is None else graph(inputs)[:1]
 
-    def _packed(self, rows: Sequence[Row]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return hidden states [tokens, d] of the rows end to end, and their lengths."""
-        counts = [len(row.ids) for row in rows]
-        types = self._types(rows)
+    def _capture(
+        self, inputs: npt.NDArray[np.int64], lengths: list[int], sequence: TokenSequence
+    ) -> CapturedGraph | None:
+        """Return a graph for as many tokens, None where that fails or gives other vectors."""
+        size = sum(lengths)
+        # While `_forward` is called below, it must not come here again.
+        self._graphs[size] = None
+
+        def compute(inputs: torch.Tensor) -> torch.Tensor:
+            # `size` as the longest length: other sequences that use this graph may be longer.
+            vectors: torch.Tensor = self._modules(pool(*self._run_packed(inputs, lengths, size), self._poolings))
+            return vectors
+
+        try:
+            others = [other for other in self._graphs.values() if other is not None]
+            graph = CapturedGraph(compute, inputs, self._device, *others[:1])
+            same = _distance(graph(inputs)[:1], self._forward([sequence])) < _TOLERANCE[self.module.dtype]
+        except RuntimeError as error:
+            _LOG.info("no CUDA graph of %d tokens for a %s: %s", size, type(self.module).__name__, error)
+            return None
+        return graph if same else None
+
+    def _packed(self, sequences: Sequence[TokenSequence]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return hidden states [tokens, d] of the sequences end to end, and their lengths, int64 [n]."""
+        lengths = [len(sequence.ids) for sequence in sequences]
+        types = self._type_ids(sequences)
         more = {} if types is None else {"token_type_ids": self._put(types[None])}
-        return self._packed_states(self._put(self._joined(rows)), counts, max(counts), **more)
+        return self._run_packed(self._put(self._pack_inputs(sequences)), lengths, max(lengths), **more)
 
-    def _joined(self, rows: Sequence[Row]) -> npt.NDArray[np.int64]:
-        """Return token ids, their positions and the rows' lengths in one array, to be copied at once."""
-        ids = np.concatenate([row.ids for row in rows])
-        places = np.concatenate([self._places(np.asarray(row.ids)) for row in rows])
-        return np.concatenate([ids, places, [len(row.ids) for row in rows]]).astype(np.int64)
+    def _pack_inputs(self, sequences: Sequence[TokenSequence]) -> npt.NDArray[np.int64]:
+        """Return token ids, positions and lengths in one array, int64 [2 * tokens + n], to be copied at once."""
+        ids = np.concatenate([sequence.ids for sequence in sequences])
+        positions = np.concatenate([self._positions(np.asarray(sequence.ids)) for sequence in sequences])
+        return np.concatenate([ids, positions, [len(sequence.ids) for sequence in sequences]]).astype(np.int64)
 
-    def _places(self, ids: npt.NDArray[np.int32]) -> npt.NDArray[np.int64]:
-        """Return the positions of a row's tokens, int64 [tokens], as the network itself would count them."""
+    def _positions(self, ids: npt.NDArray[np.int32]) -> npt.NDArray[np.int64]:
+        """Return the positions of a sequence's tokens, int64 [tokens], as the network itself would count them."""
         if self._padding is None:
             return np.arange(len(ids))
         counted = ids != self._padding
-        places: npt.NDArray[np.int64] = np.cumsum(counted) * counted + self._padding
-        return places
+        positions: npt.NDArray[np.int64] = np.cumsum(counted) * counted + self._padding
+        return positions
 
-    def _types(self, rows: Sequence[Row]) -> npt.NDArray[np.int64] | None:
-        """Return the rows' token types end to end, None where the network needs none: all are 0, or it takes none."""
-        if not self._typed or all(row.types is None for row in rows):
+    def _type_ids(self, sequences: Sequence[TokenSequence]) -> npt.NDArray[np.int64] | None:
+        """Return the token types end to end, None where the network needs none: all are 0, or it takes none."""
+        if not self._takes_types or all(sequence.type_ids is None for sequence in sequences):
             return None
-        types = [np.zeros(len(row.ids)) if row.types is None else row.types for row in rows]
+        types = [np.zeros(len(each.ids)) if each.type_ids is None else each.type_ids for each in sequences]
         return np.concatenate(types).astype(np.int64)
 
-    def _packed_states(
-        self, inputs: torch.Tensor, counts: Sequence[int], longest: int, **more: torch.Tensor
+    def _run_packed(
+        self, inputs: torch.Tensor, lengths: Sequence[int], longest: int, **more: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return what `_packed` does, of what `_joined` does on the device; no row has more than `longest` tokens."""
-        total = sum(counts)
-        tokens, positions, lengths = torch.split(inputs, [total, total, len(counts)])
-        offsets = torch.nn.functional.pad(lengths.cumsum(0), (1, 0)).int()
-        packing = Packing(length_groups(counts), offsets, longest)
+        """Return what `_packed` does, from `_pack_inputs` on the device; no sequence is longer than `longest`."""
+        total = sum(lengths)
+        tokens, positions, counts = torch.split(inputs, [total, total, len(lengths)])
+        offsets = torch.nn.functional.pad(counts.cumsum(0), (1, 0)).int()
+        packing = Packing(length_groups(lengths), offsets, longest)
         found = self.module(input_ids=tokens[None], position_ids=positions[None], packing=packing, **more)
-        return found.last_hidden_state[0], lengths
+        return found.last_hidden_state[0], counts
 
-    def _padded(self, rows: Sequence[Row]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return what `_packed` does."""
-        lengths = np.array([len(row.ids) for row in rows])
+    def _padded(self, sequences: Sequence[TokenSequence]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return what `_packed` does, with padding on the way."""
+        lengths = np.array([len(sequence.ids) for sequence in sequences])
         mask = np.arange(lengths.max()) < lengths[:, None]  # [n, tokens]
         tokens = np.full(mask.shape, self._pad_id, dtype=np.int64)
-        tokens[mask] = np.concatenate([row.ids for row in rows])
+        tokens[mask] = np.concatenate([sequence.ids for sequence in sequences])
         more = {}
-        if (types := self._types(rows)) is not None:
+        if (types := self._type_ids(sequences)) is not None:
             padded = np.zeros_like(tokens)
             padded[mask] = types
             more["token_type_ids"] = self._put(padded)
@@ -239,47 +249,44 @@ class Network:
         tensor = torch.as_tensor(values)
         return tensor.pin_memory().to(self._device, non_blocking=True) if self._device.type == "cuda" else tensor
 
-    def _try_prepacking(self, sample: Sequence[Row]) -> None:
-        """Have the linear layers answer short inputs sooner, where the vectors stay the same."""
+    def _try_packing(self, sample: Sequence[TokenSequence]) -> None:
+        """Pack from here on if the sample's vectors are those of padding.
+
+        Some networks don't follow transformers' attention interface, some ignore the positions they are given, some
+        need what packed attention lacks.
+        """
         expected = self._forward(sample)
         try:
-            prepack(self.module)
-            if _distance(self._forward(sample), expected) < _TOLERANCE[self.module.dtype]:
-                return
-        except (AttributeError, NotImplementedError, RuntimeError, TypeError, ValueError):
-            pass
-        unpack(self.module)
-
-    def _try_packing(self, sample: Sequence[Row]) -> None:
-        """Pack the sample, and keep to packing if the vectors are those of padding.
-
-        Some networks don't follow the attention interface, some don't heed the positions they are given, some ask
-        for what packed attention hasn't.
-        """
-        usual = self.module.config._attn_implementation
-        try:
-            if not self.module._can_set_attn_implementation():
-                return
-            expected = self._forward(sample)
-            self.module.set_attn_implementation(PACKED)
+            with no_warnings():  # of networks that don't follow the interface
+                self.module.set_attn_implementation(PACKED)
             self._states = Network._packed
             if _distance(self._forward(sample), expected) < _TOLERANCE[self.module.dtype]:
                 return
         except (AttributeError, NotImplementedError, RuntimeError, TypeError, ValueError):
             pass
         self._states = Network._padded
-        self.module.set_attn_implementation(usual)
+        self._use_default_attention()
 
-    def _converted(self, sample: Sequence[Row], dtype: torch.dtype) -> OpenVINONetwork:
+    def _use_default_attention(self) -> None:
+        """Choose attention as transformers does by default."""
+        for name in ("sdpa", "eager"):
+            try:
+                with no_warnings():
+                    self.module.set_attn_implementation(name)
+                return
+            except (AttributeError, ImportError, ValueError):
+                continue
+
+    def _convert(self, sample: Sequence[TokenSequence], dtype: torch.dtype) -> OpenVINONetwork:
         name = type(self.module).__name__
-        if self._lengths.alike is not None:
+        if self._dependence.key is not None:
             raise InvalidInput(
-                f"backend='openvino' can't run a {name} whose attention follows the length. Leave it out."
+                f"backend='openvino' can't run a {name} whose attention depends on the length. Leave it out."
             )
         network = OpenVINONetwork(self.module, dtype)
         expected = self._forward(sample)
         with torch.inference_mode():
-            found = np.concatenate([self._by_openvino(network, row) for row in sample])
+            found = np.concatenate([self._run_openvino(network, sequence) for sequence in sample])
         if not _distance(found, expected) < _TOLERANCE[dtype]:
             raise InvalidInput(
                 f"OpenVINO computes other vectors than torch for a {name}. Leave backend='openvino' out."
@@ -288,21 +295,7 @@ class Network:
         return network
 
 
-def _count_positions(module: torch.nn.Module) -> tuple[int | None, int]:
-    """Return the token over which positions are counted, and how many there are.
-
-    RoBERTa and its kin count the tokens that aren't the one that pads, and from its id on; others count all, from 0.
-    """
-    for name, table in module.named_modules():
-        if isinstance(table, torch.nn.Embedding) and name.endswith("position_embeddings"):
-            padding = table.padding_idx
-            return padding, table.num_embeddings - (0 if padding is None else padding + 1)
-        if isinstance(table, torch.nn.Embedding) and name.endswith(("embed_positions", "wpe")):
-            return None, table.num_embeddings - int(getattr(table, "offset", 0))
-    return None, 2**31
-
-
 def _distance(vectors: Float32Array, others: Float32Array) -> float:
-    """The largest cosine distance of two rows."""
+    """Return the largest cosine distance between rows of the same position."""
     lengths = np.linalg.norm(vectors, axis=1) * np.linalg.norm(others, axis=1)
     return float((1 - (vectors * others).sum(axis=1) / np.maximum(lengths, 1e-12)).max())

@@ -1,4 +1,4 @@
-"""Texts in, vectors out, by Nomic's API: `NomicEncoder`."""
+"""`NomicEncoder`: texts to vectors, over Nomic's API."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from mrl_rag.arguments import check_integer
-from mrl_rag.encoder.connection import Connection, Reply, host_of, read_key, server_of
+from mrl_rag.encoder.connection import Reply, host_of, read_key
 from mrl_rag.encoder.remote import MAX_CHARACTERS, RemoteEncoder, Requests, request_batches
 from mrl_rag.errors import InvalidInput
 from mrl_rag.tasks import Task
@@ -39,7 +39,7 @@ _TASK_TYPES: dict[Task, str] = {
 
 
 class NomicEncoder(RemoteEncoder):
-    """Nomic's embedding models, by Nomic's own API.
+    """Nomic's embedding models, over Nomic's API.
 
         encoder = NomicEncoder()                                   # nomic-embed-text-v1.5, key from NOMIC_API_KEY
         encoder.encode_documents(["a text"])                       # float32 [1, 768], unit rows
@@ -47,31 +47,28 @@ class NomicEncoder(RemoteEncoder):
         encoder.encode(["a text"], task="clustering", dim=256)     # the API's task_type
         TwoStageRetriever(encoder, TwoStageIndex("./db", fingerprint=encoder.fingerprint))
 
-    The task goes along as the API's `task_type`, and the service puts that task's prefix before each text. A text that
-    carries the prefix already is sent without it, so that it doesn't get it twice.
+    The task is sent as the API's `task_type`, and the service puts that task's prefix before each text. A text that
+    has the prefix already is sent without it.
 
-    Full vectors are asked for and cut here, so that one request serves every dimension. Before the cut, the vectors of
-    v1.5 are layer-normed, as its model card has it; doing that to vectors that are already changes nothing.
+    Full vectors are requested and truncated here, so that one request serves every dimension. Before that, vectors of
+    v1.5 are layer-normed, as its model card asks; on vectors that the server has layer-normed it changes nothing.
 
-    Requests carry 50 inputs and 100,000 characters at most. What the server answers with 408, 409, 429 or 5xx, or
-    doesn't answer, is tried again after the time it names (`Retry-After`, up to two minutes), else after a wait that
-    doubles. What it refuses with 400, 413 or 422 is sent again in halves, down to the text that is at fault. After a
-    failure for good, what was fetched is kept: see `encode`.
+    Requests carry at most 50 inputs and 100,000 characters. Retries and refused texts are as for `OpenAIEncoder`.
 
-    Any number of threads may call one encoder; together they have no more than `concurrency` requests under way.
-    A pickled encoder carries its settings, never the key: it reads that from the environment again.
+    Any number of threads may call one encoder; together they have at most `concurrency` requests under way.
+    A pickled encoder carries its arguments without the key, which it reads from the environment again.
 
     Args:
         model: the model's name, as the API knows it.
         api_key: the key; None for the one in `NOMIC_API_KEY`.
         base_url: the server's address.
-        full_dim: length of the model's vectors; None to learn it from the first answer, where it isn't known.
-        send_dimensions: have the server cut the vectors (`dimensionality`) and send less.
-        max_length: longest input in tokens, 1 to 8192; None for 8192. The service counts and cuts, and doesn't say
-            that it did: there is no warning.
+        full_dim: length of the model's vectors; None for that of a known model, else to learn it from the first answer.
+        send_dimensions: have the server truncate the vectors (`dimensionality`), so that it sends less.
+        max_length: longest input in tokens, 1 to 8192; None for 8192. The service truncates without saying so: there
+            is no warning.
         prompts: task -> prompt put before a text, after the service's own prefix; none by default.
         concurrency: requests under way at a time.
-        max_retries: how often a failed request is tried again.
+        max_retries: how often a failed request is retried.
         timeout: seconds to wait for an answer.
 
     Attributes:
@@ -98,35 +95,26 @@ class NomicEncoder(RemoteEncoder):
         max_retries: int = 6,
         timeout: float = 60.0,
     ) -> None:
-        dims = _DIMS.get(model, ())
-        if send_dimensions and len(dims) == 1:
-            raise InvalidInput(
-                f"send_dimensions is on, and {model!r} has one dimension; the server would refuse. "
-                "Leave it off: the vectors are then cut here."
-            )
-        server = server_of(base_url)
         key = read_key(api_key, _KEY)
         if key is None:
             raise InvalidInput(
                 f"there is no API key, and {host_of(base_url)} asks for one. Pass api_key or set {_KEY}."
             )
         super().__init__(
-            model=model,
-            connection=Connection(
-                base_url,
-                key,
-                _KEY,
-                extra="nomic",
-                timeout=timeout,
-                max_retries=check_integer("max_retries", max_retries, 0),
-            ),
-            server=None if server == server_of(_BASE_URL) else server,
-            full_dim=dims[0] if full_dim is None and dims else full_dim,
-            dims=dims,
+            model,
+            base_url=base_url,
+            home=_BASE_URL,
+            key=key,
+            variable=_KEY,
+            extra="nomic",
+            dims=_DIMS.get(model, ()),
+            full_dim=full_dim,
+            send_dimensions=send_dimensions,
             max_length=_MAX_LENGTH if max_length is None else check_integer("max_length", max_length, 1, _MAX_LENGTH),
             prompts=prompts,
-            send_dimensions=send_dimensions,
             concurrency=concurrency,
+            max_retries=max_retries,
+            timeout=timeout,
         )
 
     def _prepare(self, texts: list[str], task: Task) -> Requests:

@@ -1,4 +1,4 @@
-"""Texts in, vectors out, by OpenAI's API or any server that speaks it: `OpenAIEncoder`."""
+"""`OpenAIEncoder`: texts to vectors, over OpenAI's API or any server that has the same."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from mrl_rag.arguments import check_integer
-from mrl_rag.encoder.connection import REFUSED, Connection, Reply, host_of, read_key, server_of
+from mrl_rag.encoder.connection import REFUSED, Reply, host_of, read_key
 from mrl_rag.encoder.remote import MAX_CHARACTERS, RemoteEncoder, Requests, request_batches
 from mrl_rag.errors import InvalidInput, RemoteEncoderError
 from mrl_rag.lifetime import NATIVE_CODE
@@ -27,16 +27,16 @@ if TYPE_CHECKING:
 
 _BASE_URL = "https://api.openai.com/v1"
 _KEY = "OPENAI_API_KEY"
-# Whom a request is billed to, by header; what OpenAI's own client sends.
+# Headers that say who is billed, and their variables, as OpenAI's own client sends them.
 _HEADERS = {"OpenAI-Organization": "OPENAI_ORG_ID", "OpenAI-Project": "OPENAI_PROJECT_ID"}
 # platform.openai.com/docs/api-reference/embeddings/create, "input"
 _MAX_INPUTS = 2048
 _MAX_TOKENS = 300_000
-# What text-embeddings-inference takes unless told otherwise (--max-client-batch-size), the least of those known.
+# The default of text-embeddings-inference (--max-client-batch-size), the smallest of the known servers.
 _MAX_INPUTS_ELSEWHERE = 32
-# Texts tokenized together: a bound on the memory their tokens take.
-_WINDOW = 1024
-# Threads that tokenize: as many as tiktoken's own `encode_ordinary_batch` has.
+# Texts tokenized at a time: a bound on the memory of their tokens.
+_CHUNK_SIZE = 1024
+# As in tiktoken's own `encode_ordinary_batch`.
 _THREADS = 8
 
 
@@ -55,14 +55,14 @@ _MODELS = {
     for model in (
         _Model("text-embedding-3-small", (1536, 512), "cl100k_base", 8192),
         _Model("text-embedding-3-large", (3072, 1024, 256), "cl100k_base", 8192),
-        # Not trained with Matryoshka loss: it may be cut, and loses more than the others.
+        # Not trained with Matryoshka loss: truncation costs it more than the others.
         _Model("text-embedding-ada-002", (1536,), "cl100k_base", 8192),
     )
 }
 
 
 class OpenAIEncoder(RemoteEncoder):
-    """OpenAI's embedding models, and those of any server that speaks its protocol.
+    """OpenAI's embedding models, and those of any server with the same API.
 
         encoder = OpenAIEncoder()                                  # text-embedding-3-small, key from OPENAI_API_KEY
         encoder = OpenAIEncoder("text-embedding-3-large", concurrency=8)
@@ -71,35 +71,36 @@ class OpenAIEncoder(RemoteEncoder):
         encoder.encode_queries(["a question"], dim=512)            # float32 [1, 512], unit rows
         TwoStageRetriever(encoder, TwoStageIndex("./db", fingerprint=encoder.fingerprint))
 
-    Full vectors are asked for and cut here, so that one request serves every dimension.
+    Full vectors are requested and truncated here, so that one request serves every dimension.
 
-    Requests stay under the service's limits: for the models known here 2,048 inputs and 300,000 tokens, counted with
-    tiktoken, which fetches its table once and caches it; for any other 32 inputs and 100,000 characters. What a server
-    answers with 408, 409, 429 or 5xx, or doesn't answer, is tried again after the time it names (`Retry-After`, up to
-    two minutes), else after a wait that doubles. What it refuses with 400, 413 or 422 is sent again in halves, down to
-    the text that is at fault. After a failure for good, what was fetched is kept: see `encode`.
+    Requests stay within the service's limits: for OpenAI's own models 2,048 inputs and 300,000 tokens, counted with
+    tiktoken, which downloads its table once; for others 32 inputs and 100,000 characters. A request that is answered
+    with 408, 409, 429 or 5xx, or not at all, is retried after the time the server asks for (`Retry-After`, up to two
+    minutes), else after a wait that doubles. One that is refused with 400, 413 or 422 is sent again in halves, down to
+    the text at fault. An empty text is sent as a space, as servers refuse it. A `CachedEncoder` keeps what was fetched
+    before a failure.
 
-    Any number of threads may call one encoder; together they have no more than `concurrency` requests under way.
-    A pickled encoder carries its settings, never the key: it reads that from the environment again.
+    Any number of threads may call one encoder; together they have at most `concurrency` requests under way.
+    A pickled encoder carries its arguments without the key, which it reads from the environment again.
 
     Args:
         model: the model's name, as the server knows it.
-        api_key: the key; None for the one in `OPENAI_API_KEY`. Another server than OpenAI's may do without.
+        api_key: the key; None for the one in `OPENAI_API_KEY`. Servers other than OpenAI's may not need one.
         base_url: the server's address; None for `OPENAI_BASE_URL` in the environment, else OpenAI's.
-        full_dim: length of the model's vectors; None to learn it from the first answer, where it isn't known.
-        send_dimensions: have the server cut the vectors (`dimensions`) and send less.
-        max_length: longest input in tokens, 1 to 8192; None for 8192. For models known here only: elsewhere the
-            server alone can count, and cuts or refuses what is too long.
+        full_dim: length of the model's vectors; None for that of a known model, else to learn it from the first answer.
+        send_dimensions: have the server truncate the vectors (`dimensions`), so that it sends less.
+        max_length: longest input in tokens, 1 to 8192; None for 8192. Only for OpenAI's own models: of others, only
+            the server can count tokens, and it truncates or refuses what is too long.
         prompts: task -> prompt put before a text; none by default.
         concurrency: requests under way at a time.
-        max_retries: how often a failed request is tried again.
+        max_retries: how often a failed request is retried.
         timeout: seconds to wait for an answer.
-        encoding_format: how vectors travel: "base64" takes a third of the bytes. Where a server refuses that, or
-            gives anything but float32 so, it is asked again with "float".
+        encoding_format: how vectors are sent: "base64" takes a third of the bytes. A server that refuses it, or
+            answers with anything but float32 in it, is asked again with "float".
 
     Attributes:
         model: the model's name.
-        max_length: longest input in tokens; None if the server alone knows.
+        max_length: longest input in tokens; None if only the server knows.
         prompts: task -> prompt.
 
     Raises:
@@ -127,13 +128,7 @@ class OpenAIEncoder(RemoteEncoder):
                 f"encoding_format is {encoding_format!r}; it must be 'base64' or 'float'. Pass one of them."
             )
         known = _MODELS.get(model)
-        if send_dimensions and known is not None and len(known.dims) == 1:
-            raise InvalidInput(
-                f"send_dimensions is on, and {model!r} has one dimension; the server would refuse. "
-                "Leave it off: the vectors are then cut here."
-            )
         address = base_url or os.environ.get("OPENAI_BASE_URL") or _BASE_URL
-        server = server_of(address)
         key = read_key(api_key, _KEY)
         if key is None and host_of(address) == host_of(_BASE_URL):
             raise InvalidInput(f"there is no API key, and {host_of(address)} asks for one. Pass api_key or set {_KEY}.")
@@ -141,23 +136,21 @@ class OpenAIEncoder(RemoteEncoder):
         self._format: str = encoding_format
         self._base64_works = False
         super().__init__(
-            model=model,
-            connection=Connection(
-                address,
-                key,
-                _KEY,
-                extra="openai",
-                headers={name: os.environ[variable] for name, variable in _HEADERS.items() if variable in os.environ},
-                timeout=timeout,
-                max_retries=check_integer("max_retries", max_retries, 0),
-            ),
-            server=None if server == server_of(_BASE_URL) else server,
-            full_dim=known.dims[0] if full_dim is None and known else full_dim,
+            model,
+            base_url=address,
+            home=_BASE_URL,
+            key=key,
+            variable=_KEY,
+            extra="openai",
             dims=known.dims if known else (),
+            headers={name: os.environ[variable] for name, variable in _HEADERS.items() if variable in os.environ},
+            full_dim=full_dim,
+            send_dimensions=send_dimensions,
             max_length=_pick_max_length(max_length, known, model),
             prompts=prompts,
-            send_dimensions=send_dimensions,
             concurrency=concurrency,
+            max_retries=max_retries,
+            timeout=timeout,
         )
 
     def _prepare(self, texts: list[str], task: Task) -> Requests:
@@ -167,9 +160,9 @@ class OpenAIEncoder(RemoteEncoder):
             return Requests(inputs, list(request_batches(costs, _MAX_INPUTS_ELSEWHERE, MAX_CHARACTERS)), [])
         costs, overruns = [], []
         with ThreadPoolExecutor(_THREADS) as threads:
-            for start in range(0, len(inputs), _WINDOW):
-                window = inputs[start : start + _WINDOW]
-                for position, ids in enumerate(threads.map(partial(tokenize, self._encoding), window), start):
+            for start in range(0, len(inputs), _CHUNK_SIZE):
+                chunk = inputs[start : start + _CHUNK_SIZE]
+                for position, ids in enumerate(threads.map(partial(tokenize, self._encoding), chunk), start):
                     costs.append(min(len(ids), self.max_length))
                     if len(ids) > self.max_length:
                         overruns.append(len(ids) - self.max_length)
@@ -180,7 +173,7 @@ class OpenAIEncoder(RemoteEncoder):
     def _ask(
         self, inputs: list[str], task: Task, dim: int | None, stop: threading.Event
     ) -> tuple[Reply, list[Any] | None]:
-        # Bytes don't say what numbers they are: a length that isn't known is learned from numbers.
+        # The length is learned from numbers: from bytes it can't be, without knowing their type.
         encoding = self._format if self._full_dim is not None else "float"
         reply, vectors = self._request(inputs, dim, encoding, stop)
         if encoding == "base64" and vectors is not None:
@@ -221,24 +214,24 @@ def _pick_max_length(asked: int | None, known: _Model | None, model: str) -> int
 
 
 def _cut(encoding: tiktoken.Encoding, ids: list[int], max_length: int) -> str:
-    """Return the text of the first `max_length` tokens, whole characters only."""
+    """Return the text of the first `max_length` tokens, in whole characters."""
     kept = max_length
     while True:
         text = encoding.decode_bytes(ids[:kept]).decode(errors="ignore")
-        # Where a text ends changes how its end splits: the cut text may have a token more.
+        # The end of the shorter text may be split differently, into a token more.
         if len(tokenize(encoding, text)) <= max_length:
             return text or " "
         kept -= 1
 
 
 def _order(indexes: list[Any], host: str) -> list[int]:
-    """Return where in an answer the vector of each text stands: `index` says it, in some servers' answers as strings.
+    """Return the position of each text's vector in an answer, from its `index` values; some servers send strings.
 
     Raises:
-        RemoteEncoderError: some texts have none or several.
+        RemoteEncoderError: a text has no vector, or several.
     """
     if len(set(map(str, indexes))) <= 1:
-        # The server leaves them out, or numbers none: its order is the texts'.
+        # The server doesn't number its vectors: they are in the order of the texts.
         return list(range(len(indexes)))
     try:
         places = {int(index): position for position, index in enumerate(indexes)}
@@ -246,13 +239,13 @@ def _order(indexes: list[Any], host: str) -> list[int]:
     except (KeyError, TypeError, ValueError):
         raise RemoteEncoderError(
             f"{host} gave vectors with index {', '.join(map(repr, indexes[:8]))}{', ...' if indexes[8:] else ''}; each "
-            f"from 0 to {len(indexes) - 1} is needed once, for they say which vector is which text's. Report it to "
+            f"from 0 to {len(indexes) - 1} is needed once, to tell which vector belongs to which text. Report it to "
             "whoever runs the server."
         ) from None
 
 
 def _decode(embedding: Any, width: int | None) -> Any:
-    """Return a vector that came as base64 of little-endian float32, or as numbers, as numbers.
+    """Return a vector as numbers, from base64 of little-endian float32 or from numbers.
 
     Raises:
         ValueError: it is base64 of something else.

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import warnings
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
+from mrl_rag.compat.openvino import convert
 from mrl_rag.errors import InvalidInput
 from mrl_rag.extras import require
 
 
 class OpenVINONetwork:
-    """A network converted in memory; nothing is downloaded, written or reported.
+    """A network converted in memory.
 
     Args:
         module: a network of transformers, float32, on the CPU.
@@ -27,21 +27,12 @@ class OpenVINONetwork:
 
     def __init__(self, module: torch.nn.Module, dtype: torch.dtype) -> None:
         openvino = require("openvino", extra="openvino")
-        from openvino.frontend import FrontEndManager, OpConversionFailure
-        from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
+        from openvino.frontend import OpConversionFailure
 
-        # Two rows of three tokens: a size of 1 would be taken for fixed.
+        # Two sequences of three tokens: a size of 1 would be taken for fixed.
         example = torch.tensor([[5, 6, 7], [8, 9, 10]])
-        # What `openvino.convert_model` does in three times the time, and it reports each conversion over the network.
         try:
-            with warnings.catch_warnings(), torch.inference_mode():
-                warnings.simplefilter("ignore")  # of tracing: sizes are given as dynamic below
-                traced = torch.jit.trace(  # type: ignore[no-untyped-call]
-                    _Hidden(module).eval(), (example,), check_trace=False
-                )
-            frontend = FrontEndManager().load_by_framework("pytorch")
-            decoder = TorchScriptPythonDecoder(traced)  # the front end holds no reference of its own
-            converted = frontend.convert(frontend.load(decoder))
+            converted = convert(_Hidden(module).eval(), example)
         except (RuntimeError, TypeError, ValueError, OpConversionFailure) as error:
             raise InvalidInput(
                 f"backend='openvino' can't convert a {type(module).__name__}: {str(error)[:300]}. Leave backend out."
@@ -58,7 +49,7 @@ class OpenVINONetwork:
         self._request = openvino.Core().compile_model(converted, "CPU", settings).create_infer_request()
 
     def __call__(self, ids: npt.NDArray[np.int64]) -> torch.Tensor:
-        """Return hidden states, float32 [n, tokens, d], of rows of one length, int64 [n, tokens]."""
+        """Return hidden states, float32 [n, tokens, d], of sequences of one length, int64 [n, tokens]."""
         found: torch.Tensor = torch.from_numpy(self._request.infer([ids])[0])
         return found
 
@@ -69,7 +60,7 @@ class _Hidden(torch.nn.Module):
         self.network = network
 
     def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
-        # Not left out: some networks then make one of their own, in a way that can't be converted.
-        seen = torch.ones_like(input_ids)
-        hidden: torch.Tensor = self.network(input_ids=input_ids, attention_mask=seen).last_hidden_state
+        # Without a mask some networks make their own, in a way that can't be converted.
+        mask = torch.ones_like(input_ids)
+        hidden: torch.Tensor = self.network(input_ids=input_ids, attention_mask=mask).last_hidden_state
         return hidden

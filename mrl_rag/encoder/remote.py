@@ -1,4 +1,4 @@
-"""What encoders that ask a server share: batches under its limits, several at once, nothing fetched twice."""
+"""What encoders that ask a server share: requests within its limits, several at a time."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import threading
 import warnings
 from abc import abstractmethod
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from queue import SimpleQueue
 from typing import Any, NamedTuple, TypeAlias
 
@@ -17,15 +17,15 @@ import numpy as np
 
 from mrl_rag.arguments import check_integer
 from mrl_rag.encoder.base import Advance, Encoder, PickledByArguments, ignore_progress
-from mrl_rag.encoder.connection import REFUSED, Connection, Reply
+from mrl_rag.encoder.connection import REFUSED, Connection, Reply, server_of
 from mrl_rag.errors import EncoderClosed, InvalidInput, RemoteEncoderError
 from mrl_rag.lifetime import renew_after_fork
-from mrl_rag.tasks import TASKS, Task, check_task, with_prompt
+from mrl_rag.tasks import TASKS, Task, merge_prompts, with_prompt
 from mrl_rag.truncation import Float32Array, truncate
 
-# A request's bound where tokens can't be counted: some 25,000 tokens of English, 100,000 of the densest script.
+# Most characters per request where tokens can't be counted: 25,000 tokens of English, 100,000 of the densest script.
 MAX_CHARACTERS = 100_000
-# The rows of a batch, by its place and whether to give up.
+# Returns the vectors of a batch, given its place and an event that says to give up.
 Send: TypeAlias = Callable[[slice, threading.Event], Float32Array]
 
 
@@ -35,7 +35,7 @@ class Requests(NamedTuple):
     Attributes:
         inputs: n strings, none of them empty.
         batches: which inputs go together, in order.
-        overruns: by how many tokens each text that was cut ran over.
+        overruns: for each text that was truncated, how many tokens were left out.
     """
 
     inputs: list[str]
@@ -44,62 +44,72 @@ class Requests(NamedTuple):
 
 
 class RemoteEncoder(PickledByArguments, Encoder):
-    """A text encoder whose network runs on a server: `OpenAIEncoder` and `NomicEncoder` are two.
+    """Base of the encoders whose network runs on a server: `OpenAIEncoder` and `NomicEncoder`.
 
-    A class below says how texts become requests (`_prepare`) and what one request asks (`_ask`).
-
-    Any number of threads may call one encoder; together they have no more than `concurrency` requests under way.
-    A pickled encoder carries its settings, never the key: it reads that from the environment again.
+    A subclass turns texts into requests (`_prepare`) and sends one (`_ask`). Nothing is kept after a failure: wrap the
+    encoder in a `CachedEncoder` to fetch only what is missing when a call is made again.
 
     Args:
         model: the model's name, as the server knows it.
-        connection: the way to the server.
-        server: host, port and path of a server where they say which model answers; None for the model's own service.
-        full_dim: length of the vectors; None to learn it from the server.
-        dims: dimensions the model was trained for; empty if that is not known.
-        max_length: longest input in tokens; None if the server alone knows.
-        prompts: task -> what is put before a text.
-        send_dimensions: have the server cut the vectors.
-        concurrency: requests under way at a time.
-
-    Raises:
-        InvalidInput: an argument breaks its rule.
+        base_url: the server's address.
+        home: the address of the model's own service; another server is part of the fingerprint.
+        key: the API key; None for a server that needs none.
+        variable: the environment variable of the key.
+        extra: the extra of this distribution that brings httpx.
+        dims: dimensions the model was trained for, widest first; empty if not known.
+        settings: the other arguments, as for `OpenAIEncoder`: full_dim, send_dimensions, max_length (None if only the
+            server knows), prompts, concurrency, max_retries, timeout; and headers.
     """
 
     max_length: int | None = None
 
     def __init__(
         self,
-        *,
         model: str,
-        connection: Connection,
-        server: str | None,
-        full_dim: int | None,
+        *,
+        base_url: str,
+        home: str,
+        key: str | None,
+        variable: str,
+        extra: str,
         dims: tuple[int, ...],
-        max_length: int | None,
-        prompts: Mapping[Task, str] | None,
-        send_dimensions: bool,
-        concurrency: int,
+        **settings: Any,
     ) -> None:
+        full_dim, self._send_dimensions = settings["full_dim"], settings["send_dimensions"]
+        if self._send_dimensions and len(dims) == 1:
+            raise InvalidInput(
+                f"send_dimensions is on, and {model!r} has one dimension; the server would refuse. "
+                "Leave it off: the vectors are then truncated here."
+            )
         self.model = model
-        self.max_length = max_length
-        self.prompts = _check_prompts(prompts)
-        self._connection = connection
-        self._server = server
-        self._full_dim = full_dim if full_dim is None else check_integer("full_dim", full_dim, 1)
+        self.max_length = settings["max_length"]
+        self.prompts = merge_prompts(dict.fromkeys(TASKS, ""), settings["prompts"])
         self._dims = dims
-        self._send_dimensions = send_dimensions
-        self._fetcher = Fetcher(check_integer("concurrency", concurrency, 1))
+        self._full_dim = check_integer("full_dim", full_dim, 1) if full_dim is not None else next(iter(dims), None)
+        self._server = None if server_of(base_url) == server_of(home) else server_of(base_url)
+        self._connection = Connection(
+            base_url,
+            key,
+            variable,
+            extra=extra,
+            headers=settings.get("headers"),
+            timeout=settings["timeout"],
+            max_retries=check_integer("max_retries", settings["max_retries"], 0),
+        )
+        self._fetcher = Fetcher(check_integer("concurrency", settings["concurrency"], 1))
         renew_after_fork(self)
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.model!r}, full_dim={self._full_dim}, server={self._connection.host!r})"
+
     def after_fork(self) -> None:
-        """Start with no requests under way, and a connection of this process's own."""
-        self._fetcher.renew()
-        self._connection.renew()
+        """Forget the parent's requests, and open a new connection."""
+        self._fetcher.reset()
+        self._connection.reset()
 
     @property
     def full_dim(self) -> int:
-        """Length of the full vector. Where it isn't known, the first read encodes one short text to learn it."""
+        """Length of the full vector. Where it isn't known, the first read asks the server to encode one short text."""
         if self._full_dim is None:
             self._learn_full_dim(threading.Event())
         assert self._full_dim is not None
@@ -114,8 +124,7 @@ class RemoteEncoder(PickledByArguments, Encoder):
     def fingerprint(self) -> str:
         """A short hash of all that is known to change a vector: model, server, prompts, dimension, longest input.
 
-        The server counts by its host, port and path, and only if it isn't the model's own service. The key doesn't
-        count.
+        A server other than the model's own service is part of it by host, port and path; the key is not.
         """
         facts = {
             "model": self.model,
@@ -160,14 +169,13 @@ class RemoteEncoder(PickledByArguments, Encoder):
             requests,
             self.full_dim if asked is None else asked,
             lambda place, stop: self._send(requests.inputs[place], place.start, task, asked, stop),
-            f"{task} {asked}",
             stop,
             advance,
         )
         return truncate(rows if asked is not None else self._finish(rows), dim)
 
     def close(self) -> None:
-        """Wait for requests under way, then close the connections; the encoder can't encode after this."""
+        """Wait for requests under way, then close the connections; it can't encode after this."""
         self._fetcher.close()
         self._connection.close()
 
@@ -179,7 +187,7 @@ class RemoteEncoder(PickledByArguments, Encoder):
     def _ask(
         self, inputs: list[str], task: Task, dim: int | None, stop: threading.Event
     ) -> tuple[Reply, list[Any] | None]:
-        """Return the server's answer for one batch, and the vectors in it, in order; None where it holds none.
+        """Return the server's answer for one batch and the vectors in it, in order; None where it has none.
 
         Args:
             inputs: the batch.
@@ -196,23 +204,23 @@ class RemoteEncoder(PickledByArguments, Encoder):
         self._full_dim = self._read_rows(vectors, ["a"], 0, None).shape[1]
 
     def _send(self, inputs: list[str], first: int, task: Task, dim: int | None, stop: threading.Event) -> Float32Array:
-        """Return the vectors of a batch, float32 [n, dim]; `first` is the number of its first text in the call."""
+        """Return the vectors of a batch, float32 [n, dim]; `first` is the position of its first text in the call."""
         reply, vectors = self._ask(inputs, task, dim, stop)
         if vectors is not None:
             return self._read_rows(vectors, inputs, first, dim)
         if reply.status in REFUSED and len(inputs) > 1:
-            # Servers don't say which text they refuse, and fewer together may pass.
+            # Servers don't say which text they refuse, and fewer in one request may pass.
             half = len(inputs) // 2
             before = self._send(inputs[:half], first, task, dim, stop)
             return np.concatenate([before, self._send(inputs[half:], first + half, task, dim, stop)])
         raise self._connection.failure(reply, _name(first, inputs[0]))
 
     def _finish(self, rows: Float32Array) -> Float32Array:
-        """Do to full vectors what comes before the cut."""
+        """Return full vectors after what the model does before truncation: nothing, unless overridden."""
         return rows
 
     def _read_rows(self, vectors: list[Any], inputs: list[str], first: int, dim: int | None) -> Float32Array:
-        """Return the vectors of an answer as float32 [n, dim], or say what is wrong with them."""
+        """Return the vectors of an answer as float32 [n, dim], or raise `RemoteEncoderError`."""
         expected = self._full_dim if dim is None else dim
         host = self._connection.host
         try:
@@ -244,30 +252,29 @@ class RemoteEncoder(PickledByArguments, Encoder):
 
 
 class Fetcher:
-    """Sends batches, several at a time, and keeps what came back when one of them fails.
+    """Sends batches, several at a time.
 
         fetcher = Fetcher(concurrency=4)
-        rows = fetcher.fetch(requests, 768, send, "document", stop)  # float32 [n, 768]
+        vectors = fetcher.fetch(requests, 768, send, stop, advance)  # float32 [n, 768]
 
-    One batch is sent in the caller's own thread, more of them in threads that end with the call.
+    A single batch is sent in the caller's thread, several in threads that end with the call.
 
     Args:
-        concurrency: requests under way at a time, all threads' calls counted together.
+        concurrency: requests under way at a time, counted over the calls of all threads.
     """
 
     def __init__(self, concurrency: int) -> None:
         self._concurrency = concurrency
-        self._kept: dict[bytes, Float32Array] = {}
         self._closed = False
-        self.renew()
+        self.reset()
 
-    def renew(self) -> None:
-        """Forget the calls of a parent process, which a child that was forked can't wait for."""
+    def reset(self) -> None:
+        """Forget all calls: in a forked child, those of the parent's threads, which don't exist here."""
         self._slots = threading.Semaphore(self._concurrency)
         self._calls: set[threading.Event] = set()
 
     def fetch(
-        self, requests: Requests, width: int, send: Send, label: str, stop: threading.Event, advance: Advance
+        self, requests: Requests, width: int, send: Send, stop: threading.Event, advance: Advance
     ) -> Float32Array:
         """Send every batch and put the answers in order.
 
@@ -275,8 +282,7 @@ class Fetcher:
             requests: the inputs and how they are batched.
             width: length of the vectors.
             send: returns float32 [n, width] for a batch; several threads call it.
-            label: what, beside the inputs, changes the answer.
-            stop: set by the caller to give up, and by this call when it ends; `send` is to heed it.
+            stop: set by the caller to give up, and by this call when it fails; `send` must end soon after.
             advance: called with the number of texts done.
 
         Returns:
@@ -284,33 +290,18 @@ class Fetcher:
 
         Raises:
             EncoderClosed: `close` was called.
-            Exception: whatever `send` raised first. Requests under way are waited for, and what arrived is kept
-                for the next call, until one succeeds or another fails.
+            Exception: what `send` raised first, after all requests under way have ended.
         """
         self.check_open()
         rows = np.empty((len(requests.inputs), width), dtype=np.float32)
-        kept, fetched = self._kept, dict[bytes, Float32Array]()
-        waiting: deque[tuple[bytes, slice]] = deque()
-        for place in requests.batches:
-            key = _key(label, requests.inputs[place])
-            if key in kept:
-                rows[place] = kept[key]
-                fetched[key] = rows[place]
-            else:
-                waiting.append((key, place))
-        call = _Call(self._slots, stop, send, rows, waiting, fetched)
         self._calls.add(stop)
         try:
-            advance(sum(len(part) for part in fetched.values()))
-            call.run(self._concurrency, advance)
-        except BaseException as error:
-            self._kept = fetched
-            if isinstance(error, Exception):
-                self.check_open()  # after `close`, whatever else went wrong
+            _Call(self._slots, stop, send, rows, deque(requests.batches)).run(self._concurrency, advance)
+        except Exception:
+            self.check_open()  # after `close`, that is the reason, whatever else went wrong
             raise
         finally:
             self._calls.discard(stop)
-        self._kept = {}
         return rows
 
     def check_open(self) -> None:
@@ -319,7 +310,7 @@ class Fetcher:
             raise EncoderClosed("this encoder was closed; make a new one.")
 
     def close(self) -> None:
-        """Wait for what is under way; calls that have more to ask for fail with `EncoderClosed`."""
+        """Wait for requests under way; calls that have more to send fail with `EncoderClosed`."""
         if self._closed:
             return
         self._closed = True
@@ -328,7 +319,6 @@ class Fetcher:
         for _ in range(self._concurrency):
             self._slots.acquire()
         self._slots.release(self._concurrency)
-        self._kept = {}
 
 
 class _Call(NamedTuple):
@@ -338,13 +328,12 @@ class _Call(NamedTuple):
     stop: threading.Event
     send: Send
     rows: Float32Array
-    waiting: deque[tuple[bytes, slice]]
-    fetched: dict[bytes, Float32Array]
+    waiting: deque[slice]
 
-    def run(self, concurrency: int, advance: Callable[[float], object]) -> None:
+    def run(self, concurrency: int, advance: Advance) -> None:
         count = len(self.waiting)
         done: SimpleQueue[int | BaseException] = SimpleQueue()
-        # Not a pool, whose threads the interpreter waits for when it ends, a hung server or not.
+        # Not an executor: when the interpreter ends, it would wait for threads whose server hangs.
         threads = [
             threading.Thread(target=self._work, args=(done,), name="mrl_rag-request", daemon=True)
             for _ in range(min(count, concurrency) if count > 1 else 0)
@@ -361,7 +350,7 @@ class _Call(NamedTuple):
                 advance(found)
         except BaseException as error:
             self.stop.set()
-            # What is under way is paid for; only an interruption by hand doesn't wait for it.
+            # No request outlives the call; only Ctrl-C doesn't wait for them.
             if isinstance(error, Exception):
                 for thread in threads:
                     thread.join()
@@ -370,27 +359,26 @@ class _Call(NamedTuple):
     def _work(self, done: SimpleQueue[int | BaseException]) -> None:
         while True:
             try:
-                key, place = self.waiting.popleft()
+                place = self.waiting.popleft()
             except IndexError:
                 return
             try:
                 with self.slots:
-                    # Straight into `rows`: an answer that waits in a queue is memory held twice.
+                    # Written to `rows` here: answers that wait in a queue would be held twice.
                     self.rows[place] = self.send(place, self.stop)
             except BaseException as error:
                 done.put(error)
                 return
-            self.fetched[key] = self.rows[place]
             done.put(place.stop - place.start)
 
 
 def request_batches(costs: Sequence[int], max_inputs: int, max_cost: int) -> Iterator[slice]:
-    """Split inputs into batches, in order, each as large as its limits let it be.
+    """Split inputs into batches, in order, each as large as the limits allow.
 
     Args:
-        costs: n costs, of one input each.
-        max_inputs: inputs in a batch, at most.
-        max_cost: summed cost of a batch, at most; an input that costs more goes alone.
+        costs: the cost of each of n inputs.
+        max_inputs: most inputs per batch.
+        max_cost: highest cost of a batch; an input that costs more is a batch of its own.
 
     Yields:
         Slices that together cover 0 to n.
@@ -405,18 +393,5 @@ def request_batches(costs: Sequence[int], max_inputs: int, max_cost: int) -> Ite
         yield slice(start, len(costs))
 
 
-def _check_prompts(prompts: Mapping[Task, str] | None) -> dict[Task, str]:
-    checked: dict[Task, str] = dict.fromkeys(TASKS, "")
-    for task, prompt in (prompts or {}).items():
-        if not isinstance(prompt, str):
-            raise InvalidInput(f"prompts[{task!r}] is {prompt!r}; a prompt is a string, '' for none.")
-        checked[check_task(task)] = prompt
-    return checked
-
-
 def _name(position: int, text: str) -> str:
     return f"texts[{position}] ({text[:40]!r}{'...' if len(text) > 40 else ''}, {len(text)} characters)"
-
-
-def _key(label: str, inputs: list[str]) -> bytes:
-    return hashlib.blake2b(json.dumps([label, inputs]).encode(), digest_size=16).digest()

@@ -14,20 +14,20 @@ from typing import Any
 
 import torch
 
-from mrl_rag.encoder.batching import Row
+from mrl_rag.encoder.batching import TokenSequence
 from mrl_rag.encoder.network import Network
 from mrl_rag.errors import EncoderClosed
 from mrl_rag.truncation import Float32Array
 
 
 class Workers:
-    """A network on each device, every one in a process of its own that loads the weights itself.
+    """One process per device, each of which loads the weights and runs a `Network`.
 
-    A batch goes to a device that has none. A worker that loses its parent ends itself.
+    A batch goes to a device that is free. A worker process ends when its parent does.
 
     Args:
-        devices: one a process; one may stand there twice.
-        settings: the arguments of `Network`, all but the device.
+        devices: one per process; a device may be named twice.
+        settings: the arguments of `Network`, without the device.
 
     Attributes:
         packs: as `Network.packs`.
@@ -55,36 +55,36 @@ class Workers:
         except BaseException:
             self.close()
             raise
-        # The same network everywhere, but a GPU may pack where a CPU beside it may not.
+        # The same network everywhere, but a GPU may pack where a CPU does not.
         self.packs = all(packs for packs, _, _ in facts)
         _, self.full_dim, self.positions = facts[0]
         for position in self._pools:
             self._free.put(position)
 
-    def run(self, rows: Sequence[Row]) -> Float32Array:
-        """Return the vectors of rows, float32 [n, full_dim]; any number of threads may call.
+    def run(self, sequences: Sequence[TokenSequence]) -> Float32Array:
+        """Return the vectors of sequences, float32 [n, full_dim]; any number of threads may call.
 
         Raises:
             EncoderClosed: a worker died, or `close` was called.
-            EncoderOutOfMemory: one row alone does not fit.
+            EncoderOutOfMemory: one sequence alone does not fit.
         """
         position = self._free.get()
         try:
-            return self._pools[position].submit(_run, list(rows)).result()
+            return self._pools[position].submit(_run, list(sequences)).result()
         except (CancelledError, RuntimeError) as error:
             if self._closed:
                 raise EncoderClosed("this encoder was closed while it was encoding; make a new one.") from error
             if not isinstance(error, BrokenProcessPool):
                 raise
             raise EncoderClosed(
-                f"the process of device {position}, {self._devices[position]}, died. Look for what ended it (often the "
-                "system, short of memory), and make a new encoder."
+                f"the process of device {position}, {self._devices[position]}, died. The system may have "
+                "ended it for lack of memory. Make a new encoder."
             ) from error
         finally:
             self._free.put(position)
 
     def close(self) -> None:
-        """End the processes; each finishes the batch it has."""
+        """End the processes; each finishes its current batch."""
         self._closed = True
         for pool in self._pools.values():
             pool.shutdown(wait=True, cancel_futures=True)
@@ -113,6 +113,6 @@ def _open(settings: dict[str, Any]) -> tuple[bool, int, int]:
     return _network.packs, _network.full_dim, _network.positions
 
 
-def _run(rows: Sequence[Row]) -> Float32Array:
+def _run(sequences: Sequence[TokenSequence]) -> Float32Array:
     assert _network is not None
-    return _network.run(rows)
+    return _network.run(sequences)

@@ -1,4 +1,4 @@
-"""What a caller gives an index, checked before anything is done."""
+"""Checks of the arguments of an index, made before anything is done."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ Where: TypeAlias = Mapping[str, Any]
 # What LangChain, LlamaIndex and Chroma call an argument, and what it is called here.
 _OTHER_NAMES = {"filter": "where", "filters": "where", "top_k": "k", "n_results": "k", "similarity_top_k": "k"}
 
-# Beginnings of keys that Chroma refuses, and the last one drops.
+# Chroma refuses metadata keys that begin so, and drops those of the last kind in silence.
 _RESERVED = ("$", "#", "chroma:")
-# Of one record, beside its document: six variables of SQLite each, of 32,766. With more, Chroma fails at this write and
-# at every later one.
+# Metadata values per record: Chroma writes each with six SQLite variables, and SQLite has 32,766. With more, this write
+# and every later one fails.
 _MAX_VALUES = 5460
-# Chroma takes 512, and a collection that is filled anew has 45 more for a while.
-_LONGEST_NAME = 460
+# Characters of a collection's name: Chroma takes 512, and `reindex` adds 45 for a while.
+_MAX_NAME = 460
 
 
 def explain_other_names(method: Callable[P, Answer]) -> Callable[P, Answer]:
@@ -50,20 +50,31 @@ def explain_other_names(method: Callable[P, Answer]) -> Callable[P, Answer]:
     return call
 
 
-def check_name(name: str) -> str:
-    """Return the name of a collection.
+def check_choice(name: str, value: Answer, *choices: Answer) -> Answer:
+    """Return an argument's value when it is one of the choices.
 
     Raises:
-        InvalidInput: Chroma doesn't take it.
+        InvalidInput: it isn't.
+    """
+    if value not in choices:
+        raise InvalidInput(f"{name} is {value!r}; it must be one of {', '.join(map(repr, choices))}.")
+    return value
+
+
+def check_name(name: str) -> str:
+    """Return a collection's name when Chroma takes it.
+
+    Raises:
+        InvalidInput: it doesn't.
     """
     if (
         not isinstance(name, str)
-        or not re.fullmatch(rf"[a-zA-Z0-9][a-zA-Z0-9._-]{{1,{_LONGEST_NAME - 2}}}[a-zA-Z0-9]", name)
+        or not re.fullmatch(rf"[a-zA-Z0-9][a-zA-Z0-9._-]{{1,{_MAX_NAME - 2}}}[a-zA-Z0-9]", name)
         or ".." in name
         or re.fullmatch(r"\d+(\.\d+){3}", name)
     ):
         raise InvalidInput(
-            f"collection is {str(name)[:100]!r}; it must be 3 to {_LONGEST_NAME} ASCII letters, digits, '.', '_' and "
+            f"collection is {str(name)[:100]!r}; it must be 3 to {_MAX_NAME} ASCII letters, digits, '.', '_' and "
             "'-', with a letter or digit at both ends, without '..', and no IP address: Chroma takes no other."
         )
     return name
@@ -74,8 +85,8 @@ def check_ids(ids: Sequence[str], unique: bool = True, first: int = 0) -> list[s
 
     Args:
         ids: what the caller gave.
-        unique: whether an id may stand in it only once.
-        first: the number that an error gives to the first of them.
+        unique: whether to refuse an id that occurs twice.
+        first: position of the first one, for messages.
 
     Raises:
         InvalidIds: not a list of non-empty strings, or one is repeated.
@@ -94,7 +105,7 @@ def check_ids(ids: Sequence[str], unique: bool = True, first: int = 0) -> list[s
     if unique and len(set(checked)) < len(checked):
         seen: set[str] = set()
         twice = next(id_ for id_ in checked if id_ in seen or seen.add(id_))  # type: ignore[func-returns-value]
-        raise InvalidIds(f"id {twice!r} stands more than once in ids; give each record one id.")
+        raise InvalidIds(f"id {twice!r} occurs more than once in ids; give each record its own.")
     return checked
 
 
@@ -113,7 +124,7 @@ def as_queries(vectors: npt.ArrayLike) -> tuple[Float32Array, bool]:
 
 
 def check_documents(documents: Sequence[str | None]) -> None:
-    """Refuse what is no text; None stands for a record without.
+    """Accept strings, and None for a record without a document.
 
     Raises:
         InvalidTexts: one is not a string, or holds a lone surrogate.
@@ -126,10 +137,10 @@ def check_documents(documents: Sequence[str | None]) -> None:
 
 
 def check_threshold(threshold: float | None) -> float | None:
-    """Return the threshold.
+    """Return the threshold as a float, or None for none.
 
     Raises:
-        InvalidInput: not a number.
+        InvalidInput: it is not a number.
     """
     if threshold is None:
         return None
@@ -143,7 +154,7 @@ def check_metadatas(metadatas: Sequence[Metadata | None], first: int = 0) -> lis
 
     Args:
         metadatas: what the caller gave.
-        first: the number that an error gives to the first of them.
+        first: position of the first one, for messages.
 
     Raises:
         InvalidInput: Chroma can't store one of them.
@@ -161,7 +172,7 @@ def check_metadatas(metadatas: Sequence[Metadata | None], first: int = 0) -> lis
 
 
 def _check_metadata(metadata: Metadata) -> None:
-    """Raise ValueError for what Chroma's client lets pass, and its core refuses, changes or drops."""
+    """Raise ValueError for what Chroma's client accepts and its core then refuses, changes or drops."""
     for key, value in metadata.items():
         if not key or key.startswith(_RESERVED):
             raise ValueError(f"the key {key!r} is empty, or starts with {', '.join(_RESERVED)}; give it another name")
@@ -178,15 +189,15 @@ def _check_metadata(metadata: Metadata) -> None:
     members = sum(len(value) for value in metadata.values() if isinstance(value, list))
     if max(len(metadata), members) > _MAX_VALUES:
         raise ValueError(
-            f"it has {len(metadata)} keys and {members} members of lists; up to {_MAX_VALUES} of each can be stored"
+            f"it has {len(metadata)} keys and {members} list items; Chroma stores up to {_MAX_VALUES} of each"
         )
 
 
 def check_recall(recall: object) -> float:
-    """Return the recall that searches should reach.
+    """Return the target recall as a float.
 
     Raises:
-        InvalidInput: not a number above 0 and up to 1.
+        InvalidInput: it is not a number above 0 and up to 1.
     """
     if isinstance(recall, bool) or not isinstance(recall, Real) or not 0 < float(recall) <= 1:
         raise InvalidInput(f"recall is {recall!r}; it must be a number above 0 and up to 1, as in recall=0.99.")

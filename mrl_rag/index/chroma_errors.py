@@ -1,31 +1,24 @@
-"""Chroma's errors, as errors of this package."""
+"""Translation of Chroma's errors into this package's."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from mrl_rag.compat.chroma import is_panic, says_not_writable, says_too_large
 from mrl_rag.errors import IndexNotWritable, InvalidInput, TwoStageIndexError
 
-# What SQLite says within an error of Chroma's.
-_NOT_WRITABLE = ("readonly database", "database or disk is full", "disk I/O error", "unable to open database file")
-# What SQLite says of a pattern above 50,000 bytes, and of a regular expression that takes too much room.
-_TOO_LARGE = ("LIKE or GLOB pattern too complex", "(code: 1043)")
-# Characters of what was given, and of what Chroma said, in a message.
-_LONGEST = 300
-
-
-def is_panic(error: BaseException) -> bool:
-    """Say whether Chroma's Rust core gave up, which is no `Exception`."""
-    return type(error).__name__ == "PanicException"
+# Characters of an argument, and of Chroma's answer, that a message quotes.
+_MAX_QUOTED = 300
 
 
 @contextmanager
 def chroma_errors(missing: bool = False) -> Iterator[None]:
-    """Translate what fails within Chroma.
+    """Translate errors that Chroma raises.
 
     Args:
-        missing: whether also that a collection isn't there; a reader first looks whether another took its place.
+        missing: whether to translate `NotFoundError` as well; a caller may first look for a collection that has taken
+            the missing one's place.
 
     Raises:
         IndexNotWritable: the disk is full or the folder can't be written.
@@ -43,22 +36,22 @@ def chroma_errors(missing: bool = False) -> Iterator[None]:
         said = str(error)
         if isinstance(error, ChromaError) and not isinstance(error, InternalError):
             raise TwoStageIndexError(f"Chroma refused this ({type(error).__name__}): {said}") from error
-        if any(words in said for words in _NOT_WRITABLE):
+        if says_not_writable(said):
             raise IndexNotWritable(
                 f"Chroma can't write: {said}. Check the folder's permissions and the free disk space, then write again."
             ) from error
         raise TwoStageIndexError(
             f"Chroma failed: {said}. If the disk was full, make room and write again; if files were damaged, call "
-            "repair(), and where that fails bring the folder back from a backup."
+            "repair(), and if that fails, restore the folder from a backup."
         ) from error
 
 
 @contextmanager
 def chroma_input(what: str) -> Iterator[None]:
-    """Translate what Chroma refuses.
+    """Translate Chroma's refusal of an argument.
 
     Args:
-        what: what was given to Chroma, for the message.
+        what: the argument, for the message.
 
     Raises:
         InvalidInput: Chroma doesn't take it.
@@ -68,7 +61,7 @@ def chroma_input(what: str) -> Iterator[None]:
     try:
         yield
     except (ValueError, TypeError, ChromaError) as error:
-        # A server that can't read the request answers with the plain class; its subclasses are other troubles.
+        # A server that can't parse a request raises `ChromaError` itself; its subclasses mean something else.
         if isinstance(error, ChromaError) and type(error) not in (ChromaError, InvalidArgumentError):
             raise
         raise InvalidInput(f"Chroma doesn't take {_short(what)}: {_short(str(error))}") from error
@@ -76,7 +69,7 @@ def chroma_input(what: str) -> Iterator[None]:
 
 @contextmanager
 def chroma_condition(where: object, where_document: object) -> Iterator[None]:
-    """Translate what Chroma refuses in a condition, None for none.
+    """Translate Chroma's refusal of a condition; None stands for no condition.
 
     Raises:
         InvalidInput: Chroma doesn't take one of them.
@@ -93,7 +86,7 @@ def chroma_condition(where: object, where_document: object) -> Iterator[None]:
         with chroma_input(given):
             yield
     except InternalError as error:
-        if not any(words in str(error) for words in _TOO_LARGE):
+        if not says_too_large(str(error)):
             raise
         raise InvalidInput(
             f"Chroma doesn't take {_short(given)}: a string or a regular expression in it is too long; shorten it."
@@ -101,5 +94,4 @@ def chroma_condition(where: object, where_document: object) -> Iterator[None]:
 
 
 def _short(text: str) -> str:
-    """Return the beginning of what may be as long as a user's data."""
-    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
+    return text if len(text) <= _MAX_QUOTED else f"{text[:_MAX_QUOTED]}..."

@@ -1,4 +1,4 @@
-"""What an index remembers about itself."""
+"""The settings that an index stores with its collection."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ PREFIX = "mrl_rag:"
 
 @dataclass(frozen=True)
 class IndexConfig:
-    """Stored in the collection's own metadata, each key with the prefix "mrl_rag:".
+    """The settings of an index, stored in its collection's metadata under keys with the prefix "mrl_rag:".
 
     Attributes:
         full_dim: length of the vectors in the archive.
@@ -24,15 +24,15 @@ class IndexConfig:
         fingerprint: of the encoder that filled it; "" where none was given.
         model: name of that encoder's model; "" where none was given.
         archive: name of the archive.
-        rotation: "auto" as long as none is fitted, "none" where none is wanted, or the fitted one's name.
+        rotation: "auto" until one is fitted, "none" for none, or the name of the fitted one.
         explained_energy: share of the vectors' squared length that the shortlist kept when the rotation was fitted,
             0 to 1.
-        precision: of the archive; a second Chroma collection keeps float32.
+        precision: of the archive; "float32" where that is a second Chroma collection.
         dim_fixed: whether the user chose `shortlist_dim`.
         shortlist_size: candidates that a search without a plan begins with; 0 as long as none is chosen.
         target_recall: of the exact top 10, that the choice of dimension and size aims at.
-        recall: what the choice reached on vectors left out of the fit; 0.0 as long as it wasn't measured.
-        measured_records: how many records there were then.
+        recall: share that was reached on vectors left out of the fit; 0.0 until it is measured.
+        measured_records: number of records when it was measured.
         key_orders: the orders of metadata keys, as `KeyOrders.text`.
     """
 
@@ -53,23 +53,23 @@ class IndexConfig:
 
     @property
     def fitted(self) -> bool:
-        """Whether the shortlist keeps the coordinates of a fitted rotation."""
+        """Whether the shortlist's vectors are rotated."""
         return self.rotation not in ("auto", "none")
 
     def as_metadata(self) -> dict[str, Any]:
-        """Return what the collection's metadata holds."""
+        """Return the collection's metadata."""
         return {f"{PREFIX}format": FORMAT} | {f"{PREFIX}{key}": value for key, value in asdict(self).items()}
 
     @classmethod
     def from_metadata(cls, name: str, stored: Mapping[str, Any]) -> IndexConfig:
-        """Read it back.
+        """Read the settings from a collection's metadata.
 
         Args:
-            name: the collection's.
-            stored: the collection's metadata.
+            name: the collection's, for messages.
+            stored: its metadata.
 
         Raises:
-            IndexMismatch: another format, or metadata that is damaged.
+            IndexMismatch: the metadata has another format, or is damaged.
         """
         if stored[f"{PREFIX}format"] != FORMAT:
             raise IndexMismatch(
@@ -81,13 +81,13 @@ class IndexConfig:
         texts = known.get("fingerprint"), known.get("archive"), known.get("rotation", "auto")
         if not all(isinstance(dim, int) for dim in dims) or not all(isinstance(text, str) for text in texts):
             raise IndexMismatch(
-                f"collection {name!r} is damaged: its metadata {dict(stored)!r} says no more how long its vectors are, "
-                "or where they are. Bring it back from a backup, or fill a new collection."
+                f"collection {name!r} is damaged: its metadata {dict(stored)!r} lacks the length of its vectors or the "
+                "name of their archive. Restore it from a backup, or fill a new collection."
             )
         return cls(**known)
 
     def check(self, name: str, full_dim: int | None, shortlist_dim: int | None, precision: str | None) -> None:
-        """Refuse to be used with another dimension or precision; None stands for whatever is stored.
+        """Refuse another dimension or precision than the stored one; None stands for whatever is stored.
 
         Raises:
             DimensionMismatch: a dimension differs.
@@ -111,7 +111,7 @@ class IndexConfig:
             )
 
     def check_encoder(self, name: str, model: str | None, fingerprint: str | None) -> None:
-        """Refuse another encoder than the one that filled the collection; what is not known of either is not compared.
+        """Refuse another encoder than the one that filled the collection, where both fingerprints are known.
 
         Raises:
             IndexMismatch: the fingerprints differ.

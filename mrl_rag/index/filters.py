@@ -1,7 +1,7 @@
-"""Conditions in Chroma's language: what its core would refuse, and how those too large for one request are cut.
+"""Conditions in Chroma's language: those its core can't take are refused, those too large are split into requests.
 
-What the client of Chroma 1.5 lets pass and its core refuses, finds nothing for in silence, or fails at was found by
-trial; `tests/index/test_filters.py` has each.
+Chroma 1.5's client accepts conditions that its core refuses, fails at, or answers with nothing. Each was found by trial
+and has a test in `tests/index/test_filters.py`.
 """
 
 from __future__ import annotations
@@ -17,9 +17,10 @@ from mrl_rag.tasks import SURROGATE_ADVICE, is_unicode
 
 Pair: TypeAlias = tuple[Where | None, Where | None]
 
-# The core takes 63 levels in a process, and 62 over a server.
+# Levels of $and and $or: the core takes 63 in a process, and 62 over a server.
 _MAX_DEPTH = 60
-# SQLite takes 32,766 variables, of which a comparison needs up to 5 and a value of a list 2, and expressions 1000 deep.
+# In one request. SQLite takes 32,766 variables (a comparison needs up to 5, a value of a list 2), and expressions 1000
+# levels deep.
 _MAX_COMPARISONS, _MAX_VALUES = 500, 10_000
 _LISTS = ("$in", "$nin")
 _KINDS = (bool, int, float, str)
@@ -30,7 +31,7 @@ def check_where(where: Where | None, where_document: Where | None) -> tuple[Wher
     """Return both conditions, None for an empty one.
 
     Raises:
-        InvalidInput: a condition isn't in Chroma's language, or has an operand that Chroma can't compare with.
+        InvalidInput: a condition isn't in Chroma's language, or has a value that Chroma can't compare with.
     """
     from chromadb.api.types import validate_where, validate_where_document
 
@@ -54,11 +55,10 @@ def fits(where: Where | None, where_document: Where | None) -> bool:
 
 
 def halves(where: Where | None, where_document: Where | None) -> tuple[bool, Pair, Pair]:
-    """Cut two conditions that don't fit.
+    """Split conditions that don't fit into two halves.
 
     Returns:
-        Whether a record must meet both halves or either, and the halves, each with a condition on metadata and one on
-        the document.
+        Whether a record must meet both halves (otherwise one of them), and the halves, each as (where, where_document).
     """
     if where and where_document:
         return True, (where, None), (None, where_document)
@@ -83,7 +83,7 @@ def _halved(items: list[Any]) -> tuple[list[Any], list[Any]]:
 def _comparisons(condition: Any, name: str = "", depth: int = 1) -> Iterator[tuple[str, str, Any]]:
     """Yield key, operator and operand of each comparison; the key is "" in a condition on documents."""
     if depth > _MAX_DEPTH:
-        raise InvalidInput(f"{name} nests $and and $or more than {_MAX_DEPTH} deep; Chroma takes no more.")
+        raise InvalidInput(f"{name} nests $and and $or more than {_MAX_DEPTH} levels deep; Chroma takes no more.")
     for key, value in condition.items() if isinstance(condition, Mapping) else ():
         if key in ("$and", "$or") and isinstance(value, list):
             for part in value:
@@ -97,7 +97,7 @@ def _comparisons(condition: Any, name: str = "", depth: int = 1) -> Iterator[tup
 def _check_operand(name: str, key: object, operator: object, operand: Any) -> None:
     given = f"{name} has {key!r} {operator!r}" if key else f"{name} has {operator!r}"
     if isinstance(key, str) and (key.startswith("$") or not is_unicode(key)):
-        raise InvalidInput(f"{name} has the key {key!r}, which no metadata can have; name one that a record has.")
+        raise InvalidInput(f"{name} has the key {key!r}, which no record can have; name one that a record has.")
     values = operand if isinstance(operand, list) else [operand]
     for value in values:
         if isinstance(value, str) and not is_unicode(value):
@@ -105,7 +105,7 @@ def _check_operand(name: str, key: object, operator: object, operand: Any) -> No
         if isinstance(value, float) and not math.isfinite(value):
             raise InvalidInput(f"{given} with {value}, which no record has; leave the comparison out.")
         if isinstance(value, int) and not -(2**63) <= value < 2**63:
-            raise InvalidInput(f"{given} with {value}, no 64-bit integer, so no record has it; compare with a float.")
+            raise InvalidInput(f"{given} with {value}, which no 64-bit integer equals; compare with a float.")
     if operator in _ORDERS and isinstance(operand, bool):
         raise InvalidInput(f"{given} with {operand}; it takes a number.")
     if isinstance(operand, list) and operator not in _LISTS:

@@ -1,4 +1,4 @@
-"""What a process has of a folder: one Chroma client, one writer at a time, and what its graphs are known to hold."""
+"""A folder as one process uses it: one Chroma client for all its indexes, and one writing process at a time."""
 
 from __future__ import annotations
 
@@ -7,26 +7,25 @@ import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
+from mrl_rag.compat.chroma import forget_folder, is_open, is_panic
 from mrl_rag.errors import IndexClosed, IndexNotWritable, TwoStageIndexError
 from mrl_rag.index.archive import leave_files
-from mrl_rag.index.chroma_errors import is_panic
 from mrl_rag.index.documents import close_reader, leave_readers
 from mrl_rag.index.gate import SharedGate
 from mrl_rag.lifetime import leave_to_parent, renew_after_fork
 
 if TYPE_CHECKING:
     from chromadb.api import ClientAPI
-    from chromadb.api.shared_system_client import SharedSystemClient
     from filelock import FileLock
 
 
 class Graph:
-    """What Chroma's graph of a collection is known to hold, in this process's memory.
+    """How far Chroma's graph of a collection, in this process's memory, is up to date.
 
-    Chroma reads a graph once. What another process writes afterwards is not in it.
+    Chroma reads a graph from the disk once, and doesn't see what other processes write afterwards.
 
     Attributes:
-        version: of the archive; the graph holds all that was written up to then.
+        version: of the archive; everything written up to this version is in the graph.
     """
 
     def __init__(self, version: int) -> None:
@@ -34,14 +33,14 @@ class Graph:
 
 
 class Folder:
-    """A folder that indexes of this process have open, each by a token of its own.
+    """A folder that indexes of this process have open. Each index identifies itself by a token.
 
     Attributes:
         path: absolute, without symbolic links.
-        lock: lets one thread at a time write, or put another client in place.
-        gate: is held by whoever uses the client.
-        generation: how many clients there were before this one.
-        graphs: by Chroma's own name of the folder, which has other graphs in memory for another spelling, and archive.
+        lock: held while a thread writes or replaces the client.
+        gate: held while a thread uses the client.
+        generation: number of clients before this one.
+        graphs: by (spelling of the folder, name of the archive). Chroma keeps a graph in memory per spelling.
     """
 
     _all: ClassVar[dict[Path, Folder]] = {}
@@ -65,7 +64,7 @@ class Folder:
 
     @classmethod
     def at(cls, path: Path) -> Folder:
-        """Return what this process has of a folder."""
+        """Return the one object that this process has for a folder."""
         path = path.expanduser().resolve()
         with cls._mutex:
             if path not in cls._all:
@@ -74,10 +73,10 @@ class Folder:
 
     @property
     def client(self) -> ClientAPI:
-        """The client that the indexes on this folder share, opened when it is first asked for."""
+        """The client that the indexes on this folder share; opened when it is first needed."""
         with self.lock:
             if self._client is not None and self._file != _identity(self.path):
-                # The folder was removed and perhaps made again.
+                # The folder was removed, and perhaps made again.
                 self._forget_client()
             if self._client is None:
                 _check_threads()
@@ -86,12 +85,12 @@ class Folder:
             return self._client
 
     def join(self, user: object) -> None:
-        """Keep the client open for an index."""
+        """Keep the client open for an index, given by its token."""
         with self.lock:
             self._users.add(user)
 
     def leave(self, user: object) -> None:
-        """Forget an index; the last one closes the client."""
+        """Let go of an index. The last one closes the client."""
         with self.lock:
             self._users.discard(user)
             self.release(user)
@@ -101,7 +100,7 @@ class Folder:
                     self._all.pop(self.path, None)
 
     def reopen(self) -> None:
-        """Have Chroma read the folder anew, once nobody uses the client."""
+        """Close the client once no thread uses it, and open another, which reads the folder anew."""
         with self.lock, self.gate.exclusive():
             self._forget_client()
             _ = self.client
@@ -114,19 +113,19 @@ class Folder:
             self.graphs.clear()
             close_reader(self.path)
         if self._file_lock is not None and self._file not in (None, _identity(self.path)):
-            # It was held on a file that is gone.
+            # The locked file is gone with the folder.
             self._file_lock.release()
             self._file_lock = None
             self._writers.clear()
 
     def acquire(self, writer: object) -> bool:
-        """Take the lock that lets one process write, or share it with another index of this process.
+        """Take the lock that one process holds while it writes; indexes of one process share it.
 
         Returns:
-            Whether this process took it now.
+            Whether this process didn't hold it before.
 
         Raises:
-            IndexNotWritable: another process has it, or the folder can't be written.
+            IndexNotWritable: another process holds it, or the folder can't be written.
         """
         from filelock import FileLock, Timeout
 
@@ -148,7 +147,7 @@ class Folder:
         return False
 
     def release(self, writer: object) -> None:
-        """Let another process write, unless another index of this one does."""
+        """Release the lock, unless another index of this process writes."""
         self._writers.discard(writer)
         if self._file_lock is not None and not self._writers:
             self._file_lock.release()
@@ -158,7 +157,7 @@ class Folder:
         """Leave the client and the lock to the parent process."""
         leave_to_parent((self._client, self._file_lock, self.graphs))
         if self._client is not None:
-            leave_to_parent(_forget_system(self.path))
+            leave_to_parent(forget_folder(str(self.path)))
         Folder._mutex = threading.Lock()
         self.generation += 1
         users = self._users
@@ -167,7 +166,14 @@ class Folder:
 
 
 class _ChromaThreads:
-    """Whether Chroma has started threads of its own, here or in the process that this one was forked from."""
+    """Whether Chroma has started threads here, or in the process that this one was forked from.
+
+    A fork doesn't copy threads, so in the child Chroma would wait for them forever.
+
+    Attributes:
+        started: Chroma has started threads in this process, or in one that it was forked from.
+        lost: it had done so before the fork.
+    """
 
     started = False
     lost = False
@@ -185,14 +191,13 @@ renew_after_fork(CHROMA_THREADS)
 def _check_threads() -> None:
     if CHROMA_THREADS.lost:
         raise IndexClosed(
-            "this process was forked from one that had searched or written in Chroma, whose threads it hasn't, so it "
-            "would wait for ever. Open the index only after the fork, or start processes by multiprocessing's 'spawn' "
-            "or 'forkserver'."
+            "this process was forked from one that had searched or written in Chroma, and lacks Chroma's threads. "
+            "Open the index only after the fork, or start processes by multiprocessing's 'spawn' or 'forkserver'."
         )
 
 
 def open_client(folder: Path) -> ClientAPI:
-    """Open Chroma in a folder, which is made when it isn't there.
+    """Open Chroma in a folder; a missing one is made.
 
     Raises:
         IndexNotWritable: the folder can't be made or written.
@@ -204,7 +209,7 @@ def open_client(folder: Path) -> ClientAPI:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise IndexNotWritable(
-            f"{folder} can't be made: {error}. Pass a folder, new or one that an index is in."
+            f"{folder} can't be made: {error}. Pass a folder: a new one, or one with an index."
         ) from error
     if not os.access(folder, os.W_OK | os.X_OK):
         raise IndexNotWritable(f"{folder} can't be written. Check its permissions, or pass another folder.")
@@ -213,30 +218,17 @@ def open_client(folder: Path) -> ClientAPI:
     except BaseException as error:
         if not isinstance(error, Exception) and not is_panic(error):
             raise
-        if str(folder) not in _shared_systems()._identifier_to_refcount:
-            _forget_system(folder)
+        if not is_open(str(folder)):
+            forget_folder(str(folder))
         raise TwoStageIndexError(
             f"Chroma can't open {folder}: {error}. Check that it is a folder of Chroma's, that its files can be "
-            "written, and that nobody else opened it with other settings; where chroma.sqlite3 is damaged, bring the "
-            "folder back from a backup."
+            "written, and that no other client has it open with other settings; if chroma.sqlite3 is damaged, restore "
+            "the folder from a backup."
         ) from error
 
 
-def _shared_systems() -> type[SharedSystemClient]:
-    from chromadb.api.shared_system_client import SharedSystemClient
-
-    return SharedSystemClient
-
-
-def _forget_system(folder: Path) -> object:
-    """Let a folder be opened again: Chroma keeps what failed to start, or is of the parent, and would hand it out."""
-    systems = _shared_systems()
-    systems._identifier_to_refcount.pop(str(folder), None)
-    return systems._identifier_to_system.pop(str(folder), None)
-
-
 def _identity(folder: Path) -> tuple[int, int] | None:
-    """Return what tells Chroma's file from another one that takes its place, None where there is none."""
+    """Return device and inode of Chroma's file, None where there is none: another file in its place has others."""
     try:
         found = (folder / "chroma.sqlite3").stat()
     except OSError:

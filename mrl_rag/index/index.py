@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mrl_rag.arguments import check_integer
+from mrl_rag.compat.chroma import settings_of
 from mrl_rag.errors import (
     IndexClosed,
     IndexMismatch,
@@ -34,6 +35,7 @@ from mrl_rag.index.checks import (
     Metadata,
     Where,
     as_queries,
+    check_choice,
     check_documents,
     check_ids,
     check_metadatas,
@@ -73,17 +75,17 @@ Answer = TypeVar("Answer")
 Empty = TypeVar("Empty")
 
 _LOG = logging.getLogger("mrl_rag")
-# New vectors of which the shortlist keeps less than this share of what it kept of those it was fitted on have drifted.
+# New vectors differ from those the rotation was fitted on where the shortlist keeps less of their squared length: less
+# than this share of what it kept then. With fewer vectors than _DRIFT_SAMPLE, that share is too uncertain.
 _DRIFT = 0.9
-# With fewer, the share says little.
 _DRIFT_SAMPLE = 256
-# Vectors per dimension that a rotation is fitted on at least; with fewer, the fit overfits.
+# Least number of vectors per dimension to fit a rotation on; with fewer, the fit overfits.
 _MIN_VECTORS_PER_DIM = 4
-# Times the records that there were when the recall was measured: then it is measured again.
+# The recall is measured again when there are so many times the records.
 _GROWTH = 10
-# No model is longer; a larger number is a slip.
-_LONGEST_VECTOR = 65536
-# How long SQLite may look at Chroma's file, which nobody can write meanwhile.
+# No model's vectors are longer.
+_MAX_DIM = 65536
+# How long SQLite may check Chroma's file. Nobody can write it meanwhile.
 _VERIFY_SECONDS = 2
 _REPAIR_SECONDS = 600
 
@@ -94,9 +96,9 @@ class Record:
 
     Attributes:
         id: as it was upserted.
-        document: its text, None where it has none.
-        metadata: what was stored with it; empty where there was none.
-        vector: float32 [full_dim], unit length, as exact as the archive keeps it; None where it wasn't asked for.
+        document: its text; None where it has none.
+        metadata: as it was upserted; empty where there was none.
+        vector: float32 [full_dim], unit length, in the archive's precision; None where it wasn't asked for.
     """
 
     id: str
@@ -108,52 +110,52 @@ class Record:
 class TwoStageIndex:
     """Vectors searched in Chroma at a low dimension and reranked at full dimension.
 
-        index = TwoStageIndex("./db", full_dim=384)               # a folder; made when it isn't there
+        index = TwoStageIndex("./db", full_dim=384)               # in a folder, which is made if it isn't there
         index = TwoStageIndex(full_dim=384, shortlist_dim=96)     # in memory
         index = TwoStageIndex(client=chromadb.HttpClient())       # beside a server
         index.upsert(["a"], vectors, documents=["a text"], metadatas=[{"page": 1}])
         for hit in index.search(query_vector, k=10, where={"page": 1}):
             hit.score, hit.document                               # cosine at full dimension
 
-    Chroma owns ids, documents and metadata; the full vectors are in an archive beside it. Any number of threads may
-    call one index. A write that has returned is on the disk. In a folder, one process writes, from its first write
-    until it closes the index or ends, and any number of others may read.
+    Chroma keeps ids, documents and metadata; an archive beside it keeps the full vectors. Any number of threads may
+    call one index. A write that has returned is on the disk. In a folder only one process may write, from its first
+    write until it closes the index or ends; any number of others may read.
 
     Args:
         path: a folder; None for memory, or where `client` is given.
         collection: the collection's name.
-        full_dim: length of the vectors. None takes that of the stored index, or of the first vectors.
-        shortlist_dim: length that stage one searches, 1 <= shortlist_dim <= full_dim. None takes that of the stored
-            index; a new one chooses it when it fits its rotation, and has a quarter of `full_dim`, at least 64, before.
-        fingerprint: of the encoder, so that vectors of another one are refused; None checks nothing.
-            `TwoStageRetriever` sets this and `model` by itself.
+        full_dim: length of the vectors; None for that of the stored index, or of the first vectors.
+        shortlist_dim: dimension of stage one, 1 <= shortlist_dim <= full_dim; None for that of the stored index. A new
+            index begins with a quarter of `full_dim`, but at least 64, and chooses when it fits its rotation.
+        fingerprint: of the encoder, so that another one is refused; None to check nothing. `TwoStageRetriever` sets
+            this and `model`.
         client: a chromadb client to use instead of `path`.
-        plan: of searches that name none. None ranks every record where there are up to 20,000 and their vectors have
-            up to 8 million numbers together (not with a server). Otherwise stage one takes 50 candidates, or what the
-            index chose, or 3 * k if that is more, and twice as many, up to three times, as long as a hit stood in their
-            later half. Stage one scans up to 25 million numbers in memory; where there are more, on a server, and under
-            a condition it is a search in Chroma.
-        rotation: "auto": once a new index has more records than it ranks one by one, it fits an orthogonal map on them
-            (uncentred PCA), and the shortlist keeps the first coordinates after it. That changes no full-dimension
-            score, and makes the shortlist hold more of the true answers. With a server as `client` it does so only if
-            its first upsert has 4 * full_dim vectors; `reindex` fits one at any time. "none": the shortlist keeps the
-            model's own first coordinates. A stored index keeps what it has.
-        precision: how a new index keeps full vectors: "float16"; "int8", half as large, with scores off by about 0.001;
-            or "binary", the same with the sign bits apart, which choose the candidates whose int8 row is read, so that
-            an archive larger than memory is read less. None for "float16", or what a stored index has. With `client`
-            they are float32 in Chroma.
+        plan: for searches without one. None ranks every record of an index of up to 20,000 records and 8 million
+            numbers (not on a server). A larger one takes a shortlist of 50 candidates, or as many as it has chosen, or
+            3 * k if that is more. It doubles the shortlist, up to three times, while a hit is found in its later half.
+            Stage one scans up to 25 million numbers in memory. Beyond that, on a server, and with a condition, it is a
+            search of Chroma's graph.
+        rotation: "auto": when a new index has more records than it ranks one by one, it fits an orthogonal map on them
+            (uncentred PCA), and the shortlist keeps the first coordinates of the rotated vectors. Scores at full
+            dimension stay the same, and the shortlist holds more of the true answers. On a server this is only done
+            when the first upsert has 4 * full_dim vectors; `reindex(rotation="fit")` does it at any time. "none": the
+            shortlist keeps the model's own first coordinates. A stored index keeps what it has.
+        precision: of a new index's archive: "float16"; "int8", half as large, with scores off by about 0.001; or
+            "binary", int8 and the sign bits, by which candidates are chosen before their int8 rows are read, for an
+            archive larger than memory. None for "float16", or for that of the stored index. With a `client` that has
+            no folder, the archive is float32 in Chroma.
         recall: share of the true top 10, 0 < recall <= 1, that a new index aims at when it chooses dimension, shortlist
-            and graph settings. A stored index keeps what it has.
-        model: name of the encoder's model, stored beside the fingerprint: messages show it, and
-            `TwoStageRetriever(None, path)` makes the encoder again by it.
+            size and graph settings. A stored index keeps what it has.
+        model: name of the encoder's model. It is stored with the fingerprint and shown in messages, and
+            `TwoStageRetriever(None, path)` makes the encoder from it.
 
     Raises:
         InvalidDimension: a dimension is not an integer in range.
         InvalidPlan: `plan` is not a `Plan`.
-        InvalidInput: Chroma doesn't take the collection's name, there is no such precision, `recall` is out of range,
-            or both `path` and `client` are given.
+        InvalidInput: Chroma doesn't take the collection's name, another argument is out of range, or both `path` and
+            `client` are given.
         DimensionMismatch: the stored index has other dimensions.
-        PlainCollection: the collection has records and wasn't filled by a two-stage index. An empty one is taken over.
+        PlainCollection: the collection has records that a two-stage index didn't write. An empty one is taken over.
         IndexMismatch: the stored index has another fingerprint, precision or format.
         ArchiveError: the archive is missing or damaged.
         IndexNotWritable: the folder can't be made or written.
@@ -177,39 +179,26 @@ class TwoStageIndex:
         release_dropped()
         if path is not None and client is not None:
             raise InvalidInput(f"path={os.fspath(path)!r} and client are both given; pass one of them.")
-        self._full_dim = None if full_dim is None else check_dim(full_dim, _LONGEST_VECTOR)
-        self._shortlist_dim = (
-            None if shortlist_dim is None else check_dim(shortlist_dim, self._full_dim or _LONGEST_VECTOR)
-        )
-        if rotation not in ("auto", "none"):
-            raise InvalidInput(f'rotation is {rotation!r}; it must be "auto" or "none"; reindex takes "fit".')
-        if precision not in (*get_args(ArchivePrecision), None):
-            raise InvalidInput(f'precision is {precision!r}; it must be "float16", "int8", "binary" or None.')
+        self._full_dim = None if full_dim is None else check_dim(full_dim, _MAX_DIM)
+        self._shortlist_dim = None if shortlist_dim is None else check_dim(shortlist_dim, self._full_dim or _MAX_DIM)
+        self._rotation_wanted = check_choice("rotation", rotation, *get_args(Rotation))
+        self._precision = check_choice("precision", precision, *get_args(ArchivePrecision), None)
         self._target_recall = check_recall(recall)
-        self._fingerprint = fingerprint
-        self._model = model
-        self._rotation_wanted = rotation
-        check_is_plan(plan)
-        self.plan = plan
+        self._fingerprint, self._model = fingerprint, model
+        self.plan = check_is_plan(plan)
         self._name = check_name(collection)
         self._storage = Storage(path, client)
         if self._storage.shared and precision is not None:
             raise InvalidInput(f"precision is {precision!r}; with this client the archive is float32 in Chroma.")
-        self._precision = precision
         self._opened: Searcher | None = None
         self._refusal = ""
         renew_after_fork(self)
-        # What the recall of a newly filled collection is to be measured with.
+        # With these the recall of a newly filled collection is measured.
         self._questions: tuple[Questions, list[str]] | None = None
         self._warned = ""
         try:
-            if self._open() is None and self._storage.has_archives():
-                damaged = self._storage.sqlite_fault(_VERIFY_SECONDS)
-                if damaged:
-                    raise TwoStageIndexError(
-                        f"Chroma finds no collection {collection!r}, and its file in {self._storage.folder} is "
-                        f"damaged: {damaged}. Bring the folder back from a backup."
-                    )
+            if self._open() is None:
+                self._check_not_hidden()
         except BaseException:
             self.close()
             raise
@@ -230,23 +219,23 @@ class TwoStageIndex:
         model: str | None = None,
         progress: bool = False,
     ) -> TwoStageIndex:
-        """Make a two-stage index of a Chroma collection that holds full vectors. Nothing is encoded.
+        """Copy a Chroma collection that holds full vectors into a two-stage index. Nothing is encoded.
 
-        The collection stays as it is, but for its name with `in_place`. After an interruption, call again: what was
-        copied is not copied twice. Scores are cosines, whatever the collection's metric.
+        The collection stays as it is; `in_place` changes its name. After an interruption, call again: records that
+        were copied are not copied twice. Scores are cosines, whatever the collection's metric.
 
-            TwoStageIndex.from_chroma(collection, "./db")                            # beside it, in a folder
-            TwoStageIndex.from_chroma(collection, client=client)                     # as "<name>-two-stage"
-            TwoStageIndex.from_chroma(collection, in_place=True)                     # where it is, under its name
+            TwoStageIndex.from_chroma(collection, "./db")              # into a folder
+            TwoStageIndex.from_chroma(collection, client=client)       # as "<name>-two-stage"
+            TwoStageIndex.from_chroma(collection, in_place=True)       # where it is, under its name
 
         Args:
-            collection: what to read, of any chromadb client.
+            collection: the collection to copy, of any chromadb client.
             path: folder of the new index, which may be the collection's; None for memory, or where `client` is given.
-            name: of the new collection; None for the old one's, with "-two-stage" after it where both may be in one
+            name: of the new collection; None for the old one's, with "-two-stage" added where both may be in one
                 place: where `client` is given, or the collection's own folder.
             client: a chromadb client to use instead of `path`.
-            in_place: give the new index the collection's name, and the collection that name with "-single-stage" after
-                it. It stays where it is: leave `path` and `client` out, or pass the collection's own.
+            in_place: give the new index the collection's name, and add "-single-stage" to the collection's. Leave
+                `path` and `client` out, or pass the collection's own.
             shortlist_dim: as for `TwoStageIndex`.
             fingerprint: of the encoder that filled the collection.
             rotation: as for `TwoStageIndex`.
@@ -292,6 +281,8 @@ class TwoStageIndex:
     @staticmethod
     def names(path: str | os.PathLike[str]) -> list[str]:
         """Return the names of the two-stage indexes in a folder, in alphabetical order."""
+        if not Path(path, "chroma.sqlite3").is_file():
+            return []
         storage = Storage(path, None)
         try:
             with chroma_errors():
@@ -311,13 +302,13 @@ class TwoStageIndex:
 
     @property
     def full_dim(self) -> int | None:
-        """Length of the vectors; None until an index that wasn't told has its first."""
+        """Length of the vectors; None until it is known."""
         opened = self._opened
         return self._full_dim if opened is None else opened.stores.config.full_dim
 
     @property
     def shortlist_dim(self) -> int | None:
-        """Length of what Chroma searches; None as long as `full_dim` is."""
+        """Dimension of stage one; None until `full_dim` is known."""
         opened = self._opened
         if opened is not None:
             return opened.stores.config.shortlist_dim
@@ -332,7 +323,7 @@ class TwoStageIndex:
 
     @property
     def recall(self) -> float | None:
-        """Share of the true top 10 found on records left out of the fit; None as long as it wasn't measured."""
+        """Share of the true top 10 found with records left out of the fit; None until it is measured."""
         opened = self._open()
         return (opened.stores.config.recall or None) if opened is not None else None
 
@@ -360,7 +351,7 @@ class TwoStageIndex:
 
     @property
     def path(self) -> Path | None:
-        """The folder it is kept in, absolute; None in memory and on a server."""
+        """The folder it is in, absolute; None in memory and on a server."""
         return None if self._storage.temporary else self._storage.folder
 
     @property
@@ -370,12 +361,12 @@ class TwoStageIndex:
         return self._storage.client
 
     def collection(self, create: bool = False) -> Collection:
-        """Return the Chroma collection, to read from. What is written to it past the index has no full vector.
+        """Return the Chroma collection, to read from. Records that Chroma adds by itself have no full vector.
 
-        `reindex`, and an index that outgrows an exact search, put another collection in its place.
+        Another collection takes its place in `reindex`, and when the index fits its rotation.
 
         Args:
-            create: make it where nothing was stored yet; it is empty, and the index takes it over.
+            create: make it, empty, where nothing was stored yet. The index takes it over.
 
         Raises:
             InvalidInput: there is none, or Chroma doesn't take the name.
@@ -422,16 +413,16 @@ class TwoStageIndex:
         metadatas: Sequence[Metadata | None] | None = None,
         progress: bool = False,
     ) -> None:
-        """Store records; a record whose id is there already is replaced whole, or left where nothing differs.
+        """Store records. One whose id exists is replaced as a whole, or left alone if nothing differs.
 
-        Everything is checked before anything is written. Records are then committed in batches of the size
-        the client takes; an interruption loses at most the batch in flight.
+        Everything is checked before anything is written. Records are committed in batches as large as the client
+        takes; an interruption loses at most the batch in flight.
 
         Args:
             ids: n different non-empty strings.
             vectors: float array [n, full_dim]; stored at unit length.
             documents: n texts, None for a record without; or None for none at all.
-            metadatas: n mappings of strings to what Chroma stores, None for a record without; or None.
+            metadatas: n mappings of strings to values that Chroma stores, None for a record without; or None.
             progress: show a bar when standard error is a terminal.
 
         Raises:
@@ -446,7 +437,7 @@ class TwoStageIndex:
         texts = [None] * len(ids) if documents is None else list(documents)
         for name, sequence in (("vectors", rows), ("documents", texts), ("metadatas", metadatas)):
             if sequence is not None and len(sequence) != len(ids):
-                raise InvalidIds(f"there are {len(ids)} ids and {len(sequence)} {name}; give one of each a record.")
+                raise InvalidIds(f"there are {len(ids)} ids and {len(sequence)} {name}; give one of each per record.")
         check_documents(texts)
         checked = check_metadatas([None] * len(ids) if metadatas is None else metadatas)
         if not ids:
@@ -469,13 +460,13 @@ class TwoStageIndex:
         metadatas: Sequence[Metadata | None] | None = None,
         first: int = 0,
     ) -> None:
-        """Raise what `upsert` would, before the texts are encoded. An id may stand twice.
+        """Raise the errors that `upsert` would raise, before texts are encoded. An id may occur twice.
 
         Args:
             ids: n ids.
             texts: n strings.
             metadatas: n mappings, None for a record without; or None for none at all.
-            first: the number that an error gives to the first of each.
+            first: position of the first of each, for messages.
 
         Raises:
             InvalidIds: an id is not a non-empty string.
@@ -493,21 +484,22 @@ class TwoStageIndex:
         where: Where | None = None,
         where_document: Where | None = None,
     ) -> None:
-        """Remove records by id, by conditions on their metadata and text, or by all of these.
+        """Remove the records with these ids that meet all the conditions given.
 
         Args:
-            ids: strings; those that are not there are passed over.
-            where: a condition on metadata in Chroma's language; a record must meet it to be removed.
-            where_document: the same of the document.
+            ids: strings, of which unknown ones are ignored; None for every record that meets the conditions.
+            where: condition on metadata, in Chroma's language.
+            where_document: condition on the document, in Chroma's language.
 
         Raises:
-            InvalidIds: nothing is given (`clear` removes everything), or an id is not a non-empty string.
+            InvalidIds: no ids and no conditions are given (`clear` removes everything), or an id is not a non-empty
+                string.
             InvalidInput: a condition isn't in Chroma's language.
         """
         if ids is None and not where and not where_document:
             raise InvalidIds(
-                f"ids is None, where is {where!r} and where_document {where_document!r}; say which records go, or "
-                "call clear()."
+                f"ids is None, where is {where!r} and where_document is {where_document!r}; say which records to "
+                "remove, or call clear() to remove them all."
             )
         wanted = None if ids is None else check_ids(ids, unique=False)
         where, where_document = check_where(where, where_document)
@@ -521,14 +513,14 @@ class TwoStageIndex:
             writer.delete(opened.stores, wanted or [])
 
     def clear(self) -> None:
-        """Remove every record. The collection stays, and what the index remembers; `drop` removes these, too."""
+        """Remove every record, and keep the collection and the settings stored with it; `drop` removes those, too."""
         if self._open() is not None:
             self.delete(self._current(lambda searcher: searcher.stores.shortlist.ids(None, None), []))
 
     def drop(self) -> None:
-        """Remove the index itself: records, full vectors and what it remembers. The next upsert makes a new one.
+        """Remove the index itself: records, full vectors and settings. The next upsert makes a new one.
 
-        Others may be reading: they get the records as they were, or none.
+        Readers in other threads and processes get the records as they were, or none.
         """
         from chromadb.errors import NotFoundError
 
@@ -538,7 +530,7 @@ class TwoStageIndex:
                 with suppress(NotFoundError):
                     self.client.delete_collection(self._name)
                 return
-            # Chroma first: a crash in between leaves an archive that no collection names.
+            # Chroma first: a crash in between leaves an archive that no collection uses.
             self.client.delete_collection(opened.stores.shortlist.name)
             self._opened = None
             self._storage.remove_archive(opened.stores)
@@ -560,17 +552,20 @@ class TwoStageIndex:
             where: condition on metadata, in Chroma's language.
             where_document: condition on the document, in Chroma's language.
             limit: how many at most; None for all.
-            offset: how many to pass over first.
-            vectors: whether the full vectors are read.
+            offset: how many to skip first.
+            vectors: whether to read the full vectors.
 
         Returns:
-            The records in the order of `ids`, each once, unknown ids left out; without `ids`, in Chroma's order: that
+            The records in the order of `ids`, each once, without unknown ids. Without `ids`, in Chroma's order: that
             in which they were first stored, until Chroma is filled anew.
 
         Raises:
             InvalidIds: an id is not a non-empty string.
             InvalidInput: a condition isn't in Chroma's language, or `limit` or `offset` is negative.
-            ArchiveError: a record's full vector is missing or damaged.
+            ArchiveError: a record's full vector is damaged.
+
+        Warns:
+            UserWarning: records have no full vector, and get what Chroma has of it; `repair(encode=...)` mends that.
         """
         wanted = None if ids is None else list(dict.fromkeys(check_ids(ids, unique=False)))
         where, where_document = check_where(where, where_document)
@@ -595,7 +590,7 @@ class TwoStageIndex:
         return self._current(work, [])
 
     def metadatas(self, where: Where | None = None) -> dict[str, dict[str, Any]]:
-        """Return the metadata of records by their ids, without their vectors.
+        """Return the metadata of records by id, without reading vectors.
 
         Args:
             where: condition on metadata, in Chroma's language; None for every record.
@@ -617,7 +612,7 @@ class TwoStageIndex:
         documents: Sequence[str | None],
         metadatas: Sequence[Metadata | None] | None = None,
     ) -> list[int]:
-        """Say which records an upsert would change, so that only those need encoding.
+        """Return which records an upsert would change, so that only those are encoded.
 
         Args:
             ids: n ids.
@@ -625,7 +620,7 @@ class TwoStageIndex:
             metadatas: n mappings, None for a record without; or None for none at all.
 
         Returns:
-            Ascending positions into `ids` of records that are not there, or there with another document or other
+            Ascending positions in `ids` of records that are not stored, or stored with another document or other
             metadata.
 
         Raises:
@@ -636,7 +631,7 @@ class TwoStageIndex:
         if not len(ids) == len(documents) == len(wanted):
             raise InvalidIds(
                 f"there are {len(ids)} ids, {len(documents)} documents and {len(wanted)} metadatas; "
-                "give one of each a record."
+                "give one of each per record."
             )
 
         def work(searcher: Searcher) -> list[int]:
@@ -666,9 +661,8 @@ class TwoStageIndex:
     ) -> list[list[Hit]]:
         """Return the k nearest records per query vector.
 
-        Without a plan, a small index scores every record. With a condition, records that meet it are all scored where
-        there are 1000 or fewer; where there are more, the shortlist grows until it holds k. With `ids` those are all
-        scored, however many.
+        Without a plan, a small index scores every record. With a condition that up to 1000 records meet, it scores all
+        of these; where more meet it, the shortlist grows until it holds k. With `ids`, all of these are scored.
 
         Args:
             query_vectors: float array [n, full_dim], or [full_dim] for a single query.
@@ -676,21 +670,25 @@ class TwoStageIndex:
             plan: dimensions and shortlist sizes; None for the index's own.
             where: condition on metadata, in Chroma's language.
             where_document: condition on the document, in Chroma's language.
-            ids: search among these records alone; unknown ones are passed over. None for all.
-            score_threshold: leave out hits with a lower cosine; None for all.
+            ids: search only these records; unknown ids are ignored. None for all records.
+            score_threshold: least cosine of a hit; None for any.
             explain: give each hit its rank, score and milliseconds at each stage.
 
         Returns:
-            A list of hits per query, best first; for a single vector of shape [full_dim], that one list. (Annotated
-            as for [n, full_dim]: a type checker doesn't see a shape.) Equal scores are in the order of their ids. The
-            same query gets the same hits, alone or among others.
+            A list of hits per query, best first; for a single vector of shape [full_dim], that one list. (The type is
+            annotated for [n, full_dim]: type checkers don't see shapes.) Equal scores are in the order of their ids. A
+            query gets the same hits alone as among others.
 
         Raises:
             InvalidVectors: another shape or length, or NaN or infinity.
             InvalidPlan: k < 1, or the plan doesn't fit this index or k.
             InvalidIds: an id is not a non-empty string.
             InvalidInput: a condition isn't in Chroma's language, or `score_threshold` is not a number.
-            ArchiveError: a candidate's full vector is missing or damaged.
+            ArchiveError: a candidate's full vector is damaged.
+
+        Warns:
+            UserWarning: records have no full vector, and are scored at the shortlist dimension; `repair(encode=...)`
+                mends that.
         """
         queries, single = as_queries(query_vectors)
         k = check_k(k)
@@ -732,20 +730,20 @@ class TwoStageIndex:
         *,
         ids: Sequence[str] | None = None,
     ) -> list[list[Hit]]:
-        """Return k records per query vector that are near it and unlike each other, by maximal marginal relevance.
+        """Return k records per query vector that are near it and unlike each other: maximal marginal relevance.
 
-        After Carbonell and Goldstein (1998): the next hit is the one with the highest
-        lambda_mult * score - (1 - lambda_mult) * (highest cosine with a hit taken before), at full dimension.
+        Carbonell and Goldstein (1998): the next hit is the one with the highest
+        lambda_mult * score - (1 - lambda_mult) * (highest cosine with an earlier hit), at full dimension.
 
         Args:
             query_vectors: float array [n, full_dim], or [full_dim] for a single query.
             k: how many hits at most per query; 10 where it isn't given.
             fetch_k: how many of the nearest to choose from.
-            lambda_mult: 0 to 1; 1 for the nearest only, 0 for the most different.
+            lambda_mult: 0 to 1; at 1 only nearness counts, at 0 only difference.
             plan: dimensions and shortlist sizes; None for the index's own.
             where: condition on metadata, in Chroma's language.
             where_document: condition on the document, in Chroma's language.
-            ids: choose among these records alone; None for all.
+            ids: choose only from these records; None for all.
 
         Returns:
             A list of hits per query, in the order in which they were chosen; for a single vector, that one list.
@@ -778,11 +776,11 @@ class TwoStageIndex:
         """Fill Chroma anew from the archive; nothing is encoded again.
 
         The old collection answers until the new one is complete and takes its name. An interruption leaves the old one
-        as it was. On a server no other client may write meanwhile: what it writes would be lost.
+        as it was. On a server no other client may write meanwhile: its writes would be lost.
 
         Args:
-            shortlist_dim: length that Chroma searches from now on. None keeps it, or with rotation="fit" has it chosen,
-                unless it was fixed before.
+            shortlist_dim: the new dimension of stage one. None keeps it; with rotation="fit", None chooses one, unless
+                it was fixed before.
             rotation: "fit" fits a rotation on the vectors that are there now, "none" drops it; None keeps it.
             hnsw: Chroma's settings of the graph ("ef_search", "ef_construction", "max_neighbors"), over its defaults;
                 None keeps them, or with rotation="fit" has "ef_search" chosen.
@@ -792,38 +790,45 @@ class TwoStageIndex:
             InvalidDimension: `shortlist_dim` is not an integer from 1 to full_dim.
             InvalidInput: `rotation` is neither, or Chroma doesn't take the settings.
             ArchiveError: a full vector is missing or damaged.
-            TwoStageIndexError: Chroma's own file is damaged, and records that it hides would be lost.
+            TwoStageIndexError: Chroma's own file is damaged. Records that the damage hides would be lost.
         """
-        if rotation not in ("fit", "none", None):
-            raise InvalidInput(f'rotation is {rotation!r}; it must be "fit", "none", or None to keep what there is.')
+        check_choice("rotation", rotation, "fit", "none", None)
         with self._writing():
             opened = self._open()
             if opened is not None:
                 self._check_file()
                 self._rebuild(opened.stores, shortlist_dim, rotation, hnsw, progress)
             elif shortlist_dim is not None:
-                self._shortlist_dim = check_dim(shortlist_dim, self._full_dim or _LONGEST_VECTOR)
+                self._shortlist_dim = check_dim(shortlist_dim, self._full_dim or _MAX_DIM)
 
     def verify(self) -> Report:
         """Compare Chroma and the archive, record by record, and try the search.
 
         Returns:
-            A report of every difference; `report.ok` when there is none.
+            The differences; `report.ok` when there are none.
         """
         found = self._current(lambda searcher: verify(searcher.stores), None)
         return Report() if found is None else replace(found, chroma_damaged=self._storage.sqlite_fault(_VERIFY_SECONDS))
 
-    def repair(self) -> Report:
+    def repair(self, encode: Callable[[list[str]], npt.ArrayLike] | None = None) -> Report:
         """Mend what can be mended, and lose nothing that was acknowledged.
 
-        Orphans are removed, an interrupted replacement is finished or undone, and where Chroma's graph or the rotation
-        is lost, doesn't find its records or doesn't fit the archive, Chroma is filled anew. Records whose full vector
-        is gone or is not their document's stay as they are. A graph that Chroma can't read is renamed, not removed.
-        Where Chroma's own file is damaged (`report.chroma_damaged`) nothing is changed: it may hide records that are
-        there.
+            index.repair(encode=encoder.encode_documents)
+
+        Orphans are removed, and interrupted replacements finished or undone. Chroma is filled anew if its graph or the
+        rotation is lost, or doesn't fit the archive, or if its search misses records. A graph that Chroma can't read
+        is renamed, not removed. If Chroma's own file is damaged (`report.chroma_damaged`), nothing is changed: the
+        damage may hide records.
+
+        Args:
+            encode: makes float [n, full_dim] of n documents, by the encoder that filled the index: for records whose
+                full vector is missing, damaged or not their document's. None leaves these records as they are.
 
         Returns:
-            What is left to do: records to upsert again. `report.ok` when nothing is.
+            What is left to do: `report.to_encode` records need another full vector. `report.ok` when nothing is.
+
+        Raises:
+            InvalidVectors: `encode` gives vectors of another length.
         """
         with self._writing(recover=False):
             opened = self._open()
@@ -841,10 +846,21 @@ class TwoStageIndex:
             if found.search_broken or found.misplaced or found.too_many_unreachable:
                 lost = {*found.missing, *found.damaged}
                 stores = self._rebuild(stores, rotation=found.new_rotation, lost=lost)
+            if encode is not None:
+                self._encode_again(stores, [*found.missing, *found.damaged, *found.stale], encode)
             return verify(stores)
 
+    def _encode_again(self, stores: Stores, ids: list[str], encode: Callable[[list[str]], npt.ArrayLike]) -> None:
+        for batch in stores.shortlist.batches(list(dict.fromkeys(ids))):
+            records = {id_: record for id_, record in stores.shortlist.get(batch).items() if record[0] is not None}
+            if records:
+                documents, metadatas = zip(*records.values(), strict=True)
+                rows = as_rows(encode(list(documents)))
+                self._check_length(rows, "the vectors that `encode` gives", stores.config.full_dim)
+                writer.upsert(stores, list(records), unit_rows(rows), documents, metadatas)
+
     def close(self) -> None:
-        """Let go of the files. A client that was passed in stays open; an index in memory is gone."""
+        """Close the files. A client that was passed in stays open; an index in memory is lost."""
         with self._storage.lock:
             if self._opened is not None:
                 self._opened.stores.archive.close()
@@ -860,7 +876,7 @@ class TwoStageIndex:
         self.close()
 
     def after_fork(self) -> None:
-        """Leave what is open to the parent process; called in the child."""
+        """Leave open files to the parent process; called in the child."""
         if self._opened is not None or not self._storage.reopens:
             self._refusal = (
                 f"index {self._name!r} was open when this process was forked. Open it only after the fork, or start "
@@ -874,9 +890,9 @@ class TwoStageIndex:
             raise IndexClosed(self._refusal)
 
     def _open(self) -> Searcher | None:
-        """Return what searches the stores, None as long as nothing was ever written."""
+        """Return the searcher of the stores; None until something is written."""
         self._check_usable()
-        # Without the lock once it is open: a search doesn't wait for an upsert to end.
+        # Without the lock once it is open, so that a search doesn't wait for an upsert.
         opened = self._opened
         if opened is not None and opened.stores.generation == self._storage.generation:
             return opened
@@ -995,7 +1011,7 @@ class TwoStageIndex:
             return None if opened is None else opened.stores
 
     def _readable(self, stores: Stores) -> Stores:
-        """Return the stores; where Chroma can't read its graph, it is first taken out of Chroma's way."""
+        """Return the stores; a graph that Chroma can't read is first renamed, so that Chroma begins without one."""
         try:
             with chroma_errors():
                 stores.shortlist.ids(None, None, limit=1)
@@ -1059,14 +1075,13 @@ class TwoStageIndex:
 
     @contextmanager
     def _writing(self, recover: bool = True) -> Iterator[None]:
-        """Be the one thread, and in a folder the one process, that writes.
+        """Hold the locks of the one writing thread and, in a folder, the one writing process.
 
         Args:
-            recover: whether to finish what a writer before this one may have left undone.
+            recover: whether to finish what an interrupted writer may have left undone.
         """
         with self._storage.lock, chroma_errors(missing=True):
-            # Notices a folder that was removed and a process that was forked.
-            _ = self.client
+            _ = self.client  # raises in a forked process, and is a new one where the folder was removed
             fresh = self._storage.acquire()
             # Another index on this folder or server may have filled Chroma anew.
             self._forget_if_replaced()
@@ -1080,7 +1095,7 @@ class TwoStageIndex:
                     self._opened.stores.note_written()
 
     def _with_whole_graph(self, opened: Searcher | None) -> Searcher | None:
-        """Have Chroma read its graph anew where others wrote since it did: it would save its own over theirs."""
+        """Have Chroma read its graph anew if others have written since: it would save its old graph over theirs."""
         stores = None if opened is None else opened.stores
         if stores is None or stores.graph is None or stores.graph.version == stores.archive.version:
             return opened
@@ -1096,11 +1111,11 @@ class TwoStageIndex:
     def _forget_if_replaced(self) -> None:
         stores = None if self._opened is None else self._opened.stores
         if stores is not None and (stores.generation != self._storage.generation or not stores.shortlist.exists()):
-            # Not closed: another thread may be reading.
+            # It isn't closed, as another thread may be reading it.
             self._opened = None
 
     def _current(self, work: Callable[[Searcher], Answer], empty: Empty) -> Answer | Empty:
-        """Do what needs the stores; again where they were dropped or Chroma was filled anew meanwhile."""
+        """Return what `work` makes of the stores; do it again if they were dropped or filled anew meanwhile."""
         from chromadb.errors import ChromaError
 
         with chroma_errors(missing=True):
@@ -1115,8 +1130,8 @@ class TwoStageIndex:
                     except GraphOutdated:
                         outdated = True
                     except (ChromaError, MrlRagError):
-                        # Of a collection that goes Chroma says more than that it isn't there; and its vectors may have
-                        # had another length than those of the one in its place.
+                        # A collection that is being dropped or replaced raises many errors; only one that is still
+                        # there means it.
                         if opened.stores.shortlist.exists():
                             raise
                 with self._storage.lock:
@@ -1125,12 +1140,21 @@ class TwoStageIndex:
                     self._forget_if_replaced()
             return empty
 
+    def _check_not_hidden(self) -> None:
+        """Raise an error where archives and a damaged file say that Chroma has lost sight of collections."""
+        damaged = self._storage.has_archives() and self._storage.sqlite_fault(_VERIFY_SECONDS)
+        if damaged:
+            raise TwoStageIndexError(
+                f"Chroma finds no collection {self._name!r}, and its file in {self._storage.folder} is damaged: "
+                f"{damaged}. Restore the folder from a backup."
+            )
+
     def _check_file(self) -> None:
         damaged = self._storage.sqlite_fault(_REPAIR_SECONDS)
         if damaged:
             raise TwoStageIndexError(
                 f"collection {self._name!r} can't be filled anew: Chroma's own file in {self._storage.folder} is "
-                f"damaged, and records that it hides would be lost: {damaged}. Bring the folder back from a backup."
+                f"damaged, and records that it hides would be lost: {damaged}. Restore the folder from a backup."
             )
 
     def _check_length(self, rows: Float32Array, name: str, full_dim: int) -> None:
@@ -1144,17 +1168,20 @@ class TwoStageIndex:
 def _client_of(collection: Collection) -> ClientAPI:
     import chromadb
 
-    return chromadb.Client(collection._client.get_settings(), collection.tenant, collection.database)
+    settings = settings_of(collection)
+    if settings is None:
+        raise InvalidInput(f"collection {collection.name!r} doesn't tell its client; pass it as client=.")
+    return chromadb.Client(settings, collection.tenant, collection.database)
 
 
 def _is_in(collection: Collection, path: str | os.PathLike[str] | None) -> bool:
     """Say whether a collection is in a folder."""
-    settings = collection._client.get_settings()
-    if path is None or not settings.is_persistent:
+    settings = settings_of(collection)
+    if path is None or settings is None or not settings.is_persistent:
         return False
     return Path(settings.persist_directory).resolve() == Path(path).expanduser().resolve()
 
 
 def _default_shortlist(full_dim: int) -> int:
-    # Fewer than 64 are seldom among the dimensions a Matryoshka model was trained at.
+    # Matryoshka models are seldom trained at fewer than 64 dimensions.
     return min(full_dim, max(64, full_dim // 4))

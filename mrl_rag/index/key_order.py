@@ -10,13 +10,13 @@ from typing import Any
 
 
 class KeyOrders:
-    """The order in which each set of metadata keys was first stored; immutable.
+    """The order of the keys in each set of metadata keys that was stored; immutable.
 
-    Metadata of a set that isn't among them gets its keys in the order in which the others first had them, and keys that
-    none of them has last, by the alphabet.
+    A set that isn't known gets its keys in the order in which they first occur in the known sets. Keys that none of
+    those has come last, in alphabetical order.
 
     Args:
-        text: what the collection remembers: JSON, a list of lists of keys; "" for none.
+        text: JSON, a list of lists of keys, as the collection stores it; "" for none.
     """
 
     def __init__(self, text: str = "") -> None:
@@ -26,18 +26,18 @@ class KeyOrders:
         self._rank = {key: rank for rank, key in enumerate(dict.fromkeys(chain.from_iterable(orders)))}
 
     def know(self, metadata: Mapping[str, Any]) -> bool:
-        """Say whether the order of such metadata is among them, or goes without saying."""
+        """Say whether the order of these keys is known; that of a single key always is."""
         return len(metadata) < 2 or frozenset(metadata) in self._order_of
 
     def sort(self, metadata: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the metadata with its keys in order."""
+        """Return the metadata with its keys in the order they were stored in."""
         order = self._order_of.get(frozenset(metadata))
         if order is None:
             order = sorted(metadata, key=lambda key: (self._rank.get(key, len(self._rank)), key))
         return {key: metadata[key] for key in order}
 
     def adding(self, metadatas: Iterable[Mapping[str, Any]], room: int) -> KeyOrders:
-        """Return these and the orders of more metadata, as many as `room` bytes of text hold."""
+        """Return these orders and those of more metadata, as many as fit into `room` bytes of text."""
         orders, size = dict(self._order_of), len(self.text.encode()) or len("[]")
         for metadata in metadatas:
             order = list(metadata)
@@ -50,5 +50,5 @@ class KeyOrders:
 
 @lru_cache(maxsize=64)
 def key_orders(text: str) -> KeyOrders:
-    """Return the orders that a collection remembers, parsed once per text."""
+    """Return the orders that a collection stores; each text is parsed once."""
     return KeyOrders(text)

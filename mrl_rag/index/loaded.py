@@ -138,7 +138,7 @@ class Loader:
         """Return every record's vector, at full length or projected to the shortlist's.
 
         Raises:
-            ArchiveError: a record has no vector, or a damaged one.
+            ArchiveError: a record has a damaged vector.
         """
         archive = self._stores.archive
         with self._lock:

@@ -21,17 +21,17 @@ class Plan:
     """The dimensions and shortlist sizes of a search.
 
         Plan(dims=(64, 384), sizes=(50,))             # search at 64, rerank 50 at 384
-        Plan(dims=(64, 384), sizes=(200,))            # a longer shortlist: nearer to an exact scan
+        Plan(dims=(64, 384), sizes=(200,))            # a longer shortlist: more recall, more time
         Plan(dims=(64, 128, 384), sizes=(200, 50))    # a funnel: 200 at 64, 50 of them at 128, those at 384
-        Plan.funnel(64, 384, size=200)                # the same idea: 64, 128, 256, 384 for 200, 100, 50
+        Plan.funnel(64, 384, size=200)                # 64, 128, 256, 384 with shortlists of 200, 100, 50
 
     Attributes:
-        dims: the dimension of each stage, never falling; the first is searched in Chroma.
-        sizes: how many candidates each stage but the last hands on, never rising.
+        dims: the dimension of each stage, in ascending order; the first stage searches all records.
+        sizes: how many candidates each stage but the last passes on, in descending order.
 
     Raises:
-        InvalidPlan: fewer than two dims, one size too many or too few, a number that is not a positive
-            integer, or an order that is not as above.
+        InvalidPlan: fewer than two dims, not one size fewer than dims, a number that is not a positive integer, or
+            another order.
     """
 
     dims: tuple[int, ...]
@@ -42,24 +42,24 @@ class Plan:
             object.__setattr__(self, name, _positive_integers(name, getattr(self, name)))
         if len(self.dims) < 2 or len(self.sizes) != len(self.dims) - 1:
             raise InvalidPlan(
-                f"a plan of dims={self.dims} has sizes={self.sizes}; it needs two dims or more, and a size for "
+                f"dims={self.dims} and sizes={self.sizes} don't make a plan; it needs two dims or more, and a size for "
                 "each but the last, as in Plan(dims=(64, 384), sizes=(50,))."
             )
         if any(low > high for low, high in pairwise(self.dims)):
-            raise InvalidPlan(f"dims={self.dims} fall; each stage must look at as many numbers or more.")
+            raise InvalidPlan(f"dims={self.dims} fall; no stage may have a lower dimension than the one before it.")
         if any(low < high for low, high in pairwise(self.sizes)):
-            raise InvalidPlan(f"sizes={self.sizes} rise; each stage must hand on as many candidates or fewer.")
+            raise InvalidPlan(f"sizes={self.sizes} rise; no stage may pass on more candidates than the one before it.")
 
     @classmethod
     def funnel(cls, shortlist_dim: int, full_dim: int, size: int) -> Plan:
-        """Return the plan in which each stage looks at twice the numbers of half the candidates.
+        """Return the plan in which each stage doubles the dimension and halves the candidates.
 
         Funnel retrieval of Kusupati et al., "Matryoshka Representation Learning" (2022), section 4.3.1.
 
         Args:
             shortlist_dim: the first stage's dimension.
-            full_dim: the last stage's; reached in one step from more than half of it.
-            size: how many candidates the first stage hands on.
+            full_dim: the last stage's dimension.
+            size: how many candidates the first stage passes on.
 
         Raises:
             InvalidPlan: a number is not a positive integer, or the first dimension is above the last.
@@ -75,7 +75,7 @@ def first_size(chosen: int, k: int) -> int:
     """Return how many candidates a search without a plan asks for at first.
 
     Args:
-        chosen: what was chosen for the index, 0 for nothing.
+        chosen: the number chosen for the index; 0 for none.
         k: how many hits are wanted.
     """
     return max(chosen or _SHORTLIST_SIZE, _SHORTLIST_PER_HIT * k)
@@ -90,14 +90,15 @@ def check_k(k: object) -> int:
     return _positive_integers("k", (k,))[0]
 
 
-def check_is_plan(plan: object) -> None:
-    """Accept a plan, or None for none.
+def check_is_plan(plan: object) -> Plan | None:
+    """Return a plan, or None for none.
 
     Raises:
         InvalidPlan: it is something else.
     """
     if not isinstance(plan, Plan | None):
         raise InvalidPlan(f"plan is {plan!r}; it must be a Plan, as in plan=Plan(dims=(64, 384), sizes=(100,)).")
+    return plan
 
 
 def check_plan(plan: Plan, shortlist_dim: int, full_dim: int, k: int) -> Plan:

@@ -1,4 +1,4 @@
-"""Fill Chroma anew from the archive: at another dimension, with another rotation, or because its graph is lost."""
+"""Filling Chroma anew from the archive: for another dimension, another rotation, or a graph that is lost."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from mrl_rag.truncation import Float32Array, check_dim
 
 @dataclass(frozen=True)
 class Rebuilt:
-    """What a rebuilding made.
+    """The result of `rebuild`.
 
     Attributes:
         stores: the new collection and the archive.
-        questions: what the dimension was chosen with; None where none was.
-        ids: of the records that the questions number.
+        questions: what the dimension was chosen with; None where it wasn't chosen.
+        ids: the records that the row numbers in `questions` stand for.
     """
 
     stores: Stores
@@ -49,11 +49,11 @@ def rebuild(
     Args:
         storage: where both are.
         stores: the old collection and the archive.
-        shortlist_dim: None keeps it, or has it chosen with a new rotation where the user never fixed it.
-        rotation: "fit", "none", or None keeps it.
+        shortlist_dim: None keeps it; with a new rotation it is then chosen, unless the user has fixed it.
+        rotation: "fit", "none", or None to keep it.
         hnsw: Chroma's settings of the graph.
         progress: show a bar when standard error is a terminal.
-        lost: records whose full vector is lost, which keep what Chroma searches, where it can still be read.
+        lost: records without a sound full vector. They keep Chroma's vector, where that can be read.
     """
     config, questions = stores.config, None
     numbered: list[str] = []
@@ -81,7 +81,7 @@ def _rotation(stores: Stores) -> Float32Array:
 
 
 def _fit(stores: Stores, config: IndexConfig) -> tuple[list[str], IndexConfig, Questions | None]:
-    """Fit a rotation on the archive and save it; return the ids its questions number, and the new configuration."""
+    """Fit a rotation on the archive and save it; return the ids by row number, the new settings, and the questions."""
     ids = [id_ for page in stores.archive.ids() for id_ in page]
     damaged = stores.archive.damaged(ids)
     ids = [id_ for id_ in ids if id_ not in damaged]
@@ -106,7 +106,7 @@ def _copy(old: Stores, new: Stores, lost: set[str], progress: bool) -> None:
                 raise TwoStageIndexError(
                     f"Chroma lists record {hidden!r} of collection {old.shortlist.name!r} and doesn't return it: it "
                     "was deleted meanwhile, or chroma.sqlite3 is damaged. The collection is as it was. Try again, "
-                    "and if that doesn't help, bring the folder back from a backup."
+                    "and if that doesn't help, restore the folder from a backup."
                 )
             vectors = _shortlist_vectors(old, new, batch, lost)
             kept = [id_ for id_ in batch if id_ in vectors]
@@ -118,7 +118,7 @@ def _copy(old: Stores, new: Stores, lost: set[str], progress: bool) -> None:
 
 
 def _shortlist_vectors(old: Stores, new: Stores, batch: Any, lost: set[str]) -> dict[str, Float32Array]:
-    """Return what the new collection searches, float32 [shortlist_dim] per id."""
+    """Return the new collection's vectors by id, float32 [shortlist_dim] each."""
     found, vectors = old.archive.read([id_ for id_ in batch if id_ not in lost])
     rows = dict(zip(found, new.project(vectors), strict=True)) if found else {}
     missing = [id_ for id_ in batch if id_ not in rows and id_ not in lost]
@@ -126,10 +126,10 @@ def _shortlist_vectors(old: Stores, new: Stores, batch: Any, lost: set[str]) -> 
         there = list(old.shortlist.get(missing))
         if there:
             raise ArchiveError(
-                f"the archive has no full vector of {len(there)} records, {there[0]!r} among them. Upsert them again, "
-                "or bring the archive back from a backup."
+                f"{len(there)} records have no full vector, {there[0]!r} among them. Call repair(encode=...), upsert "
+                "them again, or restore the archive from a backup."
             )
-    # With both vectors lost the record stays, and has none: a search that comes upon it raises.
+    # A record that has lost both vectors stays, with zeros.
     rows |= {id_: np.zeros(new.config.shortlist_dim, np.float32) for id_ in batch if id_ in lost}
     readable = readable_vectors(old, [id_ for id_ in batch if id_ in lost])
     return rows | {id_: row for id_, row in readable.items() if len(row) == new.config.shortlist_dim}

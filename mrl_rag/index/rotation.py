@@ -6,27 +6,26 @@ import numpy as np
 
 from mrl_rag.truncation import Float32Array, normalize
 
-# Vectors to fit on at most; on more the map hardly changes, and takes longer.
+# Vectors that it is fitted on at most: with more the map hardly changes.
 SAMPLE = 20_000
 
 
 def fit(vectors: Float32Array) -> Float32Array:
     """Fit an uncentred PCA.
 
-    Of all orthogonal maps it is the one whose first k coordinates keep the most of the vectors' squared length, for
-    every k at once.
+    Of all orthogonal maps, its first k coordinates keep the largest share of the vectors' squared length, for every k.
 
     Args:
         vectors: float array [n, full_dim].
 
     Returns:
-        float32 array [full_dim, full_dim] with orthonormal columns; `vectors @ it` are the rotated vectors, their
-        coordinates in falling order of importance.
+        float32 array [full_dim, full_dim] with orthonormal columns. `vectors @ rotation` has the most important
+        coordinates first.
     """
     rows = normalize(vectors).astype(np.float64)
     _, columns = np.linalg.eigh(rows.T @ rows)
     descending = columns[:, ::-1]
-    # The sign of an eigenvector is anybody's choice: fixed, so that the same vectors give the same map.
+    # An eigenvector's sign is arbitrary. It is fixed here, so that the same vectors give the same map.
     peaks = descending[np.abs(descending).argmax(axis=0), np.arange(descending.shape[1])]
     rotation: Float32Array = np.ascontiguousarray(descending * np.sign(peaks), dtype=np.float32)
     return rotation

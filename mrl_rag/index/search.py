@@ -485,7 +485,7 @@ class Searcher:
         keep = max(len(ids) // _BITS_KEEP, 4 * k)
         scores = score_bits(query, bits)
         best = _best(scores, range(len(found)), found, keep)
-        # What has no bits has no full vector either, and whoever reads that will say so.
+        # What has no bits has no full vector either: `Stores.full_vectors` warns of it.
         return Candidates([*(set(ids) - set(found)), *(id_ for _, id_, _ in best)])
 
     def _ask(self, asked: Float32Array, size: int, request: Request) -> list[list[str]]:

@@ -1,8 +1,9 @@
-"""Stage one: a Chroma collection at the shortlist dimension, which also owns documents and metadata."""
+"""The Chroma collection of an index: vectors at the shortlist dimension, documents and metadata."""
 
 from __future__ import annotations
 
 import itertools
+import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 import numpy as np
 
+from mrl_rag.compat.chroma import settings_of
 from mrl_rag.errors import PlainCollection
 from mrl_rag.index.checks import Metadata, Where
 from mrl_rag.index.chroma_errors import chroma_condition, chroma_errors, chroma_input
@@ -22,9 +24,11 @@ from mrl_rag.lifetime import NATIVE_CODE
 from mrl_rag.truncation import Float32Array
 
 if TYPE_CHECKING:
-    from chromadb.api import ClientAPI, ServerAPI
+    from chromadb.api import ClientAPI
     from chromadb.api.collection_configuration import CreateHNSWConfiguration
     from chromadb.api.models.Collection import Collection
+    from chromadb.api.types import EmbeddingFunction
+    from chromadb.config import Settings
 
 T = TypeVar("T")
 P = ParamSpec("P")
@@ -32,20 +36,20 @@ Answer = TypeVar("Answer")
 Stored = tuple[str | None, dict[str, Any]]
 
 _REPLACES = f"{PREFIX}replaces"
-# docs.trychroma.com/cloud/quotas-limits: records a write, results a query; a "get" has the same limit. The client's own
+# Records per write and results per query or get: docs.trychroma.com/cloud/quotas-limits. The client's own
 # `get_max_batch_size` says more than the service takes (chroma-core/chroma#5453).
 _CLOUD_HOST = "trychroma.com"
 _CLOUD_LIMIT = 300
-# Chroma counts in 32 bits.
-_MOST = 2**32 - 1
-# Bytes of a value in a collection's metadata: the quota of the same page, and elsewhere what is quick to store again.
+# Chroma's limits and offsets are 32-bit integers.
+_MAX_LIMIT = 2**32 - 1
+# Bytes of a value in a collection's metadata: the quota on the same page, and elsewhere what is quick to write again.
 _CLOUD_VALUE, _VALUE = 256, 16_384
-# Among how many of the nearest a record must find itself, and at what distance another is as near.
-_NEAREST, _EQUAL = 50, 1e-5
-# Records read at a time, to copy a collection.
+# A record is reached when it is among this many nearest to its own vector, or those are all at most this far from it.
+_NEAREST, _MAX_DISTANCE = 50, 1e-5
+# Records per call, when a collection is copied.
 _PAGE = 2000
-# Collections listed at a time.
-_LISTED = 100
+# Collections per call, when they are listed.
+_LIST_PAGE = 100
 _COSINE: CreateHNSWConfiguration = {"space": "cosine"}
 _OLD = "-mrl_rag-old-"
 NEW = "-mrl_rag-new-"
@@ -53,12 +57,12 @@ NEW = "-mrl_rag-new-"
 
 @dataclass(frozen=True)
 class Limits:
-    """What a client takes in one request.
+    """What a client takes in one request, at most.
 
     Attributes:
-        batch: how many records at most are written, or asked for by id.
-        results: how many at most a query or a condition may return.
-        value: how many bytes at most a value in a collection's own metadata has.
+        batch: records that are written, or asked for by id.
+        results: records that a query or a condition returns.
+        value: bytes of a value in a collection's metadata.
     """
 
     batch: int
@@ -66,15 +70,15 @@ class Limits:
     value: int = _VALUE
 
     @classmethod
-    def of(cls, client: ClientAPI | ServerAPI) -> Limits:
+    def of(cls, client: ClientAPI) -> Limits:
         """Return the limits of a client."""
         batch = client.get_max_batch_size() or 1000
-        if str(client.get_settings().chroma_server_host or "").endswith(_CLOUD_HOST):
+        if _is_cloud(client.get_settings()):
             return cls(min(batch, _CLOUD_LIMIT), _CLOUD_LIMIT, _CLOUD_VALUE)
-        return cls(batch, _MOST)
+        return cls(batch, _MAX_LIMIT)
 
     def batches(self, items: Sequence[T]) -> Iterator[Sequence[T]]:
-        """Cut a sequence into parts that the client takes in one request."""
+        """Split a sequence into parts that the client takes in one request."""
         for start in range(0, len(items), self.batch):
             yield items[start : start + self.batch]
 
@@ -86,7 +90,7 @@ class Limits:
         wanted: int | None = None,
         offset: int = 0,
     ) -> list[str]:
-        """Return the ids of up to `wanted` records that match, None for all, after the first `offset`."""
+        """Return the ids of the records that match: up to `wanted` (None for all), after the first `offset`."""
         if not fits(where, where_document):
             every, first, second = halves(where, where_document)
             one, other = self.matching(collection, *first), self.matching(collection, *second)
@@ -95,13 +99,13 @@ class Limits:
             return met[offset : None if wanted is None else offset + wanted]
         found: list[str] = []
         while wanted is None or len(found) < wanted:
-            size = min(self.results, _MOST if wanted is None else wanted - len(found))
+            size = min(self.results, _MAX_LIMIT if wanted is None else wanted - len(found))
             with chroma_condition(where, where_document):
                 answer = collection.get(
                     where=where,  # type: ignore[arg-type]
                     where_document=where_document,  # type: ignore[arg-type]
                     limit=size,
-                    offset=min(offset + len(found), _MOST),
+                    offset=min(offset + len(found), _MAX_LIMIT),
                     include=[],
                 )
             found += answer["ids"]
@@ -110,8 +114,12 @@ class Limits:
         return found
 
 
+def _is_cloud(settings: Settings) -> bool:
+    return str(settings.chroma_server_host or "").endswith(_CLOUD_HOST)
+
+
 def _in_chroma(starts_threads: bool) -> Callable[[Callable[P, Answer]], Callable[P, Answer]]:
-    """Let the process end no earlier than a call to Chroma, and remember whether that started threads."""
+    """Keep the process from ending during a call to Chroma, and note whether the call starts threads of Chroma's."""
 
     def wrap(method: Callable[P, Answer]) -> Callable[P, Answer]:
         @wraps(method)
@@ -126,7 +134,7 @@ def _in_chroma(starts_threads: bool) -> Callable[[Callable[P, Answer]], Callable
 
 
 class ShortlistCollection:
-    """A collection that carries an `IndexConfig`. Records hold what their user wrote and nothing of ours."""
+    """A collection with an `IndexConfig` in its metadata. Its records hold nothing but what the user wrote."""
 
     def __init__(self, client: ClientAPI, collection: Collection, config: IndexConfig) -> None:
         self.config = config
@@ -137,12 +145,12 @@ class ShortlistCollection:
 
     @classmethod
     def open(cls, client: ClientAPI, name: str) -> ShortlistCollection | None:
-        """Return the collection of that name, None where there is none, or an empty one that `create` takes over.
+        """Return the collection of that name; None where there is none, or an empty one that `create` can take over.
 
         Raises:
             InvalidInput: Chroma doesn't take the name.
-            PlainCollection: the collection has records and wasn't filled by mrl-rag.
-            IndexMismatch: the collection was made by a newer format.
+            PlainCollection: the collection has records that mrl-rag didn't write.
+            IndexMismatch: the collection has another format.
         """
         from chromadb.errors import NotFoundError
 
@@ -160,8 +168,8 @@ class ShortlistCollection:
                 return None
             raise PlainCollection(
                 f"collection {name!r} is a plain Chroma collection of {records} records, without the archive of full "
-                "vectors that a two-stage index needs. TwoStageIndex.from_chroma(collection, ...) makes one of it, "
-                "under its name with in_place=True; or use another collection name."
+                "vectors that a two-stage index has. TwoStageIndex.from_chroma(collection, ...) makes an index of it, "
+                "with in_place=True under the same name; or use another collection name."
             )
         return cls(client, collection, IndexConfig.from_metadata(name, collection.metadata or {}))
 
@@ -169,15 +177,15 @@ class ShortlistCollection:
     def create(
         cls, client: ClientAPI, name: str, config: IndexConfig, hnsw: Mapping[str, Any] | None = None
     ) -> ShortlistCollection:
-        """Make a collection that remembers `config`, or take over an empty one of that name.
+        """Make a collection that stores `config`, or take over an empty one of that name.
 
-        Its metric may be any: the vectors are unit vectors, which each of Chroma's orders alike.
+        An empty one may have any metric: all of Chroma's order unit vectors alike.
 
         Args:
             client: any chromadb client.
             name: the collection's name.
-            config: what it remembers.
-            hnsw: Chroma's settings of the graph, over its defaults.
+            config: the settings it stores.
+            hnsw: settings of Chroma's graph, over its defaults.
 
         Raises:
             InvalidInput: Chroma doesn't take the name or the settings.
@@ -189,10 +197,11 @@ class ShortlistCollection:
                     name,
                     metadata=config.as_metadata(),
                     configuration={"hnsw": {**(hnsw or {}), **_COSINE}},  # type: ignore[arg-type]
-                    embedding_function=None,
+                    embedding_function=_embedding_function(client, config),
                 )
             else:
                 collection.modify(metadata=config.as_metadata())
+                _store_embedding_function(client, collection, config)
         return cls(client, collection, config)
 
     @property
@@ -202,18 +211,18 @@ class ShortlistCollection:
 
     @property
     def id(self) -> str:
-        """What Chroma calls the collection, whatever its name."""
+        """Chroma's id of the collection; it stays when the name changes."""
         return str(self._collection.id)
 
     def replace(self, old: ShortlistCollection) -> None:
-        """Take the name of another collection, and delete that one."""
+        """Take the name of another collection, and delete it."""
         self.take_name_of(old._collection, f"{old.name}{_OLD}{self.config.archive}")
         self._client.delete_collection(old.name)
 
     def take_name_of(self, other: Collection, new_name: str) -> None:
-        """Take the name of another collection, which gets a new one.
+        """Take the name of another collection, and give it a new one.
 
-        A crash leaves either the other under the name, or none: `open` then finds this one by what it says it replaces.
+        After a crash the name belongs to the other collection, or to none. `open` then finds this one by its metadata.
         """
         name = other.name
         self._collection.modify(metadata={**self.config.as_metadata(), _REPLACES: name})
@@ -223,14 +232,16 @@ class ShortlistCollection:
         self._collection.modify(metadata=self.config.as_metadata())
 
     def remember(self, config: IndexConfig) -> None:
-        """Store another configuration, but for `key_orders`, which are its own."""
+        """Store other settings; `key_orders` stay as they are."""
         config = replace(config, key_orders=self._key_orders.text)
         self._collection.modify(metadata=config.as_metadata())
+        if (config.model, config.fingerprint) != (self.config.model, self.config.fingerprint):
+            _store_embedding_function(self._client, self._collection, config)
         self.config = config
 
     @_in_chroma(starts_threads=False)
     def exists(self) -> bool:
-        """Say whether the collection is still there: another process may have filled a new one in its place."""
+        """Say whether the collection is still there; another process may have put a new one in its place."""
         from chromadb.errors import NotFoundError
 
         try:
@@ -240,16 +251,14 @@ class ShortlistCollection:
 
     @property
     def hnsw(self) -> dict[str, Any]:
-        """Chroma's settings of the graph that may differ from its defaults."""
+        """Settings of Chroma's graph that may differ from its defaults."""
         settings = self._collection.configuration_json.get("hnsw") or {}
         return {key: settings[key] for key in ("ef_construction", "ef_search", "max_neighbors") if key in settings}
 
     def set_ef_search(self, ef_search: int) -> None:
-        """Change how many records a search of the graph keeps in view; it counts when Chroma opens the folder anew."""
-        with warnings.catch_warnings():
-            # Chroma's own, of a collection without an embedding function.
-            warnings.simplefilter("ignore", DeprecationWarning)
-            self._collection.modify(configuration={"hnsw": {"ef_search": ef_search}})
+        """Change how many records a search of the graph looks at; it takes effect when Chroma reads the folder anew."""
+        _ = _embedding_function(self._client, self.config)  # Chroma reads the stored one here, so it has to be known
+        self._collection.modify(configuration={"hnsw": {"ef_search": ef_search}})
 
     @_in_chroma(starts_threads=False)
     def count(self) -> int:
@@ -257,7 +266,7 @@ class ShortlistCollection:
         return self._collection.count()
 
     def batches(self, items: Sequence[T]) -> Iterator[Sequence[T]]:
-        """Cut a sequence into parts that the client takes in one call."""
+        """Split a sequence into parts that the client takes in one request."""
         yield from self._limits.batches(items)
 
     @_in_chroma(starts_threads=True)
@@ -276,10 +285,10 @@ class ShortlistCollection:
             vectors: float32 [n, shortlist_dim].
             documents: n documents.
             metadatas: n mappings, empty where there is none.
-            old: document and metadata of those of `ids` that are there already.
+            old: document and metadata of those of `ids` that are stored already.
         """
         self._remember_key_orders(metadatas)
-        # Chroma's own upsert merges: it keeps a metadata key or a document that the new record doesn't have.
+        # Chroma's upsert merges: it keeps metadata keys and a document that the new record lacks.
         loses_document = [
             id_
             for id_, document in zip(ids, documents, strict=True)
@@ -299,13 +308,13 @@ class ShortlistCollection:
 
     @_in_chroma(starts_threads=True)
     def delete(self, ids: Sequence[str]) -> None:
-        """Remove one batch of records; unknown ids are passed over."""
+        """Remove one batch of records; unknown ids are ignored."""
         if ids:
             self._collection.delete(ids=_unique(ids))
 
     @_in_chroma(starts_threads=False)
     def get(self, ids: Sequence[str]) -> dict[str, Stored]:
-        """Return document and metadata of those ids that are there, in the order asked."""
+        """Return document and metadata by id, in the order of `ids`; unknown ids are left out."""
         records: dict[str, Stored] = {}
         for part in self.batches(ids):
             answer = self._collection.get(ids=_unique(part), include=["documents", "metadatas"])
@@ -317,7 +326,7 @@ class ShortlistCollection:
         return {id_: (records[id_][0], self._key_orders.sort(records[id_][1])) for id_ in ids if id_ in records}
 
     def _read_key_orders(self) -> None:
-        """Learn what another client or process has added."""
+        """Read what other clients and processes have added."""
         stored = self._client.get_collection(self.name, embedding_function=None).metadata or {}
         self._key_orders = key_orders(stored.get(f"{PREFIX}key_orders", ""))
 
@@ -334,7 +343,7 @@ class ShortlistCollection:
 
     @_in_chroma(starts_threads=False)
     def shortlist_vectors(self, ids: Sequence[str]) -> dict[str, Float32Array]:
-        """Return what Chroma searches, float32 [shortlist_dim] an id; ids that are not there are left out."""
+        """Return Chroma's vectors by id, float32 [shortlist_dim] each; unknown ids are left out."""
         found: dict[str, Float32Array] = {}
         for part in self.batches(ids):
             with chroma_errors():
@@ -347,7 +356,7 @@ class ShortlistCollection:
     def ids(
         self, where: Where | None, where_document: Where | None, limit: int | None = None, offset: int = 0
     ) -> list[str]:
-        """Return the ids of up to `limit` records that match, in Chroma's order, after the first `offset`."""
+        """Return the ids of the records that match, in Chroma's order: up to `limit`, after the first `offset`."""
         return self._limits.matching(self._collection, where, where_document, limit, offset)
 
     @_in_chroma(starts_threads=True)
@@ -360,7 +369,7 @@ class ShortlistCollection:
             queries: float32 [n, shortlist_dim].
             size: how many ids at most.
             where: condition on metadata.
-            where_document: condition on the document.
+            where_document: condition on documents.
         """
         found: list[list[str]] = []
         for positions in self.batches(range(len(queries))):
@@ -377,7 +386,7 @@ class ShortlistCollection:
 
     @_in_chroma(starts_threads=False)
     def matching(self, ids: Sequence[str], where: Where | None, where_document: Where | None) -> set[str]:
-        """Return those of `ids` that meet the conditions."""
+        """Return those of `ids` whose records meet the conditions."""
         met: set[str] = set()
         for part in self.batches(ids):
             answer = self._collection.get(
@@ -391,9 +400,9 @@ class ShortlistCollection:
 
     @_in_chroma(starts_threads=True)
     def unreached(self, ids: Sequence[str], vectors: Float32Array) -> list[str]:
-        """Return the ids that a search doesn't find by their own vectors, float32 [n, shortlist_dim].
+        """Return those of n ids that a search by their own vectors, float32 [n, shortlist_dim], doesn't find.
 
-        One with many equals is not among them: another came in its place.
+        A record with many equal vectors counts as found: others came in its place.
         """
         lost: list[str] = []
         for part in self.batches(range(len(ids))):
@@ -401,18 +410,18 @@ class ShortlistCollection:
                 query_embeddings=vectors[part[0] : part[-1] + 1], n_results=_NEAREST, include=["distances"]
             )
             for row, found, distances in zip(part, answer["ids"], answer["distances"] or [], strict=True):
-                if ids[row] not in found and (not distances or distances[-1] > _EQUAL):
+                if ids[row] not in found and (not distances or distances[-1] > _MAX_DISTANCE):
                     lost.append(ids[row])
         return lost
 
 
 def _unique(ids: Sequence[str]) -> list[str]:
-    """Return each id once: Chroma refuses one that stands twice."""
+    """Return each id once: Chroma refuses repeated ones."""
     return list(dict.fromkeys(ids))
 
 
 def empty_collection(client: ClientAPI, name: str) -> Collection:
-    """Return the collection of that name; where there is none, an empty one that `ShortlistCollection` takes over.
+    """Return the collection of that name; where there is none, make an empty one for `ShortlistCollection.create`.
 
     Raises:
         InvalidInput: Chroma doesn't take the name.
@@ -421,10 +430,32 @@ def empty_collection(client: ClientAPI, name: str) -> Collection:
         return client.get_or_create_collection(name, configuration={"hnsw": _COSINE}, embedding_function=None)
 
 
-def _with_room(client: ClientAPI, name: str, dim: int) -> Collection | None:
-    """Return the collection of that name, which is empty; None where there is none, or where it is removed.
+def _embedding_function(client: ClientAPI, config: IndexConfig) -> EmbeddingFunction[Any]:
+    """Return the function that embeds texts when the collection is used through Chroma itself."""
+    # It needs Chroma, which takes a second to import.
+    from mrl_rag.index.embedding_function import TwoStageEmbeddingFunction
 
-    One that had records of another length takes no others.
+    settings = client.get_settings()
+    return TwoStageEmbeddingFunction(
+        config, os.path.abspath(settings.persist_directory) if settings.is_persistent else ""
+    )
+
+
+def _store_embedding_function(client: ClientAPI, collection: Collection, config: IndexConfig) -> None:
+    """Store that function with a collection, unless it has the user's own."""
+    function = _embedding_function(client, config)
+    stored = collection.configuration_json.get("embedding_function") or {}
+    if stored.get("name") in (None, function.name()):
+        with warnings.catch_warnings():
+            # Chroma warns of collections without an embedding function.
+            warnings.simplefilter("ignore", DeprecationWarning)
+            collection.modify(configuration={"embedding_function": function})
+
+
+def _with_room(client: ClientAPI, name: str, dim: int) -> Collection | None:
+    """Return the empty collection of that name; None where there is none.
+
+    One that had vectors of another length is deleted: Chroma takes no others.
     """
     from chromadb.errors import NotFoundError
 
@@ -432,14 +463,14 @@ def _with_room(client: ClientAPI, name: str, dim: int) -> Collection | None:
         collection = client.get_collection(name, embedding_function=None)
     except NotFoundError:
         return None
-    if collection._model.dimension in (None, dim):
+    if collection.get_model().dimension in (None, dim):
         return collection
     client.delete_collection(name)
     return None
 
 
 def _renamed(client: ClientAPI, name: str) -> Collection | None:
-    """Finish the renaming that a crash cut short, if there was one."""
+    """Finish a renaming that a crash has interrupted; None where there was none."""
     for collection in _collections(client):
         if (collection.metadata or {}).get(_REPLACES) == name:
             kept = {key: value for key, value in collection.metadata.items() if key != _REPLACES}
@@ -449,26 +480,27 @@ def _renamed(client: ClientAPI, name: str) -> Collection | None:
 
 
 def _collections(client: ClientAPI) -> Iterator[Collection]:
-    for offset in itertools.count(0, _LISTED):
-        part = client.list_collections(limit=_LISTED, offset=offset)
+    for offset in itertools.count(0, _LIST_PAGE):
+        part = client.list_collections(limit=_LIST_PAGE, offset=offset)
         yield from part
-        if len(part) < _LISTED:
+        if len(part) < _LIST_PAGE:
             return
 
 
 def is_ours(collection: Collection) -> bool:
-    """Say whether a collection is one half of a two-stage index."""
+    """Say whether a collection belongs to a two-stage index."""
     return f"{PREFIX}format" in (collection.metadata or {})
 
 
 def pages(collection: Collection) -> Iterator[tuple[list[str], Float32Array, list[str | None], list[dict[str, Any]]]]:
-    """Yield ids, vectors (float32 [n, d]), documents and metadatas of a collection, some 2000 records at a time."""
-    size = min(_PAGE, Limits.of(collection._client).results)
+    """Yield ids, vectors (float32 [n, d]), documents and metadatas of a collection, up to 2000 records at a time."""
+    settings = settings_of(collection)
+    size = _CLOUD_LIMIT if settings is None or _is_cloud(settings) else _PAGE
     for start in range(0, collection.count(), size):
         answer = collection.get(limit=size, offset=start, include=["embeddings", "documents", "metadatas"])
         if answer["ids"]:
             documents: list[str | None] = list(answer["documents"] or [])
-            # Chroma gives them in another order each time.
+            # Chroma returns keys in another order each time.
             metadatas = [dict(sorted((metadata or {}).items())) for metadata in answer["metadatas"] or []]
             yield answer["ids"], np.asarray(answer["embeddings"], dtype=np.float32), documents, metadatas
 
@@ -480,5 +512,5 @@ def index_names(client: ClientAPI) -> list[str]:
 
 
 def leftovers(client: ClientAPI, name: str) -> list[str]:
-    """Return the collections that a reindexing of `name` left behind when it was cut short."""
+    """Return the names of collections that interrupted reindexings of `name` have left behind."""
     return [c.name for c in _collections(client) if c.name.startswith((f"{name}{_OLD}", f"{name}{NEW}"))]

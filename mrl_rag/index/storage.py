@@ -10,13 +10,13 @@ import sys
 import tempfile
 import threading
 import uuid
+import warnings
 from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mrl_rag.errors import ArchiveError
 from mrl_rag.index.archive import Archive, LmdbArchive, Slots
 from mrl_rag.index.chroma_archive import ChromaArchive
 from mrl_rag.index.config import IndexConfig
@@ -110,25 +110,44 @@ class Stores:
         return unit_rows(vectors @ self._axes)
 
     def full_vectors(self, ids: Sequence[str], slots: Slots | None = None) -> tuple[list[str], Float32Array]:
-        """Return the ids that still exist and their vectors, float32 [found, full_dim].
+        """Return the ids that still exist, in the order given, and their vectors, float32 [found, full_dim].
+
+        A record without a full vector gets the one that Chroma has, with zeros for what the shortlist leaves out.
 
         Args:
             ids: n ids.
             slots: int64 [n], where the archive had their rows; None where that isn't known.
 
         Raises:
-            ArchiveError: a record has no row, or a damaged one.
+            ArchiveError: a row is damaged.
+
+        Warns:
+            UserWarning: records have no full vector.
         """
         found, vectors = self.archive.read(ids, slots)
-        if len(found) < len(ids):
-            # Either another thread deleted them since, or the archive has lost them.
-            lost = list(self.shortlist.get(sorted(set(ids) - set(found))))
-            if lost:
-                raise ArchiveError(
-                    f"the archive has no full vector of {len(lost)} records, {lost[0]!r} among them. Upsert them "
-                    "again, or bring the archive back from a backup."
-                )
-        return found, vectors
+        if len(found) == len(ids):
+            return found, vectors
+        # Deleted since, added by Chroma alone, or lost.
+        short = self.shortlist.shortlist_vectors(sorted(set(ids) - set(found)))
+        if not short:
+            return found, vectors
+        warnings.warn(
+            f"{len(short)} records of index {self.shortlist.name!r} have no full vector, {next(iter(short))!r} among "
+            f"them: Chroma has added them by itself, or they were lost. They are scored at {self.config.shortlist_dim} "
+            "of their dimensions. Call repair(encode=encoder.encode_documents), or run `mrl-rag repair --encode`.",
+            stacklevel=2,
+        )
+        vector_of = dict(zip([*found, *short], [*vectors, *self._lifted(np.stack(list(short.values())))], strict=True))
+        there = [id_ for id_ in ids if id_ in vector_of]
+        return there, np.stack([vector_of[id_] for id_ in there])
+
+    def _lifted(self, short: Float32Array) -> Float32Array:
+        """Return the full vectors, float32 [n, full_dim], that `project` takes to these, float32 [n, shortlist_dim]."""
+        if self._axes is not None:
+            return short @ self._axes.T
+        lifted = np.zeros((len(short), self.config.full_dim), dtype=np.float32)
+        lifted[:, : short.shape[1]] = short
+        return lifted
 
     def count(self) -> int:
         """Return how many records there are, by the store that is quicker to ask."""

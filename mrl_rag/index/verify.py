@@ -1,4 +1,4 @@
-"""What is wrong with an index: Chroma against its archive."""
+"""Verification of an index: its collection is compared with its archive, and its search is tried."""
 
 from __future__ import annotations
 
@@ -16,37 +16,37 @@ from mrl_rag.index.storage import Stores
 from mrl_rag.index.writer import sampled_vectors
 from mrl_rag.truncation import Float32Array
 
-# Cosine of what Chroma searches with what the archive's vector says it should be: float16 leaves about 1e-6.
-_SAME = 1 - 1e-4
-# Records whose own vector is searched for, all or so many of them: each must find itself.
-_TRIED = 10_000
-# Share of them that a sound graph may miss. HNSW is approximate, and misses about one record in 100,000 (measured). An
-# index aims at 99% of the true nearest; a thousandth is a tenth of what that lets go.
+# Least cosine of Chroma's vector with the one that the archive's projects to. float16 costs about 1e-6.
+_MIN_COSINE = 1 - 1e-4
+# Records that are searched for by their own vectors, at most: each must find itself.
+_MAX_TRIED = 10_000
+# Share of them that a sound graph may miss. HNSW is approximate: it missed about one record in 100,000. An index aims
+# at 99% recall, and this is a tenth of the rest.
 _MAX_UNREACHABLE = 0.001
 
 
 @dataclass
 class Report:
-    """The differences that `verify` found; lists of ids.
+    """What `verify` found, as lists of ids.
 
     Attributes:
-        records: how many were looked at.
-        missing: Chroma has the record, the archive has no full vector. Upsert them again.
-        damaged: the full vector is not what was written. Upsert them again.
-        stale: the full vector is of another document, one changed past this index. Upsert them again.
-        misplaced: what Chroma searches doesn't fit the full vector. `repair` fills Chroma anew.
-        interrupted: a writer stopped between the two stores. `repair` finishes or undoes it.
-        orphaned: the archive has a full vector, Chroma no record. `repair` removes them.
-        unreachable: a search with the record's own vector doesn't find it: a graph is approximate, and may lose its way
-            to a record when many are replaced. Of more than 10,000 records a sample is tried. `ok` allows one, or
-            one in a thousand; with more, `repair` fills Chroma anew. Vectors that lie like noise can lose some in every
-            graph; `reindex(hnsw={"max_neighbors": 32})` makes a denser one.
+        records: how many records there are.
+        missing: Chroma has the record, the archive has no full vector: Chroma has added it by itself, or it was lost.
+        damaged: the full vector is not what was written.
+        stale: the full vector is of another document: Chroma has changed it by itself.
+        misplaced: Chroma's vector doesn't fit the full vector. `repair` fills Chroma anew.
+        interrupted: a writer stopped between the two stores. `repair` finishes its work or undoes it.
+        orphaned: the archive has a full vector, Chroma has no record. `repair` removes them.
+        unreachable: a search with the record's own vector doesn't find it. Chroma's graph is approximate, and can lose
+            records when many are replaced. Of more than 10,000 records a sample is tried. `ok` allows one, or one in a
+            thousand; with more, `repair` fills Chroma anew. With vectors like noise every graph loses some;
+            `reindex(hnsw={"max_neighbors": 32})` makes a denser graph.
         tried: how many records were searched for.
-        search_broken: Chroma's search raises, or doesn't find half of the records by their own vectors; or the rotation
-            is lost. `repair` fills Chroma anew.
-        chroma_damaged: what SQLite finds wrong with Chroma's own file of ids, documents and metadata, "" where nothing
-            is. `repair` can't mend it: bring the folder back from a backup, or fill a new one.
-        new_rotation: "fit" where `repair` has to fit another rotation.
+        search_broken: Chroma's search raises, or misses half of the records that are tried; or the rotation is lost.
+            `repair` fills Chroma anew.
+        chroma_damaged: what SQLite finds wrong with Chroma's own file of ids, documents and metadata; "" for nothing.
+            `repair` can't mend it: restore the folder from a backup, or fill a new one.
+        new_rotation: "fit" where the rotation is lost and `repair` fits another one.
     """
 
     records: int = 0
@@ -64,12 +64,17 @@ class Report:
 
     @property
     def too_many_unreachable(self) -> bool:
-        """Whether more records are unreachable than an approximate search explains."""
+        """Whether more records are unreachable than a sound graph may miss."""
         return len(self.unreachable) > max(1.0, _MAX_UNREACHABLE * self.tried)
 
     @property
+    def to_encode(self) -> int:
+        """How many records have no sound full vector: `repair(encode=...)` encodes them, or upsert them again."""
+        return len({*self.missing, *self.damaged, *self.stale})
+
+    @property
     def ok(self) -> bool:
-        """Whether nothing is lost, damaged or stale, and the search finds what it should."""
+        """Whether there is nothing to mend."""
         lists = self.missing, self.damaged, self.stale, self.misplaced, self.interrupted, self.orphaned
         return not any(lists) and not self.too_many_unreachable and not self.search_broken and not self.chroma_damaged
 
@@ -97,7 +102,7 @@ def verify(stores: Stores) -> Report:
         stored = _shortlist_vectors(stores, batch)
         report.search_broken |= stored is None
         if projects and stored is not None and sound:
-            # Without those deleted since.
+            # Some may have been deleted since.
             sound, vectors = archive.read(sound)
             placed = zip(sound, stores.project(vectors), strict=True)
             report.misplaced += [id_ for id_, row in placed if not _same(stored.get(id_), row)]
@@ -106,14 +111,14 @@ def verify(stores: Stores) -> Report:
     here = set(ids)
     report.orphaned = [id_ for page in archive.ids() for id_ in page if id_ not in here]
     if report.search_broken:
-        # Chroma says that the collection isn't there where it was dropped meanwhile: then nothing is broken.
+        # If the collection was dropped meanwhile, this raises NotFoundError: then nothing is broken.
         with suppress(TwoStageIndexError), chroma_errors():
             shortlist.count()
     return report
 
 
 def _projects(stores: Stores) -> bool:
-    """Say whether the rotation is there."""
+    """Say whether vectors can be projected: the rotation may be lost."""
     try:
         stores.project(np.zeros((1, stores.config.full_dim), dtype=np.float32))
     except ArchiveError:
@@ -123,7 +128,7 @@ def _projects(stores: Stores) -> bool:
 
 def _try_search(stores: Stores, ids: set[str], report: Report) -> None:
     """Search for records by their own vectors."""
-    found, vectors = sampled_vectors(stores, _TRIED)
+    found, vectors = sampled_vectors(stores, _MAX_TRIED)
     rows = [row for row, id_ in enumerate(found) if id_ in ids and vectors[row].any()]
     report.tried = len(rows)
     if not rows:
@@ -141,7 +146,7 @@ def _try_search(stores: Stores, ids: set[str], report: Report) -> None:
 
 
 def _shortlist_vectors(stores: Stores, ids: Sequence[str]) -> dict[str, Float32Array] | None:
-    """Return what Chroma searches, None where it can't say."""
+    """Return Chroma's vectors by id; None where they can't be read."""
     try:
         return stores.shortlist.shortlist_vectors(ids)
     except TwoStageIndexError:
@@ -153,4 +158,4 @@ def _same(stored: Float32Array | None, expected: Float32Array) -> bool:
         return False
     length = float(np.linalg.norm(stored) * np.linalg.norm(expected))
     # A zero vector has no direction to differ in.
-    return length == 0 or float(stored @ expected) / length >= _SAME
+    return length == 0 or float(stored @ expected) / length >= _MIN_COSINE

@@ -5,7 +5,16 @@ import pickle
 import numpy as np
 import pytest
 
-from mrl_rag import CachedEncoder, Encoder, MatryoshkaEncoder, TwoStageIndex, TwoStageRetriever, truncate
+from mrl_rag import (
+    CachedEncoder,
+    Encoder,
+    MatryoshkaEncoder,
+    NomicEncoder,
+    OpenAIEncoder,
+    TwoStageIndex,
+    TwoStageRetriever,
+    truncate,
+)
 from mrl_rag.errors import EncoderClosed, InvalidDimension, InvalidInput, InvalidTexts, InvalidVectors
 from mrl_rag.testing import DeterministicEncoder
 
@@ -115,3 +124,16 @@ def test_a_closed_encoder_refuses_even_no_texts(tiny_bert, tmp_path):
         encoder.close()
         with pytest.raises(EncoderClosed):
             encoder.encode([])
+
+
+def test_an_encoder_says_which_it_is_without_loading_or_asking(tiny_bert, tmp_path):
+    encoder = MatryoshkaEncoder(tiny_bert, device="cpu", dtype="float32", dim=8)
+    assert repr(encoder) == f"MatryoshkaEncoder({str(tiny_bert)!r}, full_dim=16, dim=8, device='cpu', dtype='float32')"
+    path = tmp_path / "vectors.sqlite3"
+    assert (
+        repr(CachedEncoder(DeterministicEncoder(8), path)) == f"CachedEncoder(DeterministicEncoder(8), {str(path)!r})"
+    )
+    remote = OpenAIEncoder("org/tiny", base_url="http://localhost:1/v1")
+    assert repr(remote) == "OpenAIEncoder('org/tiny', full_dim=None, server='localhost')"
+    assert repr(NomicEncoder(api_key="k")).startswith("NomicEncoder('nomic-embed-text-v1.5', full_dim=768, server=")
+    assert repr(Letters()) == "Letters(full_dim=26)"

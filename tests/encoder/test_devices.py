@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from mrl_rag import MatryoshkaEncoder
-from mrl_rag.encoder.batching import Row
+from mrl_rag.encoder.batching import TokenSequence
 from mrl_rag.errors import EncoderClosed, InvalidInput, MrlRagError
 
 
@@ -32,7 +32,7 @@ def one(tiny_bert, default_dtype):
 
 def test_the_vectors_are_those_of_one_device_in_the_order_given(two, one, passages):
     assert (two.full_dim, two.dims, two.fingerprint) == (one.full_dim, one.dims, one.fingerprint)
-    two._merger.token_budget = 64
+    two._batcher.token_budget = 64
     np.testing.assert_allclose(two.encode(passages), one.encode(passages), atol=1e-5)
     streamed = [vectors for _, vectors in two.encode_iter(iter(passages), "query", 8, chunk_size=16)]
     np.testing.assert_allclose(np.concatenate(streamed), one.encode_queries(passages, dim=8), atol=1e-5)
@@ -41,7 +41,7 @@ def test_the_vectors_are_those_of_one_device_in_the_order_given(two, one, passag
 
 
 def test_both_devices_work_at_once(two, passages):
-    two._merger.token_budget = 64
+    two._batcher.token_budget = 64
     taken = []
     run = two._network.run
     two._network.run = lambda rows: (taken.append(two._network._free.qsize()), run(rows))[1]
@@ -145,7 +145,7 @@ def test_a_worker_that_dies_is_reported_and_closing_ends_the_others(two):
     with pytest.raises(EncoderClosed):
         two.encode(["a"])
     with pytest.raises(EncoderClosed, match="closed while it was encoding"):
-        workers.run([Row([2, 3])])  # a call that had begun
+        workers.run([TokenSequence([2, 3])])  # a call that had begun
 
 
 def alive(pid):

@@ -6,7 +6,7 @@ import torch
 from mrl_rag import MatryoshkaEncoder
 
 # By name, before the tests' own choice takes its place.
-from mrl_rag.encoder.encoder import _pick_dtype
+from mrl_rag.encoder.encoder import pick_dtype
 
 
 @pytest.mark.parametrize(
@@ -20,17 +20,17 @@ from mrl_rag.encoder.encoder import _pick_dtype
 )
 def test_a_processor_computes_in_bfloat16_where_it_has_the_instructions(monkeypatch, instructions, dtype):
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: instructions)
-    assert _pick_dtype(torch.device("cpu")) == dtype
+    assert pick_dtype(torch.device("cpu")) == dtype
 
 
 @pytest.mark.parametrize(("has", "dtype"), [(True, torch.bfloat16), (False, torch.float32)])
 def test_a_gpu_does_where_nothing_is_emulated(monkeypatch, has, dtype):
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: has or including_emulation)
-    assert _pick_dtype(torch.device("cuda")) == dtype
+    assert pick_dtype(torch.device("cuda")) == dtype
 
 
 def test_another_device_computes_in_float32():
-    assert _pick_dtype(torch.device("mps")) == torch.float32
+    assert pick_dtype(torch.device("mps")) == torch.float32
 
 
 def test_the_network_has_the_dtype_that_was_chosen_or_the_one_that_is_named(tiny_bert, default_dtype):

@@ -120,7 +120,7 @@ def tabled(tmp_path, monkeypatch):
         (package / "model").symlink_to(folder)
         monkeypatch.syspath_prepend(str(tmp_path))
         row = {"name": "tiny", "hub_id": "nobody/tiny", "architecture": "bert", "pooling": "mean", "full_dim": 16}
-        row |= {"dims": (16, 4), "max_length": 48, "licence": "Apache-2.0"}
+        row |= {"dims": (16, 4), "max_length": 48, "licence": "Apache-2.0", "languages": "en"}
         weights = PackagedWeights("packaged_tiny", "model", file_sha256(folder / "model.safetensors"))
         monkeypatch.setitem(MODELS, "tiny", ModelSpec(**(row | facts), packaged=weights))
 

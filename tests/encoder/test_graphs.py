@@ -1,19 +1,19 @@
-"""Short texts by CUDA graphs. Without a GPU a stand-in computes what one would have recorded."""
+"""Short texts by CUDA graphs. Without a GPU a stand-in computes what one would have captured."""
 
 import numpy as np
 import pytest
 import torch
 
 from mrl_rag import MatryoshkaEncoder
-from mrl_rag.encoder.batching import Row
-from mrl_rag.encoder.graphs import SIZES, filled_up
+from mrl_rag.encoder.batching import TokenSequence
+from mrl_rag.encoder.graphs import BUCKETS, pad_to_bucket
 from mrl_rag.encoder.network import Network
 
 TEXTS = ["a", "two words", "a sentence of several words", "another of as many words", "x" * 40, "y " * 200]
 
 
 class Computed:
-    """Computes when it is called, as `Recorded` would have the GPU do; refuses what a graph could not do."""
+    """Computes when it is called, as `CapturedGraph` would have the GPU do; refuses what a graph could not do."""
 
     made = 0
 
@@ -30,9 +30,9 @@ class Computed:
 
 @pytest.fixture
 def network(tiny_bert, monkeypatch, default_dtype):
-    monkeypatch.setattr("mrl_rag.encoder.network.Recorded", Computed)
+    monkeypatch.setattr("mrl_rag.encoder.network.CapturedGraph", Computed)
     monkeypatch.setattr(Computed, "made", 0)
-    states = Network._packed_states
+    states = Network._run_packed
 
     def from_the_device(self, inputs, counts, longest):
         # A GPU's attention reads the lengths from the device; a CPU's goes by the Python numbers beside them.
@@ -40,27 +40,27 @@ def network(tiny_bert, monkeypatch, default_dtype):
         assert max(lengths) <= longest
         return states(self, inputs, lengths, longest)
 
-    monkeypatch.setattr(Network, "_packed_states", from_the_device)
+    monkeypatch.setattr(Network, "_run_packed", from_the_device)
     network = MatryoshkaEncoder(tiny_bert, device="cpu")._network
-    network._records = True
+    network._captures = True
     return network
 
 
 def row(tokens):
-    return Row([2, *(4 + i % 20 for i in range(tokens - 2)), 3][:tokens])
+    return TokenSequence([2, *(4 + i % 20 for i in range(tokens - 2)), 3][:tokens])
 
 
 @pytest.mark.parametrize("tokens", [1, 15, 16, 31, 127])
-def test_a_row_is_filled_up_to_the_next_size_by_another(tokens):
-    first, filler = filled_up(row(tokens), 0, 512)
+def test_a_sequence_is_padded_to_the_next_bucket_by_another(tokens):
+    first, filler = pad_to_bucket(row(tokens), 0, 512)
     assert first == row(tokens)
     assert set(filler.ids) == {0}
-    assert tokens + len(filler.ids) == next(size for size in SIZES if size > tokens)
+    assert tokens + len(filler.ids) == next(size for size in BUCKETS if size > tokens)
 
 
-@pytest.mark.parametrize(("tokens", "positions"), [(SIZES[-1], 512), (33, 63), (9, 10)])
-def test_a_long_row_is_not_nor_one_beyond_what_the_network_knows(tokens, positions):
-    assert filled_up(row(tokens), 0, positions) is None
+@pytest.mark.parametrize(("tokens", "positions"), [(BUCKETS[-1], 512), (33, 63), (9, 10)])
+def test_a_long_sequence_is_not_nor_one_beyond_what_the_network_knows(tokens, positions):
+    assert pad_to_bucket(row(tokens), 0, positions) is None
 
 
 def test_vectors_are_those_without_and_a_graph_serves_all_of_its_size(network):
@@ -69,17 +69,17 @@ def test_vectors_are_those_without_and_a_graph_serves_all_of_its_size(network):
     assert Computed.made == 3
     assert sorted(network._graphs) == [16, 32, 64]
     assert network._graphs[16].calls == 15 + 1 + 1  # the first is tried before it counts
-    network._records = False
+    network._captures = False
     np.testing.assert_allclose(found, np.concatenate([network.run([one]) for one in rows]), atol=1e-6)
 
 
 def test_what_a_graph_has_no_place_for_goes_without(network):
     expected = network.run([row(5), row(9)])
-    skipping = network.run([Row(row(9).ids, skip=2)])
+    without_prompt = network.run([TokenSequence(row(9).ids, prompt_length=2)])
     assert Computed.made == 0
     np.testing.assert_allclose(network.run([row(9)]), expected[1:], atol=1e-6)
     assert Computed.made == 1
-    assert not np.allclose(skipping, expected[1:])
+    assert not np.allclose(without_prompt, expected[1:])
 
 
 @pytest.mark.parametrize("fault", ["error", "wrong"])
@@ -90,9 +90,9 @@ def test_a_graph_that_fails_or_differs_is_left_out_and_not_tried_again(network, 
         return np.ones((2, 16), dtype=np.float32)
 
     monkeypatch.setattr(Computed, "__call__", call)
-    network._records = False
+    network._captures = False
     expected = network.run([row(5)])
-    network._records = True
+    network._captures = True
     for _ in range(3):
         np.testing.assert_array_equal(network.run([row(5)]), expected)
     assert Computed.made == 1
@@ -102,13 +102,13 @@ def test_a_graph_that_fails_or_differs_is_left_out_and_not_tried_again(network, 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_on_a_gpu_texts_alone_get_what_they_get_together_and_without_graphs(tiny_bert, dtype):
     encoder = MatryoshkaEncoder(tiny_bert, device="cuda", dtype=dtype)
-    assert encoder._network._records
+    assert encoder._network._captures
     alone = [np.concatenate([encoder.encode([text]) for text in TEXTS]) for _ in range(2)]
     graphs = encoder._network._graphs
     assert graphs
     assert None not in graphs.values()
     together = encoder.encode(TEXTS)
-    encoder._network._records = False
+    encoder._network._captures = False
     without = np.concatenate([encoder.encode([text]) for text in TEXTS])
     exact = MatryoshkaEncoder(tiny_bert, device="cpu", dtype="float32").encode(TEXTS)
     np.testing.assert_array_equal(*alone)

@@ -133,3 +133,15 @@ def test_a_gated_models_own_message_is_passed_on(monkeypatch):
         UnknownModel, match=r"to ask for access\.\)\. Accept its terms at https://huggingface\.co/org/gated"
     ):
         MatryoshkaEncoder("org/gated", local_files_only=False)
+
+
+@pytest.mark.parametrize(("name", "meant"), [("nomic-v15", "nomic-v1.5"), ("miniml", "minilm")])
+def test_a_name_near_a_known_one_brings_it_up(name, meant):
+    with pytest.raises(UnknownModel, match=f"Did you mean '{meant}'"):
+        MatryoshkaEncoder(name, local_files_only=True)
+
+
+def test_offline_a_known_model_is_not_called_unknown(monkeypatch, tmp_path):
+    monkeypatch.setenv("SENTENCE_TRANSFORMERS_HOME", str(tmp_path))
+    with pytest.raises(UnknownModel, match=r"^model 'nomic-v1.5' is known, but its files .* are not on this machine"):
+        MatryoshkaEncoder("nomic-v1.5", local_files_only=True)

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from mrl_rag import MatryoshkaEncoder
-from mrl_rag.encoder.batching import Row
-from mrl_rag.encoder.merging import CallMerger
+from mrl_rag.encoder.batching import TokenSequence
+from mrl_rag.encoder.dynamic_batching import DynamicBatcher
 from mrl_rag.errors import EncoderClosed, EncoderOutOfMemory, InvalidInput, InvalidTexts
 
 
@@ -86,7 +86,7 @@ def test_a_call_alone_is_not_kept_waiting(encoder):
 
 
 def test_a_question_gets_its_turn_while_a_corpus_is_encoded(encoder, passages):
-    encoder._merger.token_budget = 64
+    encoder._batcher.token_budget = 64
     watch(encoder, seconds=0.01)
     done = []
     with ThreadPoolExecutor(2) as pool:
@@ -103,9 +103,9 @@ def test_one_callers_error_is_not_the_others():
             raise ValueError("thirteen")
         return np.array([row.ids for row in rows], dtype=np.float32)
 
-    merger = CallMerger(forward, token_budget=100)
-    answers = [merger.submit([Row([number])]) for number in (1, 13, 2)]
-    merger.serve(answers[0])
+    batcher = DynamicBatcher(forward, token_budget=100)
+    answers = [batcher.submit([TokenSequence([number])]) for number in (1, 13, 2)]
+    batcher.serve(answers[0])
     assert [answers[0].result(), answers[2].result()] == [[[1]], [[2]]]
     with pytest.raises(ValueError, match="thirteen"):
         answers[1].result()
@@ -120,13 +120,13 @@ def test_after_an_interruption_the_others_are_still_answered():
             raise KeyboardInterrupt
         return np.array([row.ids for row in rows], dtype=np.float32)
 
-    merger = CallMerger(forward, token_budget=100)
-    first, second = merger.submit([Row([1])]), merger.submit([Row([2])])
+    batcher = DynamicBatcher(forward, token_budget=100)
+    first, second = batcher.submit([TokenSequence([1])]), batcher.submit([TokenSequence([2])])
     with pytest.raises(KeyboardInterrupt):
-        merger.serve(first)
-    merger.serve(second)
+        batcher.serve(first)
+    batcher.serve(second)
     assert second.result() == [[2]]
-    assert not merger._waiting
+    assert not batcher._waiting
 
 
 def test_where_memory_does_not_suffice_batches_are_halved(encoder, passages):
@@ -159,9 +159,9 @@ def test_cut_texts_can_be_read_from_the_encoder(tiny_bert):
     encoder = MatryoshkaEncoder(tiny_bert, device="cpu", max_length=12)
     with pytest.warns(UserWarning, match="1 of 2 texts"):
         encoder.encode([LONG, "a"])
-    assert encoder.last_cut == (1, 20)
+    assert encoder.last_truncation == (1, 20)
     encoder.encode(["a"])
-    assert encoder.last_cut == (0, 0)
+    assert encoder.last_truncation == (0, 0)
 
 
 @pytest.mark.usefixtures("default_dtype")
@@ -186,7 +186,7 @@ def test_long_texts_are_averaged_over_their_pieces(tiny_bert, recwarn):
     np.testing.assert_allclose(found[0], expected / np.linalg.norm(expected), atol=1e-5)
     np.testing.assert_allclose(found[1], plain.encode(["a"])[0], atol=1e-6)
     np.testing.assert_allclose(found[2], found[0], atol=1e-6)
-    assert average.last_cut == (0, 0)
+    assert average.last_truncation == (0, 0)
     assert average.fingerprint != plain.fingerprint
 
 

@@ -227,7 +227,7 @@ def test_a_refusal_is_not_tried_again_and_says_what_the_server_said(server, conn
 
 def test_retries_end(server, connect, answer):
     server.script = [answer(503, {"detail": "overloaded"}, {"retry-after-ms": "1"})] * 9
-    with pytest.raises(RemoteEncoderError, match=r"answered 503: overloaded.*what was fetched is kept"):
+    with pytest.raises(RemoteEncoderError, match=r"answered 503: overloaded.*CachedEncoder keeps what was fetched"):
         connect(max_retries=3).encode(["a"])
     assert server.statuses == [503] * 4
 
@@ -255,27 +255,6 @@ def test_an_unknown_model_tells_its_size_by_its_first_answer(server, connect, an
     encoder = connect("nomic-embed-next")
     assert (encoder.full_dim, encoder.dims) == (2, (2,))
     np.testing.assert_allclose(encoder.encode(["a"]), [[0.6, 0.8]], atol=1e-6)
-
-
-def test_a_call_made_again_fetches_only_what_is_missing(server, connect, answer):
-    texts = [f"text {i}" for i in range(200)]
-    encoder = connect(concurrency=1)
-    server.script = [None, None] + [answer(401, {"detail": "no"})] * 2
-    with pytest.raises(RemoteEncoderError):
-        encoder.encode(texts)
-    server.script.clear()
-    server.bodies.clear()
-    np.testing.assert_allclose(encoder.encode(texts, dim=64), expected(texts, 64), atol=1e-6)
-    assert [body["texts"][0] for body in server.bodies] == ["text 100", "text 150"]
-
-
-def test_what_is_kept_is_not_taken_for_another_task(server, connect, answer):
-    texts = [f"text {i}" for i in range(100)]
-    encoder = connect(concurrency=1)
-    server.script = [None, answer(401, {"detail": "no"})]
-    with pytest.raises(RemoteEncoderError):
-        encoder.encode_documents(texts)
-    np.testing.assert_allclose(encoder.encode_queries(texts), expected(texts, prefix="search_query: "), atol=1e-6)
 
 
 def test_threads_together_keep_to_the_concurrency(server, connect):

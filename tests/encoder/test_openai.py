@@ -328,7 +328,7 @@ def test_a_refusal_is_not_tried_again_and_says_what_the_server_said(server, conn
 
 def test_retries_end(server, connect, answer):
     server.script = [answer(503, {"error": {"message": "overloaded"}}, {"retry-after-ms": "1"})] * 9
-    with pytest.raises(RemoteEncoderError, match=r"answered 503: overloaded.*what was fetched is kept"):
+    with pytest.raises(RemoteEncoderError, match=r"answered 503: overloaded.*CachedEncoder keeps what was fetched"):
         connect(max_retries=3).encode(["a"])
     assert server.statuses == [503] * 4
 
@@ -536,51 +536,17 @@ def test_one_request_needs_no_thread(server, connect):
     assert started == []
 
 
-def test_a_call_made_again_fetches_only_what_is_missing(server, connect, answer):
+def test_with_a_cache_a_call_made_again_fetches_only_what_is_missing(server, connect, answer, tmp_path, monkeypatch):
+    monkeypatch.setattr("mrl_rag.encoder.cache._BATCH", 32)
     texts = [f"text {i}" for i in range(32 * 6)]
-    encoder = connect("org/tiny", full_dim=24, concurrency=1)
+    cached = CachedEncoder(connect("org/tiny", full_dim=24, concurrency=1), tmp_path / "vectors.sqlite3")
     server.script = [None, None, None] + [answer(401, {"error": {"message": "no"}})] * 3
     with pytest.raises(RemoteEncoderError):
-        encoder.encode(texts)
+        cached.encode(texts)
     server.script.clear()
     server.bodies.clear()
-    np.testing.assert_allclose(encoder.encode(texts, dim=8), truncate(expected(texts, 24), 8), atol=1e-5)
+    np.testing.assert_allclose(cached.encode(texts, dim=8), truncate(expected(texts, 24), 8), atol=1e-5)
     assert [body["input"][0] for body in server.bodies] == ["text 96", "text 128", "text 160"]
-
-    server.bodies.clear()
-    encoder.encode(texts)
-    assert len(server.bodies) == 6, "after a call that succeeds nothing is kept"
-
-
-def test_what_was_under_way_when_another_request_failed_is_kept_too(server, connect, answer):
-    texts = [f"text {i}" for i in range(32 * 3)]
-    encoder = connect("org/tiny", full_dim=24, concurrency=3)
-    all_under_way = threading.Barrier(3)
-    own = server.respond
-
-    def respond(path, headers, body):
-        all_under_way.wait(5)
-        if body["input"][0] == "text 0":
-            return answer(401, {"error": {"message": "no"}})
-        time.sleep(0.05)
-        return own(path, headers, body)
-
-    server.respond = respond
-    with pytest.raises(RemoteEncoderError):
-        encoder.encode(texts)
-    server.respond = own
-    server.bodies.clear()
-    np.testing.assert_allclose(encoder.encode(texts), expected(texts, 24), atol=1e-6)
-    assert [body["input"][0] for body in server.bodies] == ["text 0"]
-
-
-def test_what_is_kept_is_not_taken_for_another_dimension(server, connect, answer):
-    texts = [f"text {i}" for i in range(64)]
-    encoder = connect("org/tiny", full_dim=24, concurrency=1, send_dimensions=True)
-    server.script = [None, answer(401, {"error": {"message": "no"}})]
-    with pytest.raises(RemoteEncoderError):
-        encoder.encode(texts, dim=8)
-    np.testing.assert_allclose(encoder.encode(texts, dim=12), truncate(expected(texts, 24), 12), atol=1e-5)
 
 
 def test_threads_together_keep_to_the_concurrency(server, connect):

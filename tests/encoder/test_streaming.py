@@ -64,7 +64,7 @@ def test_cut_texts_are_counted_once_at_the_end(tiny_bert, default_dtype):
     next(stream), next(stream), next(stream)
     with pytest.warns(UserWarning, match=r"2 of 3 texts .* the longest by 14 tokens"):
         assert next(stream, None) is None
-    assert encoder.last_cut == (2, 14)
+    assert encoder.last_truncation == (2, 14)
 
 
 @pytest.mark.parametrize(

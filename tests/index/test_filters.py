@@ -46,7 +46,7 @@ BAD = [
     ({"n": {"$in": [np.int64(1)]}}, "'n' '\\$in' with"),
     ({"n": {"$in": [[1]]}}, "'n' '\\$in' with"),
     ({"n": {"$in": []}}, "'n' '\\$in' with"),
-    (nested(200, {"n": 1}), "where nests .* more than 60 deep"),
+    (nested(200, {"n": 1}), "where nests .* more than 60 levels deep"),
     ({"#document": {"$eq": "text 1"}}, "#document"),
 ]
 BAD_OF_DOCUMENTS = [
@@ -55,7 +55,7 @@ BAD_OF_DOCUMENTS = [
     ({"$regex": r"\pL{1000}"}, "regular expression in it is too long"),
     ({"$contains": "x" * 60_000}, "string .* is too long"),
     ({"$contains": "x\ud800"}, "'\\$contains' with 'x\\\\ud800'.*surrogate"),
-    (nested(200, {"$contains": "x"}), "where_document nests .* more than 60 deep"),
+    (nested(200, {"$contains": "x"}), "where_document nests .* more than 60 levels deep"),
 ]
 
 

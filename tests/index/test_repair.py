@@ -7,8 +7,8 @@ import chromadb
 import numpy as np
 import pytest
 
-from mrl_rag import Report, TwoStageIndex
-from mrl_rag.errors import ArchiveError
+from mrl_rag import Report, TwoStageIndex, truncate
+from mrl_rag.errors import InvalidVectors
 
 
 @pytest.fixture
@@ -46,6 +46,23 @@ def test_missing_and_damaged_vectors_are_named_and_stay_until_upserted(folder, v
     assert (report.missing, report.damaged, report.ok, report.records) == (["id-3"], ["id-4"], False, 300)
     index.upsert(["id-3", "id-4"], vectors[3:5], ["text 3", "text 4"])
     assert index.verify().ok
+
+
+def test_repair_encodes_records_without_a_sound_full_vector_from_their_documents(folder, vectors, archive_of):
+    archive_of(folder).lose("id-3")
+    archive_of(folder).damage("id-4")
+    collection = chromadb.PersistentClient(folder).get_collection("docs")
+    collection.update(ids=["id-5"], embeddings=np.ones((1, 8)), documents=["changed"])
+    collection.add(ids=["new", "bare"], embeddings=np.ones((2, 8)), documents=["new", None], metadatas=[{"a": 1}, None])
+    row_of = {"text 3": 3, "text 4": 4, "changed": 7, "new": 8}
+    index = TwoStageIndex(folder)
+    with pytest.raises(InvalidVectors, match="`encode` gives have 31 numbers"):
+        index.repair(encode=lambda texts: np.ones((len(texts), 31)))
+    report = index.repair(encode=lambda texts: [vectors[row_of[text]] for text in texts])
+    assert (report.missing, report.damaged, report.stale, report.to_encode) == (["bare"], [], [], 1)
+    for id_, row in (("id-3", 3), ("id-4", 4), ("id-5", 7), ("new", 8)):
+        np.testing.assert_allclose(index.get([id_])[0].vector, truncate(vectors[row : row + 1], 32)[0], atol=1e-3)
+    assert (index.get(["new"])[0].document, index.get(["new"])[0].metadata) == ("new", {"a": 1})
 
 
 def test_an_orphan_is_removed(folder, vectors):
@@ -154,10 +171,41 @@ def upsert_unsettled(index, vector, text, monkeypatch):
             index.upsert(["a"], vector, documents=[text])
 
 
-def test_searching_a_missing_vector_is_an_error_and_not_a_wrong_answer(folder, vectors, archive_of):
+@pytest.mark.parametrize("scored", [20_000, 0], ids=["every_record_scored", "two_stages"])
+@pytest.mark.parametrize("scan", [True, False], ids=["scan", "graph"])
+@pytest.mark.parametrize("rotation", ["none", "fit"])
+def test_a_record_that_has_lost_its_full_vector_is_scored_by_chromas_with_a_warning(
+    folder, vectors, archive_of, score_all_up_to, scored, scan, rotation
+):
+    score_all_up_to(scored, scan)
+    index = TwoStageIndex(folder)
+    index.reindex(rotation=rotation)
+    complete = index.search(vectors[3], k=300)
+    low = truncate(index._opened.stores.project(truncate(vectors[3:4], 32)), 8)[0]
+    index.close()
     archive_of(folder).lose("id-3")
-    with pytest.raises(ArchiveError, match="'id-3'"):
-        TwoStageIndex(folder).search(vectors[3:4])
+    index = TwoStageIndex(folder)
+    with pytest.warns(UserWarning, match=r"1 records of index 'docs' have no full vector, 'id-3' among them.*repair"):
+        hits = {hit.id: hit.score for hit in index.search(vectors[3], k=300)}
+    kept = float(np.linalg.norm(index._opened.stores._lifted(low[None])[0] @ truncate(vectors[3:4], 32)[0]))
+    assert hits["id-3"] == pytest.approx(kept, abs=1e-3)
+    assert {hit.id: hit.score for hit in complete if hit.id != "id-3"} == {
+        id_: score for id_, score in hits.items() if id_ != "id-3"
+    }
+
+
+def test_a_record_that_chroma_has_added_by_itself_is_found_with_a_warning_until_repair(folder, vectors):
+    # As of a Matryoshka model: most of it is in the first numbers.
+    full = truncate(np.random.default_rng(5).normal(size=(1, 32)) * ([3] * 8 + [1] * 24), 32)
+    chromadb.PersistentClient(folder).get_collection("docs").add(["new"], truncate(full, 8), documents=["new"])
+    index = TwoStageIndex(folder)
+    for ask in (lambda: index.search(full), lambda: index.search(full, where_document={"$contains": "new"})):
+        with pytest.warns(UserWarning, match="Chroma has added them by itself"):
+            assert ask()[0][0].id == "new"
+    with pytest.warns(UserWarning, match="scored at 8 of their dimensions"):
+        assert index.get(["id-1", "new"])[1].vector == pytest.approx(np.append(truncate(full, 8), np.zeros(24)))
+    assert index.repair(encode=lambda texts: full).ok
+    assert index.search(full)[0][0].score == pytest.approx(1, abs=1e-3)
 
 
 @pytest.mark.parametrize(("lost", "ok"), [(1, True), (2, False)])

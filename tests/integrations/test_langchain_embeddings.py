@@ -83,8 +83,8 @@ async def test_questions_awaited_together_share_forward_passes(tiny_bert, monkey
     embeddings = MatryoshkaEmbeddings(model=str(tiny_bert), device="cpu")
     embeddings.embed_query("warm")
     passes = []
-    forward = embeddings.encoder._merger._forward
-    monkeypatch.setattr(embeddings.encoder._merger, "_forward", lambda *rows: passes.append(1) or forward(*rows))
+    forward = embeddings.encoder._batcher._forward
+    monkeypatch.setattr(embeddings.encoder._batcher, "_forward", lambda *rows: passes.append(1) or forward(*rows))
     texts = [f"question {letter}" for letter in "abcdefghijklmnopqrstuvwxyz"]
     found = await asyncio.gather(*map(embeddings.aembed_query, texts))
     assert len(passes) < len(texts)

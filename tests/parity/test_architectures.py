@@ -12,7 +12,7 @@ import torch
 from sentence_transformers import SentenceTransformer
 
 from mrl_rag import MatryoshkaEncoder
-from mrl_rag.encoder.loading import Pooling
+from mrl_rag.encoder.recipe import Pooling
 from mrl_rag.errors import ModelFilesError
 from mrl_rag.models import MODELS, ModelSpec, PackagedWeights
 from mrl_rag.tasks import PROMPT_NAMES, TASKS
@@ -284,6 +284,7 @@ def test_the_nomic_recipe_is_the_published_snippet(save_model, texts, cosine_dis
         dims=(32, 16, 8),
         max_length=64,
         licence="Apache-2.0",
+        languages="en",
         layer_norm=MODELS["nomic-v1.5"].layer_norm,
         packaged=PackagedWeights("packaged_nomic", "model", file_sha256(folder / "model.safetensors")),
     )

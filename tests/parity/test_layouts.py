@@ -184,7 +184,7 @@ def test_a_tokenizer_in_python_gives_the_references_vectors(in_python, compare):
     encoder, _ = compare(in_python, ["the thread of it", "a query, then a string", "the end of it " * 3])
     with pytest.warns(UserWarning, match="1 of 2 texts were longer"):
         encoder.encode(["the thread of it", "the end of it " * 30])
-    assert encoder.last_cut.texts == 1
+    assert encoder.last_truncation.texts == 1
     with pytest.raises(InvalidInput, match="tokens stand"):
         encoder.token_offsets("a text")
     with pytest.raises(InvalidInput, match="tokens stand"):

@@ -75,5 +75,5 @@ def test_a_backend_that_is_not_there_is_refused(tiny_bert, backend, device):
 
 def test_without_the_extra_the_pip_line_is_given(tiny_bert, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "openvino", None)
-    with pytest.raises(MissingExtra, match=r"pip install 'mrl-rag\[openvino\]'"):
+    with pytest.raises(MissingExtra, match=r"pip install 'openvino>="):
         MatryoshkaEncoder(tiny_bert, device="cpu", dtype="float32", backend="openvino")

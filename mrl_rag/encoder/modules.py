@@ -1,4 +1,4 @@
-"""What a model's own files put between pooling and the cut: learned maps, layer norms."""
+"""The modules of a sentence-transformers model that follow the pooling: Dense, LayerNorm, Normalize."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
-from mrl_rag.encoder.loading import Step
+from mrl_rag.encoder.recipe import ModuleSettings
 from mrl_rag.errors import ModelFilesError
 
 
@@ -21,14 +21,14 @@ class Dense(nn.Module):
     """A linear map with an activation, float [n, in_features] -> [n, out_features].
 
     Args:
-        in_features: length of a vector that comes in.
-        out_features: length of a vector that goes out.
-        bias: whether the map adds a learned vector.
-        activation_function: class of `torch.nn` by its full name.
-        use_residual: add what came in, mapped to `out_features` where the lengths differ.
+        in_features: length of the input.
+        out_features: length of the output.
+        bias: whether the map has a bias.
+        activation_function: full name of a class of `torch.nn`.
+        use_residual: add the input, mapped to `out_features` where the lengths differ.
     """
 
-    # The defaults are those of sentence-transformers: a file leaves out what has its default.
+    # sentence-transformers' defaults: its files leave out settings that have them.
     def __init__(
         self,
         in_features: int,
@@ -73,41 +73,41 @@ class Normalize(nn.Module):
         return nn.functional.normalize(vectors, p=2, dim=1)
 
 
-def load_steps(folder: Path, steps: Sequence[Step], width: int) -> tuple[nn.Sequential, int]:
-    """Build the modules between pooling and the cut, with their weights.
+def load_modules(folder: Path, specs: Sequence[ModuleSettings], width: int) -> tuple[nn.Sequential, int]:
+    """Load the modules between pooling and truncation.
 
     Args:
         folder: the model's folder.
-        steps: of its recipe, in order.
+        specs: the modules of its recipe, in order.
         width: length of a pooled vector.
 
     Returns:
-        One module, float32 [n, width] -> [n, full_dim], and full_dim.
+        One module that maps float32 [n, width] to [n, full_dim]; and full_dim.
 
     Raises:
-        ModelFilesError: weights are damaged or missing, or don't fit the step's config.json or the vector before it.
+        ModelFilesError: weights are damaged or missing, or don't fit the module's config.json or the module before it.
     """
     modules: list[nn.Module] = []
-    for step in steps:
-        if step.kind == "Normalize":
+    for spec in specs:
+        if spec.kind == "Normalize":
             modules.append(Normalize())
             continue
-        name = folder / step.path
+        name = folder / spec.path
         try:
-            module: Dense | LayerNorm = Dense(**step.settings) if step.kind == "Dense" else LayerNorm(**step.settings)
+            module: Dense | LayerNorm = Dense(**spec.settings) if spec.kind == "Dense" else LayerNorm(**spec.settings)
             module.load_state_dict(_load_weights(name))
         except (OSError, RuntimeError, TypeError, ValueError, SafetensorError, UnpicklingError) as error:
             raise ModelFilesError(
-                f"the {step.kind} module in {name} can't be loaded: {error}. It needs a config.json and weights that "
+                f"the {spec.kind} module in {name} can't be loaded: {error}. It needs a config.json and weights that "
                 "fit each other; download the model again."
             ) from error
-        wanted = step.settings["in_features" if step.kind == "Dense" else "dimension"]
+        wanted = spec.settings["in_features" if spec.kind == "Dense" else "dimension"]
         if wanted != width:
             raise ModelFilesError(
-                f"the {step.kind} module in {name} takes vectors of {wanted} numbers; what comes before it gives "
+                f"the {spec.kind} module in {name} takes vectors of {wanted} numbers; what comes before it gives "
                 f"{width}. Download the model again."
             )
-        width = step.settings.get("out_features", width)
+        width = spec.settings.get("out_features", width)
         modules.append(module)
     return nn.Sequential(*modules).eval().float(), width
 
