@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from langchain_core.embeddings import Embeddings
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr
 
 from mrl_rag import Encoder, MatryoshkaEncoder, Task
 from mrl_rag.binding import model_of
@@ -83,6 +83,8 @@ class MatryoshkaEmbeddings(BaseModel, Embeddings):
     encoder: Any = Field(default=None, exclude=True, repr=False)
     """Any `mrl_rag.Encoder`, used instead of one made from the fields above."""
 
+    _made_encoder: bool = PrivateAttr(default=False)
+
     model_config = ConfigDict(extra="forbid", protected_namespaces=())
 
     # Not a validator: pydantic would hide the errors of this package in one of its own.
@@ -90,6 +92,7 @@ class MatryoshkaEmbeddings(BaseModel, Embeddings):
         if not isinstance(encoder := fields.get("encoder"), Encoder | None):
             raise InvalidInput(f"encoder is {encoder!r}; it must be an mrl_rag.Encoder, such as MatryoshkaEncoder().")
         super().__init__(**fields)
+        self._made_encoder = self.encoder is None
         if self.encoder is None:
             settings = {name: getattr(self, name) for name in _ENCODER_SETTINGS}
             self.encoder = MatryoshkaEncoder(self.model, **settings)
@@ -99,6 +102,21 @@ class MatryoshkaEmbeddings(BaseModel, Embeddings):
             self.model = model_of(self.encoder)
         if self.dim is not None:
             self.encoder.encode([], dim=self.dim)
+
+    def close(self) -> None:
+        """Free what the encoder holds, unless that was passed in; texts can't be embedded after this."""
+        if self._made_encoder:
+            self.encoder.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        task = f", task={self.task!r}" if self.task else ""
+        return f"MatryoshkaEmbeddings({self.encoder!r}, dim={self.dim}{task})"
 
     @property
     def fingerprint(self) -> str:

@@ -11,6 +11,7 @@ from langchain_core.embeddings import Embeddings
 from langchain_core.runnables import run_in_executor
 from langchain_core.vectorstores import VectorStore
 
+from langchain_mrl.compat import collection_of
 from langchain_mrl.connection import check_metric, connect
 from langchain_mrl.embeddings import MatryoshkaEmbeddings, fingerprint, model_name
 from langchain_mrl.filters import Filter, chroma_where
@@ -165,6 +166,11 @@ class MatryoshkaVectorStore(VectorStore):
             if made:
                 self.close()
             raise
+
+    def __repr__(self) -> str:
+        name = model_name(self._embedding) or ""
+        embedding = f"{type(self._embedding).__name__}({name})" if self._embedding else "no embeddings"
+        return f"MatryoshkaVectorStore({self.index!r}, {embedding})"
 
     def close(self) -> None:
         """Let go of files and connections. A client that was passed in stays open."""
@@ -321,7 +327,7 @@ class MatryoshkaVectorStore(VectorStore):
             IndexMismatch: the collection is a two-stage index already.
         """
         embedding = embedding if embedding is not None else getattr(existing, "embeddings", None)
-        collection: Any = getattr(existing, "_collection", existing)
+        collection = collection_of(existing)
         with _plain_collection_explained(collection_name or collection.name):
             index = TwoStageIndex.from_chroma(
                 collection,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, Literal, Self
 from weakref import WeakKeyDictionary
 
 from llama_index.core.base.embeddings.base import BaseEmbedding
@@ -79,6 +79,7 @@ class MatryoshkaEmbedding(BaseEmbedding):
     pickled_weights: bool = Field(default=False, description="Load pickled weights where there are no safetensors.")
 
     _encoder: Encoder = PrivateAttr()
+    _made_encoder: bool = PrivateAttr()
     # An event loop's own lock: asyncio's don't serve two loops.
     _turns: WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Lock] = PrivateAttr(default_factory=WeakKeyDictionary)
 
@@ -111,6 +112,7 @@ class MatryoshkaEmbedding(BaseEmbedding):
                 )
             fields |= _described(encoder)
         super().__init__(**fields)
+        self._made_encoder = encoder is None
         self._encoder = encoder or MatryoshkaEncoder(
             self.model_name, **{name: getattr(self, name) for name in _ENCODER_SETTINGS}
         )
@@ -142,6 +144,21 @@ class MatryoshkaEmbedding(BaseEmbedding):
     def encoder(self) -> Encoder:
         """The encoder that does the work."""
         return self._encoder
+
+    def close(self) -> None:
+        """Free what the encoder holds, unless that was passed in; texts can't be embedded after this."""
+        if self._made_encoder:
+            self._encoder.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        task = f", task={self.task!r}" if self.task else ""
+        return f"MatryoshkaEmbedding({self._encoder!r}, dim={self.dim}{task})"
 
     def __deepcopy__(self, memo: dict[int, Any] | None = None) -> MatryoshkaEmbedding:
         """Copy the fields, and share the encoder."""

@@ -69,6 +69,11 @@ class TwoStageRetriever(BaseRetriever):
         self._filters = filters
         super().__init__(**kwargs)
 
+    def __repr__(self) -> str:
+        return (
+            f"TwoStageRetriever({self._vector_store!r}, similarity_top_k={self._similarity_top_k}, plan={self._plan})"
+        )
+
     def _retrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
         vector = query_bundle.embedding
         if vector is None:

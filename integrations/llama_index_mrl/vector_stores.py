@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Self
 
@@ -19,20 +18,18 @@ from llama_index.core.vector_stores.types import (
 )
 from llama_index.core.vector_stores.utils import metadata_dict_to_node, node_to_metadata_dict
 
+from llama_index_mrl.compat import DOCUMENT_KEY, NODE_KEYS, TYPE_KEY
 from llama_index_mrl.embeddings import MatryoshkaEmbedding, fingerprint_of, name_of
 from llama_index_mrl.filters import Where, condition
 from mrl_rag import Hit, Plan, Record, TwoStageIndex
 from mrl_rag.binding import bind_model
+from mrl_rag.compat.chroma import settings_of
 from mrl_rag.errors import InvalidIds, InvalidInput
 
 if TYPE_CHECKING:
     from chromadb.api import ClientAPI
     from chromadb.api.models.Collection import Collection
 
-# LlamaIndex's name, in what it stores, for the document a node came from.
-_SOURCE = "document_id"
-# What LlamaIndex adds to a node's own metadata.
-_INTERNAL = {"_node_content", "_node_type", "document_id", "doc_id", "ref_doc_id"}
 # Candidates for MMR, a multiple of the nodes asked for, and its balance; the defaults of LlamaIndex's own stores.
 _MMR_PREFETCH = 4.0
 _MMR_THRESHOLD = 0.5
@@ -136,7 +133,10 @@ class MatryoshkaVectorStore(BasePydanticVectorStore):
             chroma_collection, collection_name = collection_name, collection_name.name
         if chroma_collection is not None:
             collection_name, place = chroma_collection.name, (chroma_collection.tenant, chroma_collection.database)
-            client = chromadb.Client(chroma_collection._client.get_settings(), *place)
+            settings = settings_of(chroma_collection)
+            if settings is None:
+                raise InvalidInput("this collection doesn't tell where it is; pass client= and collection_name=.")
+            client = chromadb.Client(settings, *place)
         elif host is not None:
             client = chromadb.HttpClient(host, int(port or 8000), ssl, dict(headers or {}))
         if embed_model is not None:
@@ -155,6 +155,10 @@ class MatryoshkaVectorStore(BasePydanticVectorStore):
                 index.close()
             raise
         self._index = index
+
+    def __repr__(self) -> str:
+        model = f", model_name={self.model_name!r}" if self.model_name else ""
+        return f"MatryoshkaVectorStore({self._index!r}{model})"
 
     def close(self) -> None:
         """Let go of files and connections. A client that was passed in stays open."""
@@ -261,7 +265,7 @@ class MatryoshkaVectorStore(BasePydanticVectorStore):
 
     def delete(self, ref_doc_id: str, **delete_kwargs: Any) -> None:
         """Remove every node of a document."""
-        self._index.delete(where={_SOURCE: ref_doc_id})
+        self._index.delete(where={DOCUMENT_KEY: ref_doc_id})
 
     async def adelete(self, ref_doc_id: str, **delete_kwargs: Any) -> None:
         """As `delete`, without blocking the event loop."""
@@ -344,7 +348,7 @@ class MatryoshkaVectorStore(BasePydanticVectorStore):
             mode = getattr(query.mode, "value", query.mode)
             raise InvalidInput(f"mode={mode!r}: this store has 'default' and 'mmr'.")
         if query.doc_ids is not None:
-            within = {_SOURCE: {"$in": list(query.doc_ids)}}
+            within = {DOCUMENT_KEY: {"$in": list(query.doc_ids)}}
             where = {"$and": [within, where]} if where else within
         if query.doc_ids == []:
             return _result([])
@@ -384,7 +388,7 @@ class MatryoshkaVectorStore(BasePydanticVectorStore):
     def _restriction(self, node_ids: list[str] | None) -> list[str] | None:
         if not node_ids:
             return None
-        bookkeeping = self._index.metadatas({"_node_type": {"$in": [ImageNode.class_name(), IndexNode.class_name()]}})
+        bookkeeping = self._index.metadatas({TYPE_KEY: {"$in": [ImageNode.class_name(), IndexNode.class_name()]}})
         return None if set(node_ids) <= set(bookkeeping) else node_ids
 
     def _narrowed(
@@ -412,22 +416,22 @@ def _result(hits: Sequence[Hit]) -> VectorStoreQueryResult:
 
 
 def _node(found: Hit | Record) -> BaseNode:
-    if "_node_content" not in found.metadata:
+    if not found.metadata.keys() >= NODE_KEYS:
         return TextNode(id_=found.id, text=found.document or "", metadata=found.metadata)
     # A multimodal node without text has none to be set.
     node = metadata_dict_to_node(found.metadata, text=found.document or None)
     # Another framework, or plain Chroma, may have changed the record since; it changes what Chroma holds.
-    own = {key: value for key, value in node.metadata.items() if key in _INTERNAL or not _storable(value)}
-    now = {key: value for key, value in found.metadata.items() if key not in _INTERNAL} | own
+    own = {key: value for key, value in node.metadata.items() if key in NODE_KEYS or not _storable(value)}
+    now = {key: value for key, value in found.metadata.items() if key not in NODE_KEYS} | own
     node.metadata = {key: now[key] for key in (*node.metadata, *now) if key in now}
     return node
 
 
 def _as_added(metadata: dict[str, Any]) -> dict[str, Any]:
     """Return a record's metadata with what Chroma couldn't hold of its node's, an empty list for one."""
-    if "_node_content" not in metadata:
+    if not metadata.keys() >= NODE_KEYS:
         return metadata
-    own = json.loads(metadata["_node_content"]).get("metadata") or {}
+    own = metadata_dict_to_node(metadata).metadata
     return {key: value for key, value in own.items() if not _storable(value)} | metadata
 
 

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import cached_property
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from chromadb.api.types import Documents, EmbeddingFunction, Embeddings, Space
 from chromadb.utils.embedding_functions import register_embedding_function
 
-from mrl_rag.encoder import MatryoshkaEncoder
-from mrl_rag.encoder.base import Encoder
+from mrl_rag import Encoder, MatryoshkaEncoder, Task
 from mrl_rag.errors import IndexMismatch, InvalidInput
-from mrl_rag.tasks import Task
+
+__all__ = ["MatryoshkaEmbeddingFunction"]
 
 _SETTINGS = ("model", "dim", "max_length", "prompts", "revision")
 
@@ -22,7 +22,7 @@ _SETTINGS = ("model", "dim", "max_length", "prompts", "revision")
 class MatryoshkaEmbeddingFunction(EmbeddingFunction[Documents]):
     """Documents and queries to vectors, each with its prompt, for a plain Chroma collection.
 
-        from mrl_rag.chroma import MatryoshkaEmbeddingFunction
+        from chroma_mrl import MatryoshkaEmbeddingFunction
         collection = client.create_collection("docs", embedding_function=MatryoshkaEmbeddingFunction(dim=128))
         collection.add(ids=["a"], documents=["a text"])
         collection.query(query_texts=["a question"])
@@ -84,6 +84,20 @@ class MatryoshkaEmbeddingFunction(EmbeddingFunction[Documents]):
                 f"model now has {encoder.fingerprint}. Bring its files back, or fill a new collection."
             )
         return encoder
+
+    def __repr__(self) -> str:
+        return f"MatryoshkaEmbeddingFunction({self._given or self._settings['model']!r}, dim={self._settings['dim']})"
+
+    def close(self) -> None:
+        """Free what the encoder holds, unless that was passed in; texts can't be embedded after this."""
+        if self._given is None and "encoder" in vars(self):
+            self.encoder.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
 
     def __call__(self, input: Documents) -> Embeddings:
         """Embed passages, each with the model's document prompt: float32 [dim] each."""

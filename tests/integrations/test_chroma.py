@@ -3,8 +3,8 @@
 import chromadb
 import numpy as np
 import pytest
+from chroma_mrl import MatryoshkaEmbeddingFunction
 
-from mrl_rag.chroma import MatryoshkaEmbeddingFunction
 from mrl_rag.errors import IndexMismatch, InvalidInput, InvalidTexts
 from mrl_rag.testing import DeterministicEncoder
 
