@@ -1,4 +1,4 @@
-"""The encoder for those who use Chroma by itself: an `EmbeddingFunction`."""
+"""mrl-rag under plain Chroma: an `EmbeddingFunction`."""
 
 from __future__ import annotations
 
@@ -20,25 +20,25 @@ _SETTINGS = ("model", "dim", "max_length", "prompts", "revision")
 
 @register_embedding_function
 class MatryoshkaEmbeddingFunction(EmbeddingFunction[Documents]):
-    """Documents and queries to vectors, each with its prompt, for a plain Chroma collection.
+    """Embeds documents and queries, each with the model's prompt, for a plain Chroma collection.
 
         from chroma_mrl import MatryoshkaEmbeddingFunction
         collection = client.create_collection("docs", embedding_function=MatryoshkaEmbeddingFunction(dim=128))
         collection.add(ids=["a"], documents=["a text"])
         collection.query(query_texts=["a question"])
 
-    Chroma stores what it was made with, and makes it again when the collection is opened: import this module before.
-    The model is loaded when it is first needed.
+    Chroma stores the arguments with the collection, and makes the function again from them when the collection is
+    opened in a process that has imported this module. The model is loaded on first use.
 
     Args:
         model: short name, local folder or hub id, as for `MatryoshkaEncoder`.
         dim: length of the vectors, 1 <= dim <= the model's full dimension; None for the full one.
-        device: a torch device; None takes a GPU when there is one. Not stored.
+        device: a torch device; None for a GPU where there is one. Not stored.
         max_length: longest input in tokens; None for the model's own.
-        prompts: task -> prompt, over the model's own.
+        prompts: prompts by task, used instead of the model's own.
         revision: branch, tag or commit on the hub.
-        encoder: any encoder of this package, to use instead of making one of the above. Chroma can't make it again:
-            pass it when the collection is opened, too.
+        encoder: any `mrl_rag.Encoder`, used instead of one made from the arguments above. Chroma can't store it: pass
+            it again when the collection is opened.
     """
 
     def __init__(
@@ -67,7 +67,8 @@ class MatryoshkaEmbeddingFunction(EmbeddingFunction[Documents]):
         """The encoder that does the work.
 
         Raises:
-            IndexMismatch: it isn't the one that the collection was filled with.
+            IndexMismatch: the model's files have changed since the collection was filled.
+            InvalidInput: the collection was made with `encoder=`, which has to be passed again.
         """
         if self._given is not None:
             return self._given
@@ -113,20 +114,20 @@ class MatryoshkaEmbeddingFunction(EmbeddingFunction[Documents]):
         return "mrl-rag"
 
     def default_space(self) -> Space:
-        """Return the metric that fits: cosine."""
+        """Return "cosine", the metric for these vectors."""
         return "cosine"
 
     def get_config(self) -> dict[str, Any]:
-        """Return what Chroma stores to make this again."""
+        """Return what Chroma stores with the collection."""
         made_again = {} if self._given is None else {"model": None}
         return {**self._settings, **made_again, "fingerprint": self._expected or self.encoder.fingerprint}
 
     @staticmethod
     def build_from_config(config: dict[str, Any]) -> MatryoshkaEmbeddingFunction:
-        """Make this again of what Chroma has stored.
+        """Make the function again from what Chroma has stored.
 
         Raises:
-            InvalidInput: it isn't what `get_config` returns.
+            InvalidInput: `config` is not what `get_config` returns.
         """
         MatryoshkaEmbeddingFunction.validate_config(config)
         built = MatryoshkaEmbeddingFunction(**{key: config[key] for key in _SETTINGS})
@@ -138,7 +139,7 @@ class MatryoshkaEmbeddingFunction(EmbeddingFunction[Documents]):
         """Accept what `get_config` returns.
 
         Raises:
-            InvalidInput: something is missing, or something else stands in it.
+            InvalidInput: a key is missing or unknown.
         """
         given, known = set(config), {*_SETTINGS, "fingerprint"}
         if given != known:
@@ -156,8 +157,8 @@ class MatryoshkaEmbeddingFunction(EmbeddingFunction[Documents]):
         for key in ("fingerprint", "dim"):
             if old_config.get(key) != new_config.get(key):
                 raise InvalidInput(
-                    f"{key} can't change from {old_config.get(key)!r} to {new_config.get(key)!r}: the vectors that are "
-                    "stored would no longer fit. Fill a new collection."
+                    f"{key} can't change from {old_config.get(key)!r} to {new_config.get(key)!r}: the stored vectors "
+                    "would no longer match. Fill a new collection."
                 )
 
     def _encode(self, texts: Documents, task: Task) -> Embeddings:

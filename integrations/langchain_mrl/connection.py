@@ -1,4 +1,4 @@
-"""Where a store's Chroma is, in the words that `langchain_chroma` uses."""
+"""The Chroma client for a store, from the arguments that `langchain_chroma` takes."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ def connect(
     database: str | None,
     client_settings: Settings | None,
 ) -> ClientAPI | None:
-    """Return `client`, or the one that the others ask for; None where a folder, or nothing, says it all.
+    """Return `client`, or a client made from the other arguments; None for a plain folder, or memory.
 
     Raises:
-        InvalidInput: more than one place is named, or Chroma Cloud is without tenant or database.
+        InvalidInput: more than one place is given, or Chroma Cloud without `tenant` or `database`.
     """
     import chromadb
     from chromadb.config import DEFAULT_DATABASE, DEFAULT_TENANT, Settings
@@ -42,11 +42,13 @@ def connect(
     }
     named = [name for name, value in places.items() if value is not None]
     if len(named) > 1:
-        raise InvalidInput(f"{' and '.join(named)} are all given; a collection is in one place, so pass one of them.")
+        raise InvalidInput(
+            f"{' and '.join(named)} are given together; a collection is in one place, so pass one of them."
+        )
     if client is not None:
         return client
     place = {"tenant": tenant or DEFAULT_TENANT, "database": database or DEFAULT_DATABASE}
-    # A copy: chromadb writes into the settings it is given.
+    # A copy, because chromadb changes the settings it is given.
     settings = client_settings.model_copy() if client_settings else Settings()
     if host is not None:
         return chromadb.HttpClient(host, port or 8000, ssl, headers, settings, **place)
@@ -57,17 +59,17 @@ def connect(
     if client_settings is None and tenant is None and database is None:
         return None
     if persist_directory is not None:
-        # Absolute: Chroma would follow a change of the working directory.
+        # Absolute, because Chroma would resolve the path again after a change of the working directory.
         return chromadb.PersistentClient(Path(persist_directory).expanduser().resolve(), settings, **place)
     return chromadb.Client(settings, **place)
 
 
 def check_metric(collection_metadata: Mapping[str, Any] | None, configuration: Mapping[str, Any] | None) -> None:
-    """Take what asks for the metric that a two-stage index has anyway.
+    """Accept settings that ask for cosine, which a two-stage index has anyway; refuse all others.
 
     Args:
-        collection_metadata: "hnsw:space" alone.
-        configuration: {"hnsw": {"space": ...}} alone.
+        collection_metadata: None or {"hnsw:space": "cosine"}.
+        configuration: None or {"hnsw": {"space": "cosine"}}.
 
     Raises:
         InvalidInput: another metric, or another setting.

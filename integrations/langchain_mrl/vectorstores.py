@@ -43,64 +43,64 @@ class MatryoshkaVectorStore(VectorStore):
 
     The methods and arguments are those of `langchain_chroma.Chroma`, with these differences.
 
-    - Scores are cosines at full dimension, -1 to 1: higher is nearer. Relevance scores are the same with negative ones
-      at 0, so a `score_threshold` of 0.5 asks for a cosine of 0.5; what is a good one depends on the embeddings.
-      `similarity_search_by_vector_with_relevance_scores` gives these, not distances.
-    - Vectors come back at unit length, as exact as the archive keeps them.
-    - A record whose id is there already is replaced whole. Of equal ids in one call the last is stored.
-    - `embedding` comes first, `client` fourth and `shortlist_dim` fifth; `MatryoshkaVectorStore("name", embeddings)`
-      works, too. What follows is given by name. `from_texts` and `from_documents` take `ids` fourth, and what follows
-      by name.
-    - `get` orders records by the ids given, or by id. A store whose collection was deleted is empty, and filled again
-      makes another.
-    - `_collection` is to be read: what is written to it past the store has no full vector.
-    - Two stores in memory have nothing in common. Unknown arguments are refused.
+    - Scores are cosines at full dimension, from -1 to 1; higher is nearer. `langchain_chroma` returns distances. A
+      relevance score is the cosine, or 0 where that is negative, so `score_threshold=0.5` asks for a cosine of at least
+      0.5.
+    - Vectors are returned at unit length, rounded to the precision of the index's archive (float16 by default).
+    - Adding a record under an id that exists replaces it, text and metadata. Of equal ids in one call the last one
+      counts.
+    - The order of the constructor's arguments is `embedding`, `collection_name`, `persist_directory`, `client`,
+      `shortlist_dim`; all others are given by name. `MatryoshkaVectorStore("name", embeddings)` works as well.
+      `from_texts` and `from_documents` take `ids` fourth and third, then names only.
+    - `get` returns records in the order of the ids given.
+    - After `delete_collection` the store is empty, and adding to it makes a new collection.
+    - Read from `_collection`, but don't write to it: such records have no full vector, and searches can't rerank them.
+    - Two stores in memory are separate. Unknown arguments are refused.
     - There is no `add_images`, `encode_image`, `similarity_search_by_image`,
       `similarity_search_by_image_with_relevance_score`, `fork` or `hybrid_search`.
 
-    Filters are Chroma's, or plain dicts: several keys, or several operators of one key, mean all of them, at any depth.
+    A filter is a dict, in Chroma's language or simpler: several keys, and several operators of one key, must all be
+    met.
 
         {"page": 1, "source": "a.pdf"}    {"page": {"$gte": 1, "$lt": 9}}    {"$or": [{"page": 1}, {"source": "b.pdf"}]}
-        {"tags": {"$contains": "draft"}}  # of a list
+        {"tags": {"$contains": "draft"}}  # the list "tags" has this member
 
-    Metadata values are strings, numbers, booleans and non-empty lists of one of these, up to 5,460 members a record;
-    keys don't begin with "$", "#" or "chroma:". A key with None is not stored; anything else is refused, and nothing of
-    its batch is embedded or stored
-    (`langchain_community.vectorstores.utils.filter_complex_metadata` removes it).
+    Metadata values are strings, numbers, booleans, or non-empty lists of one of these types, with up to 5,460 list
+    members per record. Keys don't begin with "$", "#" or "chroma:". A value of None is left out. Anything else is
+    refused before its batch is embedded; `langchain_community.vectorstores.utils.filter_complex_metadata` removes it.
 
-    A copy, deep or not, is the same store. A pickled one carries where it is, and opens it again: that takes
-    `persist_directory` or `host`.
+    `copy.copy` and `copy.deepcopy` return the same store. A pickled store opens its folder or server again, so it must
+    have been made with `persist_directory`, `host` or `chroma_cloud_api_key`.
 
     Args:
-        embedding: any LangChain `Embeddings`; None for a store that is only searched by vector. With the collection's
-            name here the embeddings may be second.
-        collection_name: of the Chroma collection.
-        persist_directory: a folder; None for memory, or where one of the next is given.
-        client: a chromadb client.
-        shortlist_dim: length that Chroma searches; None for the stored one, or `TwoStageIndex`'s default.
-        embedding_function: the same as `embedding`.
-        host: of a Chroma server.
-        port: of the server; None for 8000.
-        ssl: speak https with the server.
-        headers: sent to the server with each request.
-        chroma_cloud_api_key: of Chroma Cloud, with `tenant` and `database`.
+        embedding: any LangChain `Embeddings`; None for a store that is searched by vector only.
+        collection_name: name of the Chroma collection.
+        persist_directory: a folder. None for memory, unless another place is given below.
+        client: a chromadb client to use instead of a folder; it is not closed with the store.
+        shortlist_dim: length of the vectors that are searched first; None for `TwoStageIndex`'s default.
+        embedding_function: another name for `embedding`, as in `langchain_chroma`.
+        host: host of a Chroma server.
+        port: port of that server; None for 8000.
+        ssl: use https with that server.
+        headers: HTTP headers to send to that server.
+        chroma_cloud_api_key: key of Chroma Cloud, which needs `tenant` and `database`, too.
         tenant: None for Chroma's default.
         database: None for Chroma's default.
-        client_settings: chromadb's.
-        collection_metadata: None, or the metric of every two-stage index, {"hnsw:space": "cosine"}.
-        collection_configuration: None, or the same as {"hnsw": {"space": "cosine"}}.
-        relevance_score_fn: makes a relevance score of the cosine distance, 1 - cosine, as `langchain_chroma` does; None
-            for the cosine itself, negative ones at 0.
-        create_collection_if_not_exists: False refuses a collection that isn't there.
-        index: a `TwoStageIndex` to use instead of all that says where it is.
-        model: name of the embeddings' model, which the collection remembers and by which it refuses another model's
-            embeddings; None takes it from the embeddings. An encoder of mrl-rag is known by its fingerprint as well.
+        client_settings: chromadb's `Settings`.
+        collection_metadata: None or {"hnsw:space": "cosine"}, the only metric there is.
+        collection_configuration: None or {"hnsw": {"space": "cosine"}}, likewise.
+        relevance_score_fn: turns a cosine distance (1 - cosine) into a relevance score; None for the cosine, at least
+            0.
+        create_collection_if_not_exists: False raises where there is no such collection.
+        index: a `TwoStageIndex` to use instead of all arguments that say where it is.
+        model: name of the embeddings' model; None takes it from the embeddings. The collection remembers it, and
+            refuses embeddings of another model. Pass the stored name where one model has two names.
 
     Raises:
-        InvalidInput: `embedding` is no embeddings, two arguments exclude each other, or the collection isn't there.
-        PlainCollection: the collection was filled by plain Chroma: `from_existing` makes a two-stage one of it.
-        IndexMismatch: the collection was filled with another model or dimension. Embeddings of other libraries are told
-            apart by their model's name; one model may be used through several classes.
+        InvalidInput: `embedding` is not an `Embeddings`, two arguments exclude each other, or there is no such
+            collection.
+        PlainCollection: the collection was filled by plain Chroma; `from_existing` makes a two-stage one of it.
+        IndexMismatch: another model, or another dimension, filled the collection.
         TwoStageIndexError: as `TwoStageIndex` does.
     """
 
@@ -142,29 +142,30 @@ class MatryoshkaVectorStore(VectorStore):
             "database": database,
             "client_settings": client_settings,
         }
-        # What pickling carries, where that is enough to open the store again.
-        self._settings: Filter | None = None
-        # The client that nobody but this store knows, and so nobody else closes.
+        # The constructor's arguments, for a pickle; None where they don't say where the records are.
+        self._settings: dict[str, Any] | None = None
+        # A client that this store made, and so has to close.
         self._client: ClientAPI | None = None
-        made = index is None
-        if index is None:
-            connected = connect(client, **place)  # type: ignore[arg-type]
-            if client is None:
-                self._client = connected
-                if (persist_directory or host or chroma_cloud_api_key) is not None:
-                    self._settings = place | {"embedding": self._embedding, "collection_name": name}
-                    self._settings |= {"relevance_score_fn": relevance_score_fn, "model": model}
-            length = self._embedding.length if isinstance(self._embedding, MatryoshkaEmbeddings) else None
-            folder = persist_directory if connected is None else None
-            with _plain_collection_explained(name):
-                index = TwoStageIndex(folder, name, length, shortlist_dim, client=connected)
-        self.index = index
+        known = model or model_name(self._embedding), fingerprint(self._embedding), "model"
+        if index is not None:
+            bind_model(index, *known)
+            self.index = index
+            return
+        connected = connect(client, **place)  # type: ignore[arg-type]
+        if client is None:
+            self._client = connected
+            if persist_directory or host or chroma_cloud_api_key:
+                self._settings = place | {"embedding": self._embedding, "collection_name": name}
+                self._settings |= {"relevance_score_fn": relevance_score_fn, "model": model}
+        length = self._embedding.length if isinstance(self._embedding, MatryoshkaEmbeddings) else None
+        folder = persist_directory if connected is None else None
+        with _plain_collection_explained(name):
+            self.index = TwoStageIndex(folder, name, length, shortlist_dim, client=connected)
         try:
-            bind_model(index, model or model_name(self._embedding), fingerprint(self._embedding), "model")
-            index.collection(create=bool(create_collection_if_not_exists))
+            bind_model(self.index, *known)
+            self.index.collection(create=bool(create_collection_if_not_exists))
         except BaseException:
-            if made:
-                self.close()
+            self.close()
             raise
 
     def __repr__(self) -> str:
@@ -173,7 +174,7 @@ class MatryoshkaVectorStore(VectorStore):
         return f"MatryoshkaVectorStore({self.index!r}, {embedding})"
 
     def close(self) -> None:
-        """Let go of files and connections. A client that was passed in stays open."""
+        """Close the index, and the client unless that was passed in."""
         self.index.close()
         if self._client is not None:
             self._client.close()  # type: ignore[attr-defined]
@@ -195,7 +196,7 @@ class MatryoshkaVectorStore(VectorStore):
     def __getstate__(self) -> dict[str, Any]:
         if self._settings is None:
             raise InvalidInput(
-                "a store in memory, or of a client= or index=, can't be pickled; pass persist_directory=."
+                "a store in memory, or one made with client= or index=, can't be pickled; pass persist_directory=."
             )
         return self._settings | {"shortlist_dim": self.index.shortlist_dim}
 
@@ -204,7 +205,7 @@ class MatryoshkaVectorStore(VectorStore):
 
     @property
     def _collection(self) -> Collection:
-        """The Chroma collection, which much code around LangChain reads."""
+        """The Chroma collection, under the name that code written for `langchain_chroma` uses. Read from it only."""
         return self.index.collection()
 
     @property
@@ -229,9 +230,9 @@ class MatryoshkaVectorStore(VectorStore):
         Args:
             texts: n strings.
             embedding: any LangChain `Embeddings`.
-            metadatas: n dicts, None for a text without.
-            ids: n ids; None, or None in place of one, makes a new one.
-            batch_size: texts embedded and committed together.
+            metadatas: n dicts, or None in place of one.
+            ids: n ids; None, or None in place of one, makes a new id.
+            batch_size: texts embedded and committed together; None for 512.
             show_progress: show a bar when standard error is a terminal.
             **kwargs: the constructor's other arguments.
         """
@@ -307,23 +308,24 @@ class MatryoshkaVectorStore(VectorStore):
             MatryoshkaVectorStore.from_existing(chroma, in_place=True)                     # in its folder, by its name
             MatryoshkaVectorStore.from_existing(collection, embeddings, client=client)     # a chromadb collection
 
-        The collection stays as it is, but for its name with `in_place`. After an interruption, call again: it goes on
-        from there.
+        The old collection keeps its records; with `in_place` it gets another name. After an interruption, call again:
+        copying continues where it stopped.
 
         Args:
             existing: a `langchain_chroma.Chroma`, or a chromadb collection.
-            embedding: what filled the collection; None takes that of `existing`.
-            collection_name: of the new collection; None for the old one's, with "-two-stage" after it where `client` is
-                given, or the folder that the old one is in.
-            persist_directory: folder of the new store; None for memory, or where `client` is given.
+            embedding: the embeddings that filled the collection; None takes those of `existing`.
+            collection_name: name of the new collection. None for the old name, with "-two-stage" added where both are
+                in one place.
+            persist_directory: folder of the new store; None for memory, unless `client` is given.
             client: a chromadb client for the new store.
-            shortlist_dim: length that Chroma will search; None for `TwoStageIndex`'s default.
-            in_place: give the new collection the place and name of the old one, which gets "-single-stage" after it.
+            shortlist_dim: length of the vectors that are searched first; None for `TwoStageIndex`'s default.
+            in_place: put the new collection where the old one is and under its name; the old one's name gets
+                "-single-stage" added.
             show_progress: show a bar when standard error is a terminal.
 
         Raises:
             InvalidInput: `in_place` with another place, or with `collection_name`.
-            PlainCollection: another collection of plain Chroma has the new one's name.
+            PlainCollection: there is already a plain Chroma collection of the new name.
             IndexMismatch: the collection is a two-stage index already.
         """
         embedding = embedding if embedding is not None else getattr(existing, "embeddings", None)
@@ -351,15 +353,15 @@ class MatryoshkaVectorStore(VectorStore):
         batch_size: int | None = None,
         show_progress: bool = False,
     ) -> list[str]:
-        """Embed and store texts; a record whose id is there already is replaced whole.
+        """Embed and store texts; a record whose id exists already is replaced, text and metadata.
 
-        Texts are taken, embedded and committed a batch at a time: a generator of any length needs the memory of one
-        batch, and an interruption or an error loses only the batch in flight.
+        Texts are read, embedded and committed one batch at a time. A generator of any length needs the memory of one
+        batch, and an interruption or an error loses at most the current batch.
 
         Args:
             texts: n strings.
-            metadatas: n dicts, None for a text without; the last texts of a longer list have none.
-            ids: n ids; None, or None in place of one, makes a new one. Of texts with equal ids the last is stored.
+            metadatas: n dicts, or None in place of one; of a shorter list, the last texts have no metadata.
+            ids: n ids; None, or None in place of one, makes a new id. Of texts with equal ids the last is stored.
             batch_size: texts embedded and committed together; None for 512.
             show_progress: show a bar when standard error is a terminal.
 
@@ -368,7 +370,7 @@ class MatryoshkaVectorStore(VectorStore):
 
         Raises:
             InvalidTexts: `texts` is a bare string, or one of them is not a string.
-            InvalidIds: an id is not a string, there are more or fewer than texts, or more metadatas than texts.
+            InvalidIds: an id is not a string, the number of ids is not that of the texts, or there are more metadatas.
             InvalidInput: Chroma can't store a metadata.
             ValueError: generators of texts, metadatas and ids are not of one length.
         """
@@ -398,7 +400,8 @@ class MatryoshkaVectorStore(VectorStore):
 
         Args:
             documents: n documents.
-            ids: n ids, before the documents' own; None takes those, and makes one where there is none.
+            ids: n ids, used instead of the documents' own; None takes those, and makes an id for a document without
+                one.
             batch_size: documents embedded and committed together; None for 512.
             show_progress: show a bar when standard error is a terminal.
 
@@ -423,10 +426,10 @@ class MatryoshkaVectorStore(VectorStore):
         self.update_documents([document_id], [document])
 
     def update_documents(self, ids: list[str], documents: list[Document]) -> None:
-        """Replace the texts of documents that are there, and the metadata keys that the new ones have.
+        """Replace the texts of stored documents, and those metadata keys that the new documents have.
 
         Args:
-            ids: n ids; those that are not there are passed over, and of one that stands twice each is done in turn.
+            ids: n ids; unknown ones are ignored, and for an id that is given twice both updates are made, in order.
             documents: n documents.
 
         Raises:
@@ -450,11 +453,11 @@ class MatryoshkaVectorStore(VectorStore):
         where: Filter | None = None,
         where_document: Filter | None = None,
     ) -> bool:
-        """Remove records; unknown ids are passed over.
+        """Remove records; unknown ids are ignored.
 
         Args:
             ids: one or more; None for every record that meets the conditions.
-            filter: condition on metadata; with `ids`, a record must meet it to be removed.
+            filter: condition on metadata; with `ids`, a record must have one of them and meet it.
             where: the same as `filter`, which is Chroma's name for it.
             where_document: condition on the text.
 
@@ -474,7 +477,7 @@ class MatryoshkaVectorStore(VectorStore):
         return True
 
     def delete_collection(self) -> None:
-        """Remove the collection and its full vectors. What is added next makes a new one."""
+        """Remove the collection and its full vectors. Adding to the store makes a new one."""
         self.index.drop()
 
     def reset_collection(self) -> None:
@@ -501,19 +504,22 @@ class MatryoshkaVectorStore(VectorStore):
             ids: one or more, which give the order; None for every record that meets the conditions, in Chroma's order.
             where: condition on metadata.
             limit: how many at most; None for all.
-            offset: how many to pass over.
-            where_document: condition on the text, Chroma's operators.
-            include: of "documents", "metadatas", "embeddings"; None for the first two.
+            offset: how many to skip.
+            where_document: condition on the text, in Chroma's language.
+            include: any of "documents", "metadatas", "embeddings"; None for the first two.
 
         Returns:
-            "ids", and those three, None for one that was not asked for. Embeddings are the full vectors.
+            A dict of "ids", "documents", "metadatas" and "embeddings" (full vectors); None for what was not asked for.
 
         Raises:
-            InvalidInput: a condition isn't one, `limit` or `offset` is negative, or `include` has something else.
+            InvalidInput: Chroma doesn't take a condition, `limit` or `offset` is negative, or `include` has another
+                value.
         """
         wanted = ("documents", "metadatas") if include is None else include
         if isinstance(wanted, str) or not set(wanted) <= {"documents", "metadatas", "embeddings"}:
-            raise InvalidInput(f'include is {include!r}; it is a list of "documents", "metadatas" and "embeddings".')
+            raise InvalidInput(
+                f'include is {include!r}; it must be a list of "documents", "metadatas" and "embeddings".'
+            )
         chosen = [ids] if isinstance(ids, str) else ids
         records = self.index.get(
             chosen, chroma_where(where), where_document, limit, offset or 0, vectors="embeddings" in wanted
@@ -533,18 +539,18 @@ class MatryoshkaVectorStore(VectorStore):
         where_document: Filter | None = None,
         **search: Any,
     ) -> list[list[Hit]]:
-        """Return the core's own hits of many questions, embedded and searched together.
+        """Return the hits of many questions, which are embedded and searched together.
 
         Args:
             queries: n questions.
-            k: how many hits a question at most.
+            k: how many hits per question at most.
             filter: condition on metadata.
-            where_document: condition on the text, Chroma's operators.
+            where_document: condition on the text, in Chroma's language.
             **search: `plan`, a `Plan`; `score_threshold`, the lowest cosine; `explain`, to give each hit its rank and
                 score at each stage.
 
         Returns:
-            n lists, best first.
+            n lists of `mrl_rag.Hit`, best first.
         """
         return self._search(self._embed_queries(queries), k, filter, where_document, **search)
 
@@ -556,7 +562,7 @@ class MatryoshkaVectorStore(VectorStore):
         where_document: Filter | None = None,
         **search: Any,
     ) -> list[list[Hit]]:
-        """Return the core's own hits without blocking the event loop; see `search_hits`."""
+        """Return the hits of many questions without blocking the event loop; see `search_hits`."""
         vectors = await self._aembed_queries(queries)
         return await run_in_executor(None, self._search, vectors, k, filter, where_document, **search)
 
@@ -565,8 +571,8 @@ class MatryoshkaVectorStore(VectorStore):
 
         Args:
             query: the question.
-            k: how many at most.
-            filter: condition on metadata, a plain dict or Chroma's operators.
+            k: how many at most; 4, as in LangChain.
+            filter: condition on metadata, as described in the class.
             **kwargs: `where_document`, a condition on the text; `plan`, a `Plan`; `score_threshold`, the lowest cosine.
         """
         return [_document(hit) for hit in self.search_hits([query], k, filter, **kwargs)[0]]
@@ -641,15 +647,15 @@ class MatryoshkaVectorStore(VectorStore):
         where_document: Filter | None = None,
         **kwargs: Any,
     ) -> list[Document]:
-        """Return k documents that are near a question and unlike each other, in the order they were chosen.
+        """Return k documents that are near a question and unlike each other, in the order in which they were chosen.
 
         Args:
             query: the question.
             k: how many at most.
             fetch_k: how many of the nearest to choose from.
             lambda_mult: 1 for the nearest only, 0 for the most different.
-            filter: condition on metadata, a plain dict or Chroma's operators.
-            where_document: condition on the text, Chroma's operators.
+            filter: condition on metadata, as described in the class.
+            where_document: condition on the text, in Chroma's language.
             **kwargs: `plan`, a `Plan`.
         """
         vector = self._embed_queries([query])[0]
@@ -750,7 +756,7 @@ class MatryoshkaVectorStore(VectorStore):
 def _embedding_and_name(
     embedding: Embeddings | str | None, name: str | Embeddings | None, embedding_function: Embeddings | None
 ) -> tuple[Embeddings | None, str]:
-    """Tell embeddings and name apart: langchain_chroma has the name first."""
+    """Return embeddings and name in whichever order they were given; `langchain_chroma` has the name first."""
     if isinstance(embedding, str) and (name == _NAME or not isinstance(name, str)):
         embedding, name = None if isinstance(name, str) else name, embedding
     if embedding is not None and embedding_function is not None:
@@ -767,7 +773,7 @@ def _embedding_and_name(
 
 @contextmanager
 def _plain_collection_explained(name: str) -> Iterator[None]:
-    """Say it in the words of this class."""
+    """Tell a user of LangChain what to do about a plain collection, in terms of this class."""
     try:
         yield
     except PlainCollection as error:

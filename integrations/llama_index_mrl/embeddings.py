@@ -1,4 +1,4 @@
-"""`MatryoshkaEmbedding`: the encoder as LlamaIndex's `BaseEmbedding`."""
+"""`MatryoshkaEmbedding`: an encoder as LlamaIndex's `BaseEmbedding`."""
 
 from __future__ import annotations
 
@@ -35,53 +35,54 @@ class MatryoshkaEmbedding(BaseEmbedding):
     """A Matryoshka encoder for anything in LlamaIndex that takes an embedding model.
 
         embed_model = MatryoshkaEmbedding()                      # the default model, full dimension
-        embed_model = MatryoshkaEmbedding(dim=128)               # the first 128 numbers, at unit length
-        embed_model = MatryoshkaEmbedding(encoder=my_encoder)    # one that exists already, local or remote
+        embed_model = MatryoshkaEmbedding("nomic-v1.5", dim=128) # the first 128 numbers, at unit length
+        embed_model = MatryoshkaEmbedding(encoder=my_encoder)    # any `mrl_rag.Encoder`
         Settings.embed_model = embed_model
 
-    All that changes a vector stands in its fields, the encoder's `fingerprint` among them, so that an
-    `IngestionPipeline` never takes one model's cached vectors for another's. `copy.deepcopy` shares the encoder; a
-    pickled model loads its weights again.
+    Its fields, the encoder's `fingerprint` among them, differ wherever vectors do, so that an `IngestionPipeline` never
+    takes one model's cached vectors for another's. `copy.deepcopy` shares the encoder. A pickled model loads its
+    weights again.
 
     Args:
-        encoder: a `MatryoshkaEncoder`, `OpenAIEncoder`, `CachedEncoder`, ... to use instead of making one of the
-            fields, which then describe it.
-        fingerprint: what the encoder's must be, as `to_dict` wrote it; None for any.
+        model_name: short name, local folder or hub id of the model; None for "minilm".
+        encoder: any `mrl_rag.Encoder`, used instead of one made from the fields. The fields then describe it.
+        fingerprint: required fingerprint of the encoder, as written by `to_dict`; None for any.
         **fields: the fields below, and `BaseEmbedding`'s own.
 
     Raises:
         UnknownModel: no such model.
         InvalidDimension: `dim` is not an integer in range.
-        InvalidInput: `embeddings_cache` is given: LlamaIndex looks vectors up there by text alone, and would take a
-            query's for a document's. `encoder=CachedEncoder(encoder, "vectors.sqlite3")` keeps them apart.
+        InvalidInput: there is no such field; `encoder` is not an `Encoder`, or is given together with settings for
+            making one; or `embeddings_cache` is given. LlamaIndex looks vectors up there by text only, and would return
+            a query's vector for a document. `encoder=CachedEncoder(encoder, "vectors.sqlite3")` keeps them apart.
         IndexMismatch: the encoder has another fingerprint.
     """
 
-    model_name: str = Field(default="minilm", description="Short name, local folder or hub id.")
-    embed_batch_size: int = Field(default=512, gt=0, le=2048, description="Texts handed to the encoder at once.")
+    model_name: str = Field(default="minilm", description="Short name, local folder or hub id of the model.")
+    embed_batch_size: int = Field(default=512, gt=0, le=2048, description="Texts per call of the encoder.")
     dim: int | None = Field(default=None, description="Length of the vectors; None for the full dimension.")
     device: str | list[str] | None = Field(
-        default=None, description="A torch device, or several for a process each; None takes a GPU when there is one."
+        default=None, description="A torch device, or a list of them for one process per device; None to choose."
     )
-    dtype: str | None = Field(default=None, description="float32, bfloat16 or float16; None for what is fast here.")
+    dtype: str | None = Field(default=None, description="float32, bfloat16 or float16; None for the fast one.")
     max_length: int | None = Field(default=None, description="Longest input in tokens; None for the model's own.")
-    prompts: dict[Task, str] | None = Field(default=None, description="Task -> prompt, over the model's own.")
+    prompts: dict[Task, str] | None = Field(default=None, description="Prompts by task, instead of the model's own.")
     revision: str | None = Field(default=None, description="Branch, tag or commit on the hub.")
-    trust_remote_code: bool = Field(default=False, description="Let the model's folder run code of its own.")
+    trust_remote_code: bool = Field(default=False, description="Run Python code that comes with the model.")
     local_files_only: bool | None = Field(default=None, description="Never ask the hub.")
-    task: Task | None = Field(default=None, description="Task of texts and queries alike; None for each its own.")
+    task: Task | None = Field(default=None, description="One task for texts and queries.")
     long_inputs: Literal["truncate", "average", "error"] = Field(
-        default="truncate", description="What becomes of a text longer than max_length."
+        default="truncate", description="What to do with texts longer than max_length."
     )
     backend: Literal["torch", "openvino"] | None = Field(
-        default=None, description="What encodes a short text alone; None for torch."
+        default=None, description="What runs the network for single short texts."
     )
     pickled_weights: bool = Field(default=False, description="Load pickled weights where there are no safetensors.")
 
     _encoder: Encoder = PrivateAttr()
     _made_encoder: bool = PrivateAttr()
-    # An event loop's own lock: asyncio's don't serve two loops.
-    _turns: WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Lock] = PrivateAttr(default_factory=WeakKeyDictionary)
+    # One lock per event loop: asyncio's locks can't be used in two.
+    _locks: WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Lock] = PrivateAttr(default_factory=WeakKeyDictionary)
 
     def __init__(
         self,
@@ -98,8 +99,8 @@ class MatryoshkaEmbedding(BaseEmbedding):
             raise InvalidInput(f"model_name is {name!r}; it must be a string. An encoder is passed as encoder=.")
         if fields.get("embeddings_cache") is not None:
             raise InvalidInput(
-                "embeddings_cache is given; LlamaIndex looks vectors up there by text alone, and would take a query's "
-                "for a document's. Pass encoder=CachedEncoder(encoder, 'vectors.sqlite3') instead."
+                "embeddings_cache is given; LlamaIndex looks vectors up there by text only, and would return a query's "
+                "vector for a document. Pass encoder=CachedEncoder(encoder, 'vectors.sqlite3') instead."
             )
         if not isinstance(encoder, Encoder | None):
             raise InvalidInput(f"encoder is {encoder!r}; it must be an mrl_rag.Encoder, such as MatryoshkaEncoder().")
@@ -121,7 +122,7 @@ class MatryoshkaEmbedding(BaseEmbedding):
         if fingerprint is not None and fingerprint != self.fingerprint:
             raise IndexMismatch(
                 f"these settings are of an encoder with fingerprint {fingerprint}; {self.model_name!r} has "
-                f"{self.fingerprint}. Pass that encoder: from_dict(settings, encoder=encoder)."
+                f"{self.fingerprint}. Pass the encoder they were written for: from_dict(settings, encoder=encoder)."
             )
 
     @classmethod
@@ -132,12 +133,12 @@ class MatryoshkaEmbedding(BaseEmbedding):
     @computed_field  # type: ignore[prop-decorator]
     @property
     def fingerprint(self) -> str:
-        """The encoder's fingerprint: a short hash of all that changes a vector but `dim`, `task` and `dtype`."""
+        """The encoder's fingerprint: equal only where full vectors are equal, apart from `task` and `dtype`."""
         return self._encoder.fingerprint
 
     @property
     def length(self) -> int:
-        """How many numbers a vector has: `dim`, or the encoder's own dimension."""
+        """Length of the vectors: `dim`, or the encoder's own."""
         return self.dim or self._encoder.dim
 
     @property
@@ -161,12 +162,12 @@ class MatryoshkaEmbedding(BaseEmbedding):
         return f"MatryoshkaEmbedding({self._encoder!r}, dim={self.dim}{task})"
 
     def __deepcopy__(self, memo: dict[int, Any] | None = None) -> MatryoshkaEmbedding:
-        """Copy the fields, and share the encoder."""
-        shared = {id(held): held for held in (self._encoder, self._turns)}
+        """Copy the fields and share the encoder."""
+        shared = {id(held): held for held in (self._encoder, self._locks)}
         return super().__deepcopy__((memo or {}) | shared)
 
     def __reduce__(self) -> tuple[Callable[..., MatryoshkaEmbedding], tuple[Any, ...]]:
-        """Carry the fields and the encoder, which carries its settings without its weights."""
+        """Pickle the fields and the encoder, which pickles its settings without its weights."""
         fields = {name: getattr(self, name) for name, field in type(self).model_fields.items() if not field.exclude}
         return _restored, (type(self), self._encoder, fields)
 
@@ -186,13 +187,13 @@ class MatryoshkaEmbedding(BaseEmbedding):
         return (await self._encoder.aencode([text], self.task or "document", self.dim))[0].tolist()  # type: ignore[no-any-return]
 
     async def _aget_text_embeddings(self, texts: list[str]) -> list[list[float]]:
-        # LlamaIndex starts all batches at once. More than one in flight would only hold threads and memory.
-        async with self._turns.setdefault(asyncio.get_running_loop(), asyncio.Lock()):
+        # LlamaIndex starts all batches at once; running more than one would only take threads and memory.
+        async with self._locks.setdefault(asyncio.get_running_loop(), asyncio.Lock()):
             return (await self._encoder.aencode(texts, self.task or "document", self.dim)).tolist()  # type: ignore[no-any-return]
 
 
 def _described(encoder: Encoder) -> dict[str, Any]:
-    """Return the fields that say which encoder it is, and make it again where fields can."""
+    """Return the fields that describe an encoder, and that make a `MatryoshkaEncoder` again."""
     if not isinstance(encoder, MatryoshkaEncoder):
         return {"model_name": model_of(encoder)}
     return {

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from chromadb.api import ClientAPI
     from chromadb.api.models.Collection import Collection
 
-# Candidates for MMR, a multiple of the nodes asked for, and its balance; the defaults of LlamaIndex's own stores.
+# Defaults of LlamaIndex's own stores: candidates for MMR, as a multiple of `similarity_top_k`, and its threshold.
 _MMR_PREFETCH = 4.0
 _MMR_THRESHOLD = 0.5
 
@@ -46,45 +46,46 @@ class MatryoshkaVectorStore(BasePydanticVectorStore):
         index = VectorStoreIndex.from_vector_store(store, embed_model=embed_model)         # filled already
         index.as_query_engine(llm=llm).query("a question")
 
-    Similarities are cosines at full dimension. Nodes come back as they were added, but for their embedding. Metadata
-    values that Chroma can't hold (None, dicts, empty or mixed lists) come back, too; filters see the key as missing.
-    Every filter operator and condition is there, as `llama_index_mrl.filters` says: comparisons of numbers, `==`,
-    `!=`, `in`, `nin`, `contains`, `any` and `all` are Chroma's work; for the others the metadata of all candidates is
-    read. Records written by LangChain or by plain `TwoStageIndex` come back as text nodes, and nodes whose text or
-    metadata these have changed come back changed.
+    Similarities are cosines at full dimension. Nodes are returned as they were added, without their embedding. Metadata
+    values that Chroma can't store (None, dicts, empty or mixed lists) are returned as well, but filters treat their
+    keys as missing. All filter operators and conditions work; `llama_index_mrl.filters` describes them. Chroma
+    evaluates `==`, `!=`, `in`, `nin`, `contains`, `any`, `all` and comparisons of numbers; for the others the metadata
+    of all candidates is read. Records that LangChain or `TwoStageIndex` wrote are returned as text nodes, and changes
+    that these made to the text or metadata of a node are kept.
 
-    `to_dict` and pickle carry where the index is, not what it holds; one in memory can't be pickled. `copy.deepcopy`
-    shares the index.
+    `to_dict` and pickles contain where the index is, not its records; an index in memory can't be pickled.
+    `copy.deepcopy` shares the index.
 
-    It stands in for `ChromaVectorStore`, with these differences. Similarities are not exp(-distance). A node whose id
-    is there already is replaced. `client` is the chromadb client; `index.collection()` is the collection. `get_nodes`
-    gives nodes in the order asked, or of their ids. `collection_name` comes first, and may be the collection itself.
-    Unknown arguments are refused.
+    It replaces `ChromaVectorStore`, with these differences. Similarities are cosines, not exp(-distance). Adding a node
+    whose id exists replaces it. `client` is the chromadb client; `index.collection()` is the collection. `get_nodes`
+    returns nodes in the order of the ids given. `collection_name` is the first argument, and may be a collection.
+    `delete_nodes` without arguments raises. Unknown arguments are refused.
 
     Args:
-        collection_name: of the Chroma collection.
-        persist_dir: a folder; None for memory, or where a client, collection or host is given.
+        collection_name: name of the Chroma collection, or the collection itself.
+        persist_dir: a folder; None for memory, unless a client, collection or host is given.
         client: a chromadb client to use instead of `persist_dir`.
-        full_dim: length of the vectors; None for the stored one, or that of the first vectors.
-        shortlist_dim: length that Chroma searches; None for the stored one, or `TwoStageIndex`'s default.
-        embed_model: what makes the vectors. The collection remembers it and refuses another one's; None checks nothing.
-        model_name: name of that model; None takes it from `embed_model`. `to_dict` carries it.
-        fingerprint: of that model's encoder; None takes it from a `MatryoshkaEmbedding`. `to_dict` carries it.
-        host: of a Chroma server.
-        port: of the server.
-        ssl: whether the server wants https.
-        headers: sent to the server, as for authorisation; `to_dict` leaves them out.
-        chroma_collection: gives client and name. It is a two-stage index's, or an empty one, which is taken over.
-        collection_kwargs: None, or the metric of every two-stage index, as "metadata" or "configuration".
-        index: a `TwoStageIndex` to use instead of all of the above.
+        full_dim: length of the vectors; None for that of the stored vectors, or of the first ones that are added.
+        shortlist_dim: length of the vectors that are searched first; None for `TwoStageIndex`'s default.
+        embed_model: the embedding model whose vectors are stored. The collection remembers it, and refuses another one.
+            None checks nothing.
+        model_name: name of that model; None takes it from `embed_model`. Pass the stored name where one model has two.
+        fingerprint: fingerprint of the encoder; None takes it from `embed_model` if that is a `MatryoshkaEmbedding`.
+        host: host of a Chroma server.
+        port: port of that server; None for 8000.
+        ssl: use https with that server.
+        headers: HTTP headers to send to that server; `to_dict` leaves them out.
+        chroma_collection: a collection to use, with its client. It must be empty, or that of a two-stage index.
+        collection_kwargs: None, {"metadata": {"hnsw:space": "cosine"}} or {"configuration": {"hnsw": {"space":
+            "cosine"}}}: cosine is the only metric.
+        index: a `TwoStageIndex` to use instead of all arguments that say where it is.
         **fields: `flat_metadata`, and `BasePydanticVectorStore`'s own.
 
     Raises:
         InvalidInput: `collection_kwargs` asks for another metric or setting.
-        PlainCollection: the collection was filled single-stage: `TwoStageIndex.from_chroma` makes a two-stage index of
-            it without encoding.
-        IndexMismatch: the collection was filled with another model or dimension. Embeddings of other libraries are told
-            apart by their model's name; one model may be used through several classes.
+        PlainCollection: the collection was filled by plain Chroma; `TwoStageIndex.from_chroma` makes a two-stage index
+            of it without encoding.
+        IndexMismatch: another model, or another dimension, filled the collection.
         TwoStageIndexError: as `TwoStageIndex` does.
     """
 
@@ -95,12 +96,12 @@ class MatryoshkaVectorStore(BasePydanticVectorStore):
     collection_name: str = Field(default="llama_index", description="Name of the Chroma collection.")
     persist_dir: str | None = Field(default=None, description="A folder; None for memory or a server.")
     full_dim: int | None = Field(default=None, description="Length of the vectors.")
-    shortlist_dim: int | None = Field(default=None, description="Length that Chroma searches.")
+    shortlist_dim: int | None = Field(default=None, description="Length of the vectors searched first.")
     fingerprint: str | None = Field(default=None, description="Fingerprint of the encoder.")
     model_name: str | None = Field(default=None, description="Name of the model whose vectors are stored.")
     host: str | None = Field(default=None, description="Host of the Chroma server.")
     port: int | None = Field(default=None, description="Port of the Chroma server.")
-    ssl: bool = Field(default=False, description="Whether the Chroma server wants https.")
+    ssl: bool = Field(default=False, description="Use https with the Chroma server.")
     headers: dict[str, str] | None = Field(default=None, exclude=True, repr=False, description="Sent to the server.")
 
     _index: TwoStageIndex = PrivateAttr()
@@ -129,7 +130,7 @@ class MatryoshkaVectorStore(BasePydanticVectorStore):
 
         _check_collection(collection_kwargs or {})
         if not isinstance(collection_name, str):
-            # ChromaVectorStore takes the collection first.
+            # As in ChromaVectorStore, whose first argument is the collection.
             chroma_collection, collection_name = collection_name, collection_name.name
         if chroma_collection is not None:
             collection_name, place = chroma_collection.name, (chroma_collection.tenant, chroma_collection.database)
@@ -161,7 +162,7 @@ class MatryoshkaVectorStore(BasePydanticVectorStore):
         return f"MatryoshkaVectorStore({self._index!r}{model})"
 
     def close(self) -> None:
-        """Let go of files and connections. A client that was passed in stays open."""
+        """Close the index's files. A client that was passed in stays open."""
         self._index.close()
 
     def __enter__(self) -> Self:
@@ -172,7 +173,7 @@ class MatryoshkaVectorStore(BasePydanticVectorStore):
 
     @classmethod
     def from_collection(cls, collection: Collection) -> MatryoshkaVectorStore:
-        """Make a store of a Chroma collection; as `chroma_collection`."""
+        """Make a store of a Chroma collection; the same as `chroma_collection=`."""
         return cls(chroma_collection=collection)
 
     @classmethod
@@ -189,11 +190,11 @@ class MatryoshkaVectorStore(BasePydanticVectorStore):
         """Make a store in a folder or beside a server.
 
         Args:
-            collection_name: of the Chroma collection.
-            host: of a Chroma server.
-            port: of the server.
-            ssl: whether the server wants https.
-            headers: sent to the server.
+            collection_name: name of the Chroma collection.
+            host: host of a Chroma server.
+            port: port of that server; None for 8000.
+            ssl: use https with that server.
+            headers: HTTP headers to send to that server.
             persist_dir: a folder, instead of the server.
             **kwargs: the constructor's other arguments, `collection_kwargs` among them.
 
@@ -222,27 +223,27 @@ class MatryoshkaVectorStore(BasePydanticVectorStore):
         return self._index
 
     def __deepcopy__(self, memo: dict[int, Any] | None = None) -> MatryoshkaVectorStore:
-        """Copy the fields, and share the index."""
+        """Copy the fields and share the index."""
         return super().__deepcopy__((memo or {}) | {id(self._index): self._index})
 
     def __reduce__(self) -> tuple[Callable[..., MatryoshkaVectorStore], tuple[Any, ...]]:
-        """Carry where the index is.
+        """Pickle where the index is.
 
         Raises:
             InvalidInput: it is in memory, or in another database than Chroma's default.
         """
         if self.persist_dir is None and self.host is None:
             raise InvalidInput(
-                "this index is in memory, or in a database of its own, and can't be pickled; give it a persist_dir, or "
-                "use a server's default database."
+                "a store in memory, or in another database than Chroma's default, can't be pickled; pass persist_dir=, "
+                "or host=."
             )
         return _restored, (type(self), {name: getattr(self, name) for name in type(self).model_fields})
 
     def add(self, nodes: Sequence[BaseNode], **kwargs: Any) -> list[str]:
-        """Store nodes that carry their embedding; a node whose id is there already is replaced.
+        """Store nodes that have embeddings; a node whose id exists already is replaced.
 
         Args:
-            nodes: n nodes; of those with one id the last is stored.
+            nodes: n nodes; of nodes with equal ids the last is stored.
             **kwargs: not used; the base class asks for it.
 
         Returns:
@@ -274,7 +275,7 @@ class MatryoshkaVectorStore(BasePydanticVectorStore):
     def delete_nodes(
         self, node_ids: list[str] | None = None, filters: MetadataFilters | None = None, **delete_kwargs: Any
     ) -> None:
-        """Remove nodes by id, by filter, or by both; unknown ids are passed over.
+        """Remove nodes by id, by filter, or by both; unknown ids are ignored.
 
         Raises:
             InvalidIds: there are no ids and no filters. `clear` removes every node.
@@ -291,7 +292,7 @@ class MatryoshkaVectorStore(BasePydanticVectorStore):
         await asyncio.to_thread(self.delete_nodes, node_ids, filters)
 
     def get_nodes(self, node_ids: list[str] | None = None, filters: MetadataFilters | None = None) -> list[BaseNode]:
-        """Return nodes by id, in the order asked and each once, by filter, or by both; all of them without either."""
+        """Return nodes by id, by filter, or by both; all nodes without either. With ids, in their order, each once."""
         ids, where = self._narrowed(node_ids, filters, None)
         return [_node(record) for record in self._index.get(ids, where, vectors=False)]
 
@@ -320,33 +321,32 @@ class MatryoshkaVectorStore(BasePydanticVectorStore):
         mmr_prefetch_k: int | None = None,
         **kwargs: Any,
     ) -> VectorStoreQueryResult:
-        """Search, in mode DEFAULT or MMR; `as_retriever(vector_store_kwargs={...})` gives what isn't in the query.
+        """Search in mode DEFAULT or MMR. Pass the other arguments by `as_retriever(vector_store_kwargs={...})`.
 
         Args:
-            query: LlamaIndex's query; `query_embedding` is a full vector. `doc_ids` and `node_ids` restrict it, but
-                for no node ids, or those of image and index nodes alone: LlamaIndex's `VectorStoreIndex` passes those
-                it has added with every query, and means all nodes. Where there is neither a vector nor a text, the
-                first `similarity_top_k` nodes that meet the conditions come in the order of their ids, without
-                similarities: so `VectorIndexAutoRetriever` asks for filters alone.
+            query: LlamaIndex's query; `query_embedding` is a full vector. `doc_ids` and `node_ids` restrict the search,
+                except where `node_ids` is empty or names only image and index nodes: `VectorStoreIndex` passes those
+                with every query and means all nodes. Without a vector and a text, the first `similarity_top_k` nodes
+                that meet the conditions are returned, without similarities, as `VectorIndexAutoRetriever` needs it.
             plan: dimensions and shortlist sizes; None for the index's default.
-            where: condition on metadata, in Chroma's language, besides the query's filters.
+            where: condition on metadata, in Chroma's language, added to the query's filters.
             where_document: condition on the text, in Chroma's language.
             mmr_threshold: 1 for the nearest only, 0 for the most different; None for the query's own, or 0.5.
-            mmr_prefetch_factor: how many of the nearest MMR chooses from, a multiple of the nodes asked for; 4.
-            mmr_prefetch_k: the same as a number.
+            mmr_prefetch_factor: how many nodes MMR chooses from, as a multiple of `similarity_top_k`; None for 4.
+            mmr_prefetch_k: the same as an absolute number; pass one of both.
             **kwargs: not used; the base class asks for it.
 
         Returns:
-            Nodes, their cosines and ids: nearest first, or in the order in which MMR chose them.
+            Nodes with their cosines and ids, nearest first, or in the order in which MMR chose them.
 
         Raises:
-            InvalidInput: a mode this store doesn't have, a filter with a value of the wrong kind, or a text without an
-                embedding.
+            InvalidInput: this store doesn't have the mode, a filter's value has the wrong type, or the query has a text
+                but no embedding.
             InvalidPlan: `similarity_top_k` is less than 1.
         """
         if query.mode not in (VectorStoreQueryMode.DEFAULT, VectorStoreQueryMode.MMR):
             mode = getattr(query.mode, "value", query.mode)
-            raise InvalidInput(f"mode={mode!r}: this store has 'default' and 'mmr'.")
+            raise InvalidInput(f"mode is {mode!r}; this store has the modes 'default' and 'mmr'.")
         if query.doc_ids is not None:
             within = {DOCUMENT_KEY: {"$in": list(query.doc_ids)}}
             where = {"$and": [within, where]} if where else within
@@ -378,7 +378,7 @@ class MatryoshkaVectorStore(BasePydanticVectorStore):
         return await asyncio.to_thread(self.query, query, **kwargs)
 
     def _metadata(self, node: BaseNode) -> dict[str, Any]:
-        """Return what Chroma stores beside the text: the node itself as JSON, and of its metadata what Chroma holds."""
+        """Return the metadata to store: the node as JSON, and those of its own values that Chroma can store."""
         try:
             metadata = node_to_metadata_dict(node, remove_text=True, flat_metadata=self.flat_metadata)
         except ValueError as error:
@@ -388,13 +388,13 @@ class MatryoshkaVectorStore(BasePydanticVectorStore):
     def _restriction(self, node_ids: list[str] | None) -> list[str] | None:
         if not node_ids:
             return None
-        bookkeeping = self._index.metadatas({TYPE_KEY: {"$in": [ImageNode.class_name(), IndexNode.class_name()]}})
-        return None if set(node_ids) <= set(bookkeeping) else node_ids
+        of_other_kinds = self._index.metadatas({TYPE_KEY: {"$in": [ImageNode.class_name(), IndexNode.class_name()]}})
+        return None if set(node_ids) <= set(of_other_kinds) else node_ids
 
     def _narrowed(
         self, node_ids: Sequence[str] | None, filters: MetadataFilters | None, where: Where | None
     ) -> tuple[list[str] | None, Where | None]:
-        """Return the same restrictions as ids and a condition in Chroma's language."""
+        """Return the same restrictions as ids and a `where` in Chroma's language."""
         ids = None if node_ids is None else list(node_ids)
         wanted = condition(filters)
         if wanted is None:
@@ -418,9 +418,9 @@ def _result(hits: Sequence[Hit]) -> VectorStoreQueryResult:
 def _node(found: Hit | Record) -> BaseNode:
     if not found.metadata.keys() >= NODE_KEYS:
         return TextNode(id_=found.id, text=found.document or "", metadata=found.metadata)
-    # A multimodal node without text has none to be set.
+    # None, not "": a multimodal node without text can't be given one.
     node = metadata_dict_to_node(found.metadata, text=found.document or None)
-    # Another framework, or plain Chroma, may have changed the record since; it changes what Chroma holds.
+    # Another framework may have changed the record's metadata since; what Chroma can't store is only in the node.
     own = {key: value for key, value in node.metadata.items() if key in NODE_KEYS or not _storable(value)}
     now = {key: value for key, value in found.metadata.items() if key not in NODE_KEYS} | own
     node.metadata = {key: now[key] for key in (*node.metadata, *now) if key in now}
@@ -428,7 +428,7 @@ def _node(found: Hit | Record) -> BaseNode:
 
 
 def _as_added(metadata: dict[str, Any]) -> dict[str, Any]:
-    """Return a record's metadata with what Chroma couldn't hold of its node's, an empty list for one."""
+    """Return a record's metadata together with its node's values that Chroma couldn't store, such as empty lists."""
     if not metadata.keys() >= NODE_KEYS:
         return metadata
     own = metadata_dict_to_node(metadata).metadata
@@ -442,7 +442,7 @@ def _storable(value: Any) -> bool:
 
 
 def _check_collection(settings: Mapping[str, Any]) -> None:
-    """Take what asks for the metric that a two-stage index has anyway."""
+    """Accept settings that ask for cosine, which a two-stage index has anyway; refuse all others."""
     cosine = {"metadata": {"hnsw:space": "cosine"}, "configuration": {"hnsw": {"space": "cosine"}}}
     for name, given in settings.items():
         if given and given != cosine.get(name):
