@@ -12,7 +12,7 @@ from langchain_core.runnables import run_in_executor
 from langchain_core.vectorstores import VectorStore
 
 from langchain_mrl.compat import collection_of
-from langchain_mrl.connection import check_metric, connect
+from langchain_mrl.connection import Place, check_metric
 from langchain_mrl.embeddings import MatryoshkaEmbeddings, fingerprint, model_name
 from langchain_mrl.filters import Filter, chroma_where
 from langchain_mrl.records import Row, checked_batches, rows_of_documents, rows_of_texts
@@ -131,42 +131,36 @@ class MatryoshkaVectorStore(VectorStore):
         self._embedding, name = _embedding_and_name(embedding, collection_name, embedding_function)
         self._relevance_score_fn = relevance_score_fn
         check_metric(collection_metadata, collection_configuration)
-        place = {
-            "persist_directory": persist_directory,
-            "host": host,
-            "port": port,
-            "ssl": ssl,
-            "headers": headers,
-            "chroma_cloud_api_key": chroma_cloud_api_key,
-            "tenant": tenant,
-            "database": database,
-            "client_settings": client_settings,
-        }
-        # The constructor's arguments, for a pickle; None where they don't say where the records are.
-        self._settings: dict[str, Any] | None = None
         # A client that this store made, and so has to close.
         self._client: ClientAPI | None = None
+        # The constructor's arguments, for a pickle; None where they don't say where the records are.
+        self._settings: dict[str, Any] | None = None
         known = model or model_name(self._embedding), fingerprint(self._embedding), "model"
         if index is not None:
             bind_model(index, *known)
             self.index = index
             return
-        connected = connect(client, **place)  # type: ignore[arg-type]
-        if client is None:
-            self._client = connected
-            if persist_directory or host or chroma_cloud_api_key:
-                self._settings = place | {"embedding": self._embedding, "collection_name": name}
-                self._settings |= {"relevance_score_fn": relevance_score_fn, "model": model}
-        length = self._embedding.length if isinstance(self._embedding, MatryoshkaEmbeddings) else None
-        folder = persist_directory if connected is None else None
-        with _plain_collection_explained(name):
-            self.index = TwoStageIndex(folder, name, length, shortlist_dim, client=connected)
+        cloud = chroma_cloud_api_key, tenant, database
+        place = Place(client, persist_directory, host, port, ssl, headers, *cloud, client_settings)
+        if arguments := place.arguments():
+            own = {"embedding": self._embedding, "collection_name": name, "relevance_score_fn": relevance_score_fn}
+            self._settings = arguments | own | {"model": model}
+        self.index = self._opened(place, name, shortlist_dim)
         try:
             bind_model(self.index, *known)
             self.index.collection(create=bool(create_collection_if_not_exists))
         except BaseException:
             self.close()
             raise
+
+    def _opened(self, place: Place, name: str, shortlist_dim: int | None) -> TwoStageIndex:
+        client = place.connect()
+        if place.client is None:
+            self._client = client
+        length = self._embedding.length if isinstance(self._embedding, MatryoshkaEmbeddings) else None
+        folder = place.persist_directory if client is None else None
+        with _plain_collection_explained(name):
+            return TwoStageIndex(folder, name, length, shortlist_dim, client=client)
 
     def __repr__(self) -> str:
         name = model_name(self._embedding) or ""
@@ -520,10 +514,8 @@ class MatryoshkaVectorStore(VectorStore):
             raise InvalidInput(
                 f'include is {include!r}; it must be a list of "documents", "metadatas" and "embeddings".'
             )
-        chosen = [ids] if isinstance(ids, str) else ids
-        records = self.index.get(
-            chosen, chroma_where(where), where_document, limit, offset or 0, vectors="embeddings" in wanted
-        )
+        chosen, where = [ids] if isinstance(ids, str) else ids, chroma_where(where)
+        records = self.index.get(chosen, where, where_document, limit, offset or 0, vectors="embeddings" in wanted)
         return {
             "ids": [record.id for record in records],
             "documents": [record.document for record in records] if "documents" in wanted else None,

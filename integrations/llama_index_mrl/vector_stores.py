@@ -133,23 +133,21 @@ class MatryoshkaVectorStore(BasePydanticVectorStore):
             # As in ChromaVectorStore, whose first argument is the collection.
             chroma_collection, collection_name = collection_name, collection_name.name
         if chroma_collection is not None:
-            collection_name, place = chroma_collection.name, (chroma_collection.tenant, chroma_collection.database)
-            settings = settings_of(chroma_collection)
-            if settings is None:
-                raise InvalidInput("this collection doesn't tell where it is; pass client= and collection_name=.")
-            client = chromadb.Client(settings, *place)
+            client, collection_name = _client_of(chroma_collection), chroma_collection.name
         elif host is not None:
             client = chromadb.HttpClient(host, int(port or 8000), ssl, dict(headers or {}))
+        if not isinstance(embed_model, BaseEmbedding | None):
+            raise InvalidInput(f"embed_model is {embed_model!r}; it must be a BaseEmbedding of LlamaIndex.")
         if embed_model is not None:
             fingerprint, model_name = fingerprint or fingerprint_of(embed_model), model_name or name_of(embed_model)
             full_dim = full_dim or (embed_model.length if isinstance(embed_model, MatryoshkaEmbedding) else None)
         made = index is None
         if index is None:
             index = TwoStageIndex(persist_dir, collection_name, full_dim, shortlist_dim, client=client)
+        fields |= {"full_dim": full_dim, "shortlist_dim": shortlist_dim, "fingerprint": fingerprint}
+        fields |= {"model_name": model_name, "collection_name": index.name, "headers": headers, **_place(index)}
         try:
             bind_model(index, model_name, fingerprint, "model_name")
-            fields |= {"full_dim": full_dim, "shortlist_dim": shortlist_dim, "fingerprint": fingerprint}
-            fields |= {"model_name": model_name, "collection_name": index.name, "headers": headers, **_place(index)}
             super().__init__(**fields)
         except BaseException:
             if made:
@@ -355,13 +353,7 @@ class MatryoshkaVectorStore(BasePydanticVectorStore):
         ids, where = self._narrowed(self._restriction(query.node_ids), query.filters, where)
         k = query.similarity_top_k
         if query.query_embedding is None or not len(query.query_embedding):
-            if query.query_str:
-                raise InvalidInput(
-                    f"the query {query.query_str[:40]!r} has no embedding; search this store through an index or "
-                    "retriever, or call get_nodes."
-                )
-            nodes = [_node(record) for record in self._index.get(ids, where, where_document, limit=k)]
-            return VectorStoreQueryResult(nodes=nodes, ids=[node.node_id for node in nodes])
+            return self._first(query, ids, where, where_document)
         vectors = [query.query_embedding]
         if query.mode == VectorStoreQueryMode.DEFAULT:
             return _result(self._index.search(vectors, k, plan, where, where_document, ids=ids)[0])
@@ -372,6 +364,19 @@ class MatryoshkaVectorStore(BasePydanticVectorStore):
         threshold = next(given for given in thresholds if given is not None)
         hits = self._index.search_mmr(vectors, k, max(fetch_k, 1), threshold, plan, where, where_document, ids=ids)
         return _result(hits[0])
+
+    def _first(
+        self, query: VectorStoreQuery, ids: list[str] | None, where: Where | None, where_document: Where | None
+    ) -> VectorStoreQueryResult:
+        """Return the first nodes that meet the conditions of a query without a vector."""
+        if query.query_str:
+            raise InvalidInput(
+                f"the query {query.query_str[:40]!r} has no embedding; search this store through an index or "
+                "retriever, or call get_nodes."
+            )
+        records = self._index.get(ids, where, where_document, limit=query.similarity_top_k)
+        nodes = [_node(record) for record in records]
+        return VectorStoreQueryResult(nodes=nodes, ids=[node.node_id for node in nodes])
 
     async def aquery(self, query: VectorStoreQuery, **kwargs: Any) -> VectorStoreQueryResult:
         """As `query`, without blocking the event loop."""
@@ -450,6 +455,15 @@ def _check_collection(settings: Mapping[str, Any]) -> None:
                 f"collection_kwargs has {name}={given!r}; the metric of a two-stage index is cosine, and its "
                 "collection's metadata is its own. Leave it out; `store.index.reindex(hnsw={...})` changes the graph."
             )
+
+
+def _client_of(collection: Collection) -> ClientAPI:
+    import chromadb
+
+    settings = settings_of(collection)
+    if settings is None:
+        raise InvalidInput("this collection doesn't tell where it is; pass client= and collection_name=.")
+    return chromadb.Client(settings, collection.tenant, collection.database)
 
 
 def _place(index: TwoStageIndex) -> dict[str, Any]:
