@@ -128,6 +128,12 @@ def test_only_an_encoder_is_taken_for_one(framework):
 
 
 @pytest.mark.parametrize("framework", FRAMEWORKS)
+def test_only_embeddings_are_taken_for_them(framework, tmp_path):
+    with pytest.raises(InvalidInput, match=r"embed\w+ is 7; it must be a"):
+        opened(framework, tmp_path, 7)
+
+
+@pytest.mark.parametrize("framework", FRAMEWORKS)
 def test_an_encoder_of_ones_own_will_do(framework, tmp_path):
     class Ones(Encoder):
         full_dim, dims, max_length, fingerprint = 64, (64,), None, "ones"
