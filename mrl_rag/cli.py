@@ -19,7 +19,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command.
 
     Args:
-        arguments: what stands after the command's name; None for those of the process.
+        arguments: those after the command's name; None for those of the process.
 
     Returns:
         The exit status: 0 when nothing is left to do, 1 when something is, 2 when the command can't be carried out.
@@ -42,7 +42,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="mrl-rag", description="Look after a two-stage index in a folder.")
     parser.add_argument("--version", action="version", version=f"mrl-rag {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    reindex = commands.add_parser("reindex", help="fill Chroma anew from the archive, encoding nothing")
+    reindex = commands.add_parser("reindex", help="rebuild the Chroma collection from the archive, encoding nothing")
     repair = commands.add_parser("repair", help="mend what verify finds, losing nothing that was acknowledged")
     verify = commands.add_parser("verify", help="compare Chroma and the archive, and try the search")
     for command in (verify, repair, reindex):

@@ -39,7 +39,7 @@ class ModelSpec:
             model. Of a range without named dimensions, its two ends, and `note` says so.
         max_length: longest input in tokens that its authors state, special tokens counted.
         licence: SPDX identifier, or the licence's own name where it has none.
-        languages: "en", "zh" or "multilingual": what its authors trained it for, by the language tag of its card.
+        languages: "en", "zh" or "multilingual": what its authors trained it for, by its card and its mteb row.
         prompts: task -> the text its authors put before the input, used where the model's own files have none; a task
             that isn't a key has no prompt.
         layer_norm: whether the pooled vector is layer-normed before truncation, which no model file says.

@@ -82,9 +82,7 @@ class TwoStageRetriever:
         metadatas: Sequence[Metadata | None] | None = None,
         progress: bool = False,
     ) -> list[str]:
-        """Encode and store texts. Those that are stored already, unchanged, are not encoded again.
-
-        Texts are committed in batches of 512: after an interruption, call again and it goes on from there.
+        """Encode and store texts, in batches of 512. Those that are stored already, unchanged, are not encoded again.
 
         Args:
             texts: n strings.
@@ -98,7 +96,7 @@ class TwoStageRetriever:
         Raises:
             InvalidTexts: `texts` is a bare string, or one of them is not a string.
             InvalidIds: ids are empty, repeated, or not as many as the texts or metadatas.
-            TwoStageIndexError: as `TwoStageIndex.upsert` does.
+            MrlRagError: as `TwoStageIndex.upsert` does.
         """
         texts = check_texts(texts)
         names = [_id_of(text) for text in texts] if ids is None else check_ids(ids)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from typing import Any
 
 import torch
@@ -11,6 +12,8 @@ from transformers import AttentionInterface
 from mrl_rag.encoder.batching import Packing
 
 PACKED = "mrl_rag_packed"
+# Its `made` is set by each call, per thread: some networks accept a `packing` and ignore it.
+CALLS = threading.local()
 # Arguments of some networks that this attention doesn't implement: such networks get padded batches.
 _UNSUPPORTED = ("position_bias", "softcap", "s_aux", "head_mask")
 
@@ -48,6 +51,7 @@ def packed_attention(
     Raises:
         NotImplementedError: the network needs something this attention lacks.
     """
+    CALLS.made = True
     unsupported = [name for name in _UNSUPPORTED if settings.get(name) is not None]
     if unsupported or attention_mask is not None:
         raise NotImplementedError(f"packed attention has no {', '.join(unsupported) or 'attention_mask'}")

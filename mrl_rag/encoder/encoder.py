@@ -22,7 +22,6 @@ import numpy.typing as npt
 from mrl_rag.encoder.base import CHUNK_SIZE, Advance, Encoder, PickledByArguments, ignore_progress
 from mrl_rag.encoder.batching import TokenSequence
 from mrl_rag.encoder.dynamic_batching import DynamicBatcher
-from mrl_rag.encoder.fit import misfit_of_dim, misfit_of_language
 from mrl_rag.encoder.loading import ModelFiles, find_model
 from mrl_rag.encoder.settings import (
     Backend,
@@ -32,11 +31,13 @@ from mrl_rag.encoder.settings import (
     check_backend,
     check_head,
     check_long_inputs,
+    check_present,
     pick_dim,
     pick_dtype,
     pick_max_length,
     warn_of_differences,
 )
+from mrl_rag.encoder.suitability import dim_warning, language_warning
 from mrl_rag.encoder.tokenizing import LongInputs, Tokenized, Tokenizer
 from mrl_rag.errors import EncoderClosed, InvalidInput
 from mrl_rag.lifetime import leave_to_parent, renew_after_fork
@@ -156,6 +157,7 @@ class MatryoshkaEncoder(PickledByArguments, Encoder):
     ) -> None:
         devices = as_devices(device)
         backend = check_backend(backend, devices)
+        check_present(devices)
         self.model = str(model)
         self.device = devices[0]
         self.long_inputs = check_long_inputs(long_inputs)
@@ -193,7 +195,8 @@ class MatryoshkaEncoder(PickledByArguments, Encoder):
         )
         self._threads = self._make_threads()
         self._last = threading.local()
-        self._misfits = {"language", "dim"} if head is None else {"language"}
+        # Warnings that were not given yet. With a head, the dimensions of the table say nothing.
+        self._unwarned = {"language", "dim"} if head is None else {"language"}
         self._refusal = "this encoder was closed; make a new MatryoshkaEncoder."
         renew_after_fork(self)
 
@@ -300,20 +303,20 @@ class MatryoshkaEncoder(PickledByArguments, Encoder):
 
     def _check(self, texts: Iterable[str], task: Task, dim: int | None) -> tuple[list[str], Task, int]:
         checked, task, dim = super()._check(texts, task, dim)
-        self._warn_of_misfit(checked, dim)
+        self._warn_once(checked, dim)
         return checked, task, dim
 
-    def _warn_of_misfit(self, texts: Sequence[str], dim: int) -> None:
+    def _warn_once(self, texts: Sequence[str], dim: int) -> None:
         """Warn once of a dimension, and once of a script, that the model wasn't trained for."""
         spec = self._files.spec
-        if not self._misfits or spec is None:
+        if not self._unwarned or spec is None:
             return
-        found = {"dim": "dim" in self._misfits and misfit_of_dim(spec, dim)}
-        found["language"] = "language" in self._misfits and misfit_of_language(spec, texts)
+        found = {"dim": "dim" in self._unwarned and dim_warning(spec, dim)}
+        found["language"] = "language" in self._unwarned and language_warning(spec, texts)
         for kind, message in found.items():
             if message:
-                self._misfits.discard(kind)
-                warnings.warn(message, stacklevel=5)
+                self._unwarned.discard(kind)
+                warnings.warn(message, stacklevel=4)
 
     def _encode(self, texts: list[str], task: Task, dim: int, advance: Advance) -> Float32Array:
         found = np.empty((len(texts), dim), dtype=np.float32)
@@ -330,7 +333,7 @@ class MatryoshkaEncoder(PickledByArguments, Encoder):
         overruns: list[int] = []
         total = 0
         for chunk, vectors in self._full_vectors(chunks, task, overruns):
-            self._warn_of_misfit(chunk, dim)
+            self._warn_once(chunk, dim)
             total += len(chunk)
             yield chunk, truncate(vectors, dim)
         self._report(overruns, total)

@@ -23,7 +23,7 @@ Backend: TypeAlias = Literal["torch", "openvino"]
 
 
 def as_devices(asked: Device | Sequence[Device] | None) -> list[torch.device]:
-    """Return the devices asked for, refusing those that don't exist; for None a GPU, or else the CPU."""
+    """Return the devices asked for, refusing names that torch doesn't know; for None a GPU, or else the CPU."""
     import torch
 
     if asked is None:
@@ -40,17 +40,23 @@ def _as_device(asked: Device) -> torch.device:
     import torch
 
     try:
-        device = torch.device(asked)
+        return torch.device(asked)
     except (RuntimeError, TypeError) as error:
         raise InvalidInput(f"device is {asked!r}, which torch doesn't know: pass 'cpu', 'cuda' or 'cuda:1'.") from error
+
+
+def check_present(devices: list[torch.device]) -> None:
+    """Refuse GPUs that don't exist."""
+    import torch
+
     # Counted, not tried: a try would take memory on the device.
     found = torch.cuda.device_count()
-    if device.type == "cuda" and (device.index or 0) >= found:
-        raise InvalidInput(
-            f"device is {str(device)!r}, and torch {torch.__version__} finds {found} GPUs here. Pass device='cpu' or a "
-            "device that exists, or install a build of torch that supports it."
-        )
-    return device
+    for device in devices:
+        if device.type == "cuda" and (device.index or 0) >= found:
+            raise InvalidInput(
+                f"device is {str(device)!r}, and torch {torch.__version__} finds {found} GPUs here. Pass device='cpu' "
+                "or a device that exists, or install a build of torch that supports it."
+            )
 
 
 def as_dtype(asked: str | torch.dtype) -> torch.dtype:

@@ -48,9 +48,9 @@ class TwoStageEmbeddingFunction(EmbeddingFunction[Documents]):
         """Embed passages: float32 [shortlist_dim] each.
 
         Raises:
-            IndexMismatch: the model is not known, or can't be made here as it was when it filled the index.
+            IndexMismatch: the model is not known, or can't be made here as it was when it filled the index; or the
+                folder was moved.
             InvalidInput: the vectors are rotated, and the rotation is on a server.
-            ArchiveError: the archive is not in the folder any more.
         """
         return self._embed(input, "document")
 
@@ -97,6 +97,11 @@ class TwoStageEmbeddingFunction(EmbeddingFunction[Documents]):
                 "vectors, and keeps the rotation on a server. Search through TwoStageIndex or TwoStageRetriever."
             )
         path = Path(self._folder) / f"archive-{config.archive}.lmdb"
+        if not path.is_file():
+            raise IndexMismatch(
+                f"texts can't be embedded for this collection: its rotation is in {path}, which isn't there. If the "
+                "folder was moved, TwoStageIndex(folder).reindex() stores where it is now."
+            )
         archive = LmdbArchive(path, config.full_dim, config.precision, create=False)
         try:
             axes = archive.load_axes(config.rotation, config.shortlist_dim)
@@ -107,8 +112,8 @@ class TwoStageEmbeddingFunction(EmbeddingFunction[Documents]):
 
 @lru_cache(maxsize=1)
 def _encoder(model: str, fingerprint: str) -> MatryoshkaEncoder:
-    # Chroma makes the embedding function anew for each call, so the model is kept here. By the package's front door:
-    # nothing else in index/ knows an encoder.
+    # Chroma makes a new embedding function per call, so the model is kept here. It is imported by the package's front
+    # door, as index/ knows no encoder.
     from mrl_rag import MatryoshkaEncoder
 
     try:

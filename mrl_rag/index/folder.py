@@ -100,7 +100,7 @@ class Folder:
                     self._all.pop(self.path, None)
 
     def reopen(self) -> None:
-        """Close the client once no thread uses it, and open another, which reads the folder anew."""
+        """Close the client once no thread uses it, and open another, which reads the folder again."""
         with self.lock, self.gate.exclusive():
             self._forget_client()
             _ = self.client

@@ -557,7 +557,7 @@ class TwoStageIndex:
 
         Returns:
             The records in the order of `ids`, each once, without unknown ids. Without `ids`, in Chroma's order: that
-            in which they were first stored, until Chroma is filled anew.
+            in which they were first stored; a rebuild may change it.
 
         Raises:
             InvalidIds: an id is not a non-empty string.
@@ -773,7 +773,7 @@ class TwoStageIndex:
         hnsw: Mapping[str, Any] | None = None,
         progress: bool = False,
     ) -> None:
-        """Fill Chroma anew from the archive; nothing is encoded again.
+        """Rebuild the Chroma collection from the archive; nothing is encoded again.
 
         The old collection answers until the new one is complete and takes its name. An interruption leaves the old one
         as it was. On a server no other client may write meanwhile: its writes would be lost.
@@ -815,10 +815,10 @@ class TwoStageIndex:
 
             index.repair(encode=encoder.encode_documents)
 
-        Orphans are removed, and interrupted replacements finished or undone. Chroma is filled anew if its graph or the
-        rotation is lost, or doesn't fit the archive, or if its search misses records. A graph that Chroma can't read
-        is renamed, not removed. If Chroma's own file is damaged (`report.chroma_damaged`), nothing is changed: the
-        damage may hide records.
+        Orphans are removed, and interrupted replacements finished or undone. The Chroma collection is rebuilt if its
+        graph or the rotation is lost, or doesn't fit the archive, or if its search misses records. A graph that Chroma
+        can't read is renamed, not removed. If Chroma's own file is damaged (`report.chroma_damaged`), nothing is
+        changed: the damage may hide records.
 
         Args:
             encode: makes float [n, full_dim] of n documents, by the encoder that filled the index: for records whose
@@ -1004,7 +1004,7 @@ class TwoStageIndex:
         )
 
     def _reopen(self) -> Stores | None:
-        """Have Chroma read the folder anew."""
+        """Have Chroma read the folder again."""
         with self._storage.lock:
             self._storage.reopen()
             opened = self._open()
@@ -1083,7 +1083,7 @@ class TwoStageIndex:
         with self._storage.lock, chroma_errors(missing=True):
             _ = self.client  # raises in a forked process, and is a new one where the folder was removed
             fresh = self._storage.acquire()
-            # Another index on this folder or server may have filled Chroma anew.
+            # Another index on this folder or server may have rebuilt the collection.
             self._forget_if_replaced()
             opened = self._with_whole_graph(self._open())
             if fresh and recover and opened is not None:
@@ -1095,7 +1095,7 @@ class TwoStageIndex:
                     self._opened.stores.note_written()
 
     def _with_whole_graph(self, opened: Searcher | None) -> Searcher | None:
-        """Have Chroma read its graph anew if others have written since: it would save its old graph over theirs."""
+        """Have Chroma read its graph again if others have written since; it would save its own over theirs."""
         stores = None if opened is None else opened.stores
         if stores is None or stores.graph is None or stores.graph.version == stores.archive.version:
             return opened
@@ -1115,7 +1115,7 @@ class TwoStageIndex:
             self._opened = None
 
     def _current(self, work: Callable[[Searcher], Answer], empty: Empty) -> Answer | Empty:
-        """Return what `work` makes of the stores; do it again if they were dropped or filled anew meanwhile."""
+        """Return what `work` makes of the stores; do it again if they were dropped or rebuilt meanwhile."""
         from chromadb.errors import ChromaError
 
         with chroma_errors(missing=True):
@@ -1153,7 +1153,7 @@ class TwoStageIndex:
         damaged = self._storage.sqlite_fault(_REPAIR_SECONDS)
         if damaged:
             raise TwoStageIndexError(
-                f"collection {self._name!r} can't be filled anew: Chroma's own file in {self._storage.folder} is "
+                f"collection {self._name!r} can't be rebuilt: Chroma's own file in {self._storage.folder} is "
                 f"damaged, and records that it hides would be lost: {damaged}. Restore the folder from a backup."
             )
 

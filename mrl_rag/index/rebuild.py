@@ -1,4 +1,4 @@
-"""Filling Chroma anew from the archive: for another dimension, another rotation, or a graph that is lost."""
+"""Rebuilding the Chroma collection from the archive: for another dimension or rotation, or when its graph is lost."""
 
 from __future__ import annotations
 

@@ -256,7 +256,7 @@ class ShortlistCollection:
         return {key: settings[key] for key in ("ef_construction", "ef_search", "max_neighbors") if key in settings}
 
     def set_ef_search(self, ef_search: int) -> None:
-        """Change how many records a search of the graph looks at; it takes effect when Chroma reads the folder anew."""
+        """Change how many records a search of the graph looks at, once Chroma reads the folder again."""
         _ = _embedding_function(self._client, self.config)  # Chroma reads the stored one here, so it has to be known
         self._collection.modify(configuration={"hnsw": {"ef_search": ef_search}})
 

@@ -34,16 +34,16 @@ class Report:
         missing: Chroma has the record, the archive has no full vector: Chroma has added it by itself, or it was lost.
         damaged: the full vector is not what was written.
         stale: the full vector is of another document: Chroma has changed it by itself.
-        misplaced: Chroma's vector doesn't fit the full vector. `repair` fills Chroma anew.
+        misplaced: Chroma's vector doesn't fit the full vector. `repair` rebuilds the collection.
         interrupted: a writer stopped between the two stores. `repair` finishes its work or undoes it.
         orphaned: the archive has a full vector, Chroma has no record. `repair` removes them.
         unreachable: a search with the record's own vector doesn't find it. Chroma's graph is approximate, and can lose
             records when many are replaced. Of more than 10,000 records a sample is tried. `ok` allows one, or one in a
-            thousand; with more, `repair` fills Chroma anew. With vectors like noise every graph loses some;
+            thousand; with more, `repair` rebuilds the collection. With vectors like noise every graph loses some;
             `reindex(hnsw={"max_neighbors": 32})` makes a denser graph.
         tried: how many records were searched for.
         search_broken: Chroma's search raises, or misses half of the records that are tried; or the rotation is lost.
-            `repair` fills Chroma anew.
+            `repair` rebuilds the collection.
         chroma_damaged: what SQLite finds wrong with Chroma's own file of ids, documents and metadata; "" for nothing.
             `repair` can't mend it: restore the folder from a backup, or fill a new one.
         new_rotation: "fit" where the rotation is lost and `repair` fits another one.

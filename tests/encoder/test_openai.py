@@ -286,7 +286,7 @@ def test_what_passes_is_tried_again(server, connect, answer, status):
 
 
 def test_a_dropped_connection_is_tried_again(server, connect, monkeypatch):
-    monkeypatch.setattr("mrl_rag.encoder.connection._FIRST_WAIT", 0.01)
+    monkeypatch.setattr("mrl_rag.encoder.connection._FIRST_WAIT_S", 0.01)
     server.script = ["hang up"]
     np.testing.assert_allclose(connect().encode(["a"]), expected(["a"]), atol=1e-6)
 

@@ -448,7 +448,7 @@ def test_repair_changes_nothing_where_chromas_file_hides_records(folder):
     report = index.repair()
     assert report.orphaned
     assert report.chroma_damaged
-    with pytest.raises(TwoStageIndexError, match=r"can't be filled anew.*Restore the folder from a backup"):
+    with pytest.raises(TwoStageIndexError, match=r"can't be rebuilt.*Restore the folder from a backup"):
         index.reindex(rotation="fit")
     assert list(archive.ids()) == before
     # What SQLite itself brings back is all there.

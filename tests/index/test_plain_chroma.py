@@ -71,6 +71,17 @@ def test_where_the_model_or_the_archive_is_not_there_chroma_is_refused(tmp_path)
                 index.client.get_collection(name).query(query_texts=["a"])
 
 
+@pytest.mark.usefixtures("default_dtype")
+def test_after_a_folder_was_moved_a_rebuild_tells_chroma_where_it_is(fitted, tmp_path):
+    moved = tmp_path.parent / f"{tmp_path.name}-moved"
+    fitted.rename(moved)
+    with TwoStageIndex(moved) as index:
+        with pytest.raises(IndexMismatch, match="If the folder was moved"):
+            index.client.get_collection("docs").query(query_texts=["threads"])
+        index.reindex()
+        assert index.client.get_collection("docs").query(query_texts=["threads"], n_results=1)["ids"] == [["1"]]
+
+
 def test_a_rotation_on_a_server_is_out_of_chromas_reach(chroma_server, minilm):
     client = chromadb.HttpClient(port=chroma_server)
     name = f"docs-{np.random.default_rng().integers(2**60)}"

@@ -12,6 +12,7 @@ import torch
 from sentence_transformers import SentenceTransformer
 
 from mrl_rag import MatryoshkaEncoder
+from mrl_rag.encoder.network import _TOLERANCE
 from mrl_rag.encoder.recipe import Pooling
 from mrl_rag.errors import ModelFilesError
 from mrl_rag.models import MODELS, ModelSpec, PackagedWeights
@@ -69,6 +70,15 @@ def test_the_vectors_are_the_references_at_every_dimension(both, texts, cosine_d
         assert cosine_distance(encoder.encode(texts, task, dim=dim), expected).max() < 1e-5
     # The weights make a difference of every text.
     assert np.triu(full @ full.T, k=1).max() < 1 - 1e-3
+
+
+# M2M100 attends within the sequences, but ignores their positions.
+@pytest.mark.parametrize("name", sorted(PADDED_ONLY - {"m2m100"}))
+def test_a_network_that_ignores_how_sequences_are_packed_gets_padding_however_near_its_vectors(
+    save_model, monkeypatch, name
+):
+    monkeypatch.setitem(_TOLERANCE, torch.float32, 3.0)
+    assert not MatryoshkaEncoder(save_model(name), device="cpu", dtype="float32")._network.packs
 
 
 def test_a_vector_does_not_depend_on_its_neighbours(both, texts):

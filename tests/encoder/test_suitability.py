@@ -6,7 +6,7 @@ import warnings
 import pytest
 
 from mrl_rag import MatryoshkaEncoder, TwoStageIndex, TwoStageRetriever
-from mrl_rag.encoder.fit import misfit_of_dim, misfit_of_language, share_outside_latin
+from mrl_rag.encoder.suitability import dim_warning, language_warning, share_outside_latin
 from mrl_rag.models import MODELS
 
 
@@ -26,11 +26,11 @@ def test_a_cut_below_the_trained_dimensions_is_warned_of_once_with_its_cost(fres
     encoder = fresh()
     encoder.encode(["full vectors are what it was trained for"])
     with pytest.warns(
-        UserWarning, match=r"minilm was trained for dimension 384.*cut to 64.*0\.40 to 0\.30.*'nomic-v1\.5'"
+        UserWarning, match=r"minilm was trained for dimension 384.*truncated to 64.*0\.40 to 0\.30.*'nomic-v1\.5'"
     ):
         encoder.encode(["a"], dim=64)
     encoder.encode(["a"], dim=32)
-    with pytest.warns(UserWarning, match="cut to 64"):
+    with pytest.warns(UserWarning, match="truncated to 64"):
         fresh(truncate_dim=64).encode_query("a")
 
 
@@ -44,8 +44,8 @@ def test_a_two_stage_index_is_no_cause_for_it_whatever_its_shortlist(fresh):
 
 @pytest.mark.parametrize("dim", [64, 100])
 def test_a_matryoshka_model_may_be_cut_down_to_its_smallest_dimension(dim):
-    assert not misfit_of_dim(MODELS["nomic-v1.5"], dim)
-    assert misfit_of_dim(MODELS["nomic-v1.5"], 32)
+    assert not dim_warning(MODELS["nomic-v1.5"], dim)
+    assert dim_warning(MODELS["nomic-v1.5"], 32)
 
 
 @pytest.mark.parametrize(
@@ -62,8 +62,8 @@ def test_another_script_is_warned_of_once_with_the_models_for_it(fresh, text):
 
 def test_latin_text_code_and_a_foreign_word_are_no_cause_for_it(fresh):
     fresh().encode(["naïve café", "x → y ≤ 3 😀", "the word 東京 in an English text", "", "123"])
-    assert not misfit_of_language(MODELS["bge-m3"], ["如何在后台运行一个函数?"])
-    assert not misfit_of_language(MODELS["minilm"], [])
+    assert not language_warning(MODELS["bge-m3"], ["如何在后台运行一个函数?"])
+    assert not language_warning(MODELS["minilm"], [])
 
 
 def test_looking_at_a_question_takes_microseconds():

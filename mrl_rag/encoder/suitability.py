@@ -1,4 +1,4 @@
-"""Whether a model suits what it is used for: a dimension it was trained for, a language it knows."""
+"""Warnings about dimensions and languages that a model was not trained for."""
 
 from __future__ import annotations
 
@@ -6,27 +6,28 @@ from collections.abc import Sequence
 
 from mrl_rag.models import MODELS, ModelSpec
 
-# Looked at per call, so that the look costs microseconds: characters per text, and texts.
+# The sample of a call's texts that is looked at, small enough to cost microseconds: characters per text, and texts.
 _CHARACTERS = 200
 _TEXTS = 32
 
 
-def misfit_of_dim(spec: ModelSpec, dim: int) -> str:
-    """Say what a cut to `dim` costs; "" where the model was trained for that or a lower dimension."""
+def dim_warning(spec: ModelSpec, dim: int) -> str:
+    """Return what truncation to `dim` costs; "" where the model was trained for that dimension or a lower one."""
     if dim >= min(spec.dims):
         return ""
     trained = ", ".join(map(str, spec.dims))
     return (
-        f"{spec.name} was trained for dimension {trained}, and its vectors are cut to {dim}. That costs accuracy: "
-        "minilm cut to 64 falls from nDCG@10 0.40 to 0.30 on Cranfield (benchmarks/README.md). Search full vectors "
-        f"with a TwoStageIndex, which shortens them by a fit, or use a Matryoshka model: {_matryoshka_models(dim)}."
+        f"{spec.name} was trained for dimension {trained}, and its vectors are truncated to {dim}. That costs "
+        "accuracy: nDCG@10 of minilm on Cranfield falls from 0.40 to 0.30 at 64 (benchmarks/README.md). Search full "
+        "vectors with a TwoStageIndex, which fits shorter ones to them, or use a Matryoshka model: "
+        f"{_matryoshka_models(dim)}."
     )
 
 
-def misfit_of_language(spec: ModelSpec, texts: Sequence[str]) -> str:
-    """Say that an English model is given text in another script; "" where it isn't.
+def language_warning(spec: ModelSpec, texts: Sequence[str]) -> str:
+    """Return a warning where an English model is given text in another script, else "".
 
-    Scripts are told apart, not languages: French or Vietnamese passes for English.
+    Only scripts are looked at, so languages in Latin script, such as French, pass for English.
     """
     if spec.languages != "en" or share_outside_latin(texts) <= 0.5:
         return ""
