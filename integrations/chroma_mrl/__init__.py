@@ -15,6 +15,7 @@ from mrl_rag.errors import IndexMismatch, InvalidInput
 
 __all__ = ["MatryoshkaEmbeddingFunction"]
 
+_MODEL = "minilm"
 _SETTINGS = ("model", "dim", "max_length", "prompts", "revision")
 
 
@@ -31,7 +32,7 @@ class MatryoshkaEmbeddingFunction(EmbeddingFunction[Documents]):
     opened in a process that has imported this module. The model is loaded on first use.
 
     Args:
-        model: short name, local folder or hub id, as for `MatryoshkaEncoder`.
+        model: short name, local folder or hub id, as for `MatryoshkaEncoder`. None is what Chroma stores for `encoder`.
         dim: length of the vectors, 1 <= dim <= the model's full dimension; None for the full one.
         device: a torch device; None for a GPU where there is one. Not stored.
         max_length: longest input in tokens; None for the model's own.
@@ -39,11 +40,14 @@ class MatryoshkaEmbeddingFunction(EmbeddingFunction[Documents]):
         revision: branch, tag or commit on the hub.
         encoder: any `mrl_rag.Encoder`, used instead of one made from the arguments above. Chroma can't store it: pass
             it again when the collection is opened.
+
+    Raises:
+        InvalidInput: `encoder` is not an `Encoder`, or is given together with settings for making one.
     """
 
     def __init__(
         self,
-        model: str = "minilm",
+        model: str | None = _MODEL,
         dim: int | None = None,
         device: str | None = None,
         max_length: int | None = None,
@@ -51,6 +55,12 @@ class MatryoshkaEmbeddingFunction(EmbeddingFunction[Documents]):
         revision: str | None = None,
         encoder: Encoder | None = None,
     ) -> None:
+        if not isinstance(encoder, Encoder | None):
+            raise InvalidInput(f"encoder is {encoder!r}; it must be an mrl_rag.Encoder, such as MatryoshkaEncoder().")
+        making = {"device": device, "max_length": max_length, "prompts": prompts, "revision": revision}
+        given = [name for name, value in making.items() if value is not None]
+        if encoder is not None and (given or model != _MODEL):
+            raise InvalidInput(f"encoder is given, and so is {given or 'model'}: set that where the encoder is made.")
         self._settings = {
             "model": model,
             "dim": dim,

@@ -30,6 +30,14 @@ def test_queries_get_their_own_prompt():
     assert not np.allclose(document, query)
 
 
+@pytest.mark.parametrize(
+    ("wrong", "said"), [({"model": "nomic-v1.5"}, "model"), ({"max_length": 8}, "max_length"), ({"encoder": 7}, "is 7")]
+)
+def test_an_encoder_comes_without_settings_for_making_one(wrong, said):
+    with pytest.raises(InvalidInput, match=said):
+        MatryoshkaEmbeddingFunction(**({"encoder": DeterministicEncoder(32)} | wrong))
+
+
 def test_an_encoder_object_is_asked_for_again(tmp_path):
     function = MatryoshkaEmbeddingFunction(encoder=DeterministicEncoder(32))
     chromadb.PersistentClient(tmp_path).create_collection("docs", embedding_function=function).add(
