@@ -33,8 +33,7 @@ class TwoStageRetriever(BaseRetriever):
         retriever.batch(["a question", "another"])                  # embedded and searched together
 
     Every field but `vectorstore` may be given to `invoke`, `batch` and their async forms as well. `batch` embeds its
-    questions in one call and searches once; callbacks still see one run per question. Where that fails, each question
-    is searched alone, so that only the bad ones have an error.
+    questions in one call and searches once; callbacks still see one run per question.
 
     Raises:
         InvalidInput: there is no such field, or `vectorstore` is something else.
@@ -48,9 +47,9 @@ class TwoStageRetriever(BaseRetriever):
     plan: Plan | None = None
     """Dimensions and shortlist sizes; None for the index's default."""
     filter: dict[str, Any] | None = None
-    """Condition on metadata, a plain dict or Chroma's operators."""
+    """Condition on metadata, as for `MatryoshkaVectorStore`."""
     where_document: dict[str, Any] | None = None
-    """Condition on the text, Chroma's operators."""
+    """Condition on the text, in Chroma's language."""
     score_threshold: float | None = None
     """Leave out documents with a lower cosine; None for all."""
     add_scores: bool = False
@@ -86,8 +85,9 @@ class TwoStageRetriever(BaseRetriever):
         Returns:
             n lists of documents, best first.
         """
+        # LangChain's own `batch` encodes one question at a time, which takes two to four times the processor time.
+        # If it fails, each question is searched by itself below, and only the bad ones have an error.
         answers: Answers = {}
-        # Where this fails each question is asked alone below, and its error is its own run's.
         with suppress(Exception):
             if inputs:
                 hits = self.vectorstore.search_hits(inputs, **self._settings(kwargs))
