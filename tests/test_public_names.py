@@ -7,6 +7,7 @@ import tomllib
 from importlib.metadata import version
 from pathlib import Path
 
+import chroma_mrl
 import langchain_mrl
 import llama_index_mrl
 import pytest
@@ -17,7 +18,9 @@ from mrl_rag import errors
 ROOT = Path(__file__).parents[1]
 
 
-@pytest.mark.parametrize("package", [mrl_rag, langchain_mrl, llama_index_mrl], ids=lambda package: package.__name__)
+@pytest.mark.parametrize(
+    "package", [mrl_rag, chroma_mrl, langchain_mrl, llama_index_mrl], ids=lambda package: package.__name__
+)
 def test_all_is_sorted_complete_and_documented(package):
     assert package.__all__ == sorted(package.__all__)
     for name in package.__all__:
