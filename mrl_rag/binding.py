@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from mrl_rag.encoder import CachedEncoder, Encoder
-from mrl_rag.errors import IndexMismatch, InvalidInput
+from mrl_rag.errors import IndexMismatch
 from mrl_rag.index import TwoStageIndex
 from mrl_rag.models import find_row
 
@@ -32,7 +32,7 @@ def bind_model(index: TwoStageIndex, model: str | None, fingerprint: str | None,
     Raises:
         IndexMismatch: another model filled the index.
     """
-    stored = _stored_model(index)
+    stored = index.model
     if not (fingerprint and index.fingerprint) and not may_be_one_model(stored, model):
         raise IndexMismatch(
             f"collection {index.name!r} was filled with the model {stored!r}; these embeddings are of {model!r}. Open "
@@ -60,12 +60,3 @@ def _plain_name(name: str | None) -> str:
         return ""
     row = find_row(name)
     return (row.hub_id if row else name).split("/")[-1].casefold().removesuffix(":latest")
-
-
-def _stored_model(index: TwoStageIndex) -> str:
-    # `index.model` leaves out a name that is stored without a fingerprint.
-    try:
-        metadata = index.collection().metadata or {}
-    except InvalidInput:
-        return index.model or ""
-    return str(metadata.get("mrl_rag:model") or index.model or "")

@@ -22,7 +22,7 @@ FLOORS = {
     "encoder": 3,
     "index": 3,
     "binding": 4,
-    "retriever": 4,
+    "retriever": 5,
     "evaluation": 4,
     "testing": 4,
     "cli": 7,

@@ -343,9 +343,9 @@ class TwoStageIndex:
     def _encoder(self) -> tuple[str | None, str | None]:
         opened = self._session.open()
         config = None if opened is None else opened.stores.config
-        if config is None or not config.fingerprint:
+        if config is None:
             return self._wanted.model, self._wanted.fingerprint
-        return config.model or self._wanted.model, config.fingerprint
+        return config.model or self._wanted.model, config.fingerprint or self._wanted.fingerprint
 
     @property
     def name(self) -> str:
