@@ -1,5 +1,6 @@
 """The notebooks run from top to bottom in a real kernel, and are stored without outputs. Long work shows a bar."""
 
+import re
 from pathlib import Path
 
 import nbformat
@@ -17,7 +18,9 @@ def test_it_runs_and_draws(file):
     NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(file.parent)}}).execute()
     outputs = [output for cell in cells for output in cell.outputs]
     assert sum("image/png" in output.get("data", {}) for output in outputs) == 2
-    assert "json.loads" in "".join(output.get("text", "") for output in outputs)
+    printed = "".join(output.get("text", "") for output in outputs)
+    # The answer to "How do I turn a JSON text into Python objects?", with its score.
+    assert re.search(r"^0\.\d\d  json\.loads$", printed, re.MULTILINE)
 
 
 def test_there_is_one_for_each_framework():

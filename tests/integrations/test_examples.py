@@ -8,6 +8,10 @@ from pathlib import Path
 import pytest
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
+sys.path.append(str(EXAMPLES))
+
+from docstrings import read_passages, summarize, title  # noqa: E402
+
 SAYS = {
     "langchain_rag": ["shutil.copytree", "Question: How do I copy a whole folder?"],
     "langchain_agent_tool": ["model calls search_python_docs", "tool says: shutil.disk_usage", "ai says: It is"],
@@ -31,3 +35,28 @@ def test_an_example_runs_and_says_what_it_found(name, tmp_path):
     for line in SAYS[name]:
         assert line in ran.stdout
     assert not list(tmp_path.iterdir())
+
+
+def test_a_passage_is_a_name_with_its_words_and_what_it_does():
+    assert (
+        title("concurrent.futures.ThreadPoolExecutor") == "concurrent.futures.ThreadPoolExecutor (thread pool executor)"
+    )
+    assert title("http.server.HTTPServer.get_request") == "http.server.HTTPServer.get_request (get request)"
+    assert title("json.loads") == "json.loads"
+    assert summarize("zeros(shape,\n      dtype=None) -> array\n\nReturn zeros.\n\nMore.") == "Return zeros."
+    (found,) = [passage for passage in read_passages({"shutil"}) if passage.name == "shutil.rmtree"]
+    assert found.text == f"shutil.rmtree: {found.summary}"
+    assert found.summary == "Recursively delete a directory tree."
+
+
+@pytest.mark.parametrize(
+    ("question", "answer"),
+    [
+        ("How do I turn a JSON text into Python objects?", "json.loads"),
+        ("run a function in a thread pool", "concurrent.futures.ThreadPoolExecutor"),
+    ],
+)
+def test_the_demos_passages_answer_its_questions(question, answer, minilm):
+    passages = read_passages({"json", "concurrent", "threading"})
+    scores = minilm.encode_documents([p.text for p in passages]) @ minilm.encode_queries([question])[0]
+    assert answer in [passages[place].name for place in (-scores).argsort()[:5]]
