@@ -64,7 +64,7 @@ def main() -> None:
     try:
         index = TwoStageIndex(FOLDER / "two-stage", fingerprint=encoder.fingerprint)
     except IndexMismatch as error:
-        print(f"The index of an earlier run doesn't fit: {error} It is filled anew.")
+        print(f"The index of an earlier run doesn't fit and is built again: {error}")
         shutil.rmtree(FOLDER)
         index = TwoStageIndex(FOLDER / "two-stage", fingerprint=encoder.fingerprint)
     TwoStageRetriever(encoder, index).index_texts(
@@ -91,7 +91,7 @@ def how_searched(index: TwoStageIndex) -> str:
 
 
 def ask_langchain(encoder: MatryoshkaEncoder, index: TwoStageIndex) -> None:
-    """Answer questions by an LCEL chain."""
+    """Answer questions with an LCEL chain."""
     store = LangChainStore(MatryoshkaEmbeddings(encoder=encoder), index=index)
     prompt = ChatPromptTemplate.from_template("Answer from this documentation:\n{context}\n\nQuestion: {question}")
     # A real model goes here: ChatOpenAI(model=...), ChatAnthropic(model=...), ChatOllama(model=...)
@@ -116,7 +116,7 @@ def ask_langchain(encoder: MatryoshkaEncoder, index: TwoStageIndex) -> None:
 
 
 def ask_llama_index(encoder: MatryoshkaEncoder, index: TwoStageIndex) -> None:
-    """Answer questions by a query engine."""
+    """Answer questions with a query engine."""
     engine = VectorStoreIndex.from_vector_store(
         LlamaIndexStore(index=index), embed_model=MatryoshkaEmbedding(encoder=encoder)
     ).as_query_engine(llm=MockLLM(max_tokens=1), similarity_top_k=HITS)  # a real model goes here: OpenAI(model=...)
@@ -129,7 +129,7 @@ def ask_llama_index(encoder: MatryoshkaEncoder, index: TwoStageIndex) -> None:
 
 
 def compare(encoder: MatryoshkaEncoder, index: TwoStageIndex, passages: list[Passage]) -> None:
-    """Two-stage against single-stage Chroma and an exact scan, on the same vectors and queries."""
+    """Compare two-stage search with single-stage Chroma and an exact scan, on the same vectors and queries."""
     # Most questions are the sentence of a docstring that says what the thing does.
     chosen = np.random.default_rng(0).choice(
         len(passages), COMPARED - len(TO_LANGCHAIN + TO_LLAMA_INDEX), replace=False
@@ -180,7 +180,7 @@ def compare(encoder: MatryoshkaEncoder, index: TwoStageIndex, passages: list[Pas
 def single_stage(
     folder: Path, ids: list[str], texts: list[str | None], metadatas: list[dict[str, object]], vectors: Float32Array
 ) -> chromadb.Collection:
-    """Return what a user has today: full vectors in Chroma."""
+    """Return a collection of full vectors, as Chroma is used by itself."""
     client = chromadb.PersistentClient(folder)
     collection = client.get_or_create_collection(
         "docs", configuration={"hnsw": {"space": "cosine"}}, embedding_function=None
@@ -218,5 +218,5 @@ if __name__ == "__main__":
     try:
         main()
     except KeyboardInterrupt:
-        print("\nStopped. Run it again to go on: what is stored is not encoded again.")
+        print("\nStopped. Run it again to continue: what is stored is not encoded again.")
         sys.exit(130)

@@ -15,7 +15,7 @@ from docstrings import read_passages, summarize, title  # noqa: E402
 SAYS = {
     "langchain_rag": ["shutil.copytree", "Question: How do I copy a whole folder?"],
     "langchain_agent_tool": ["model calls search_python_docs", "tool says: shutil.disk_usage", "ai says: It is"],
-    "migrate_from_chroma": ["records were copied", "Chroma     copytree", "two-stage  copytree"],
+    "migrate_from_chroma": ["records were copied", "Chroma     shutil.copytree", "two-stage  shutil.copytree"],
     "openai_embeddings": ["OPENAI_API_KEY is not set", "256 numbers", "json.loads"],
 }
 
