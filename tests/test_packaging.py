@@ -30,7 +30,7 @@ def built(tmp_path_factory):
         shutil.copy(ROOT / file, source)
     for package in ("mrl_rag", "integrations"):
         shutil.copytree(ROOT / package, source / package, ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
-    # The environment's own setuptools: no network.
+    # The environment's own hatchling: no network.
     run("-m", "build", "--no-isolation", "--outdir", str(folder), str(source))
     return folder
 
