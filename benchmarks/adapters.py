@@ -1,13 +1,14 @@
-"""What the adapters cost over the core, and many questions at once against `langchain_chroma`.
+"""What the adapters add to the time of a search, and batches of questions against `langchain_chroma`.
 
     python benchmarks/adapters.py [DATASET] [--texts 1024] [--rounds 5]
 
-DATASET is a folder in the BEIR layout; without one, texts are docstrings of the standard library and questions their
-first lines. Everything is on disk, with `minilm` vectors that were made once.
+DATASET is a folder in the BEIR layout. Without one, the texts are docstrings of the standard library, and the questions
+are their first lines. Everything is on disk, with `minilm` vectors that are made once.
 
-The first table has the vectors of the questions at hand, so that only the layers differ: each question goes to the
-index and to the retriever in turn, and the median of the differences is printed. In the second the questions are
-encoded: `retriever.batch` of all of them, the contestants in interleaved rounds, the median round.
+In the first table the questions' vectors are known already, so that only the layers differ: each question is given to
+the index and to the retriever in turn, and the median of the differences is printed. In the second table the questions
+are encoded, all in one call of `retriever.batch`. The retrievers take turns, and the median round is printed. "One by
+one" is LangChain's own `batch`, which runs `invoke` in threads.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ from mrl_rag.evaluation import read_beir, recall_at_k
 
 K = 10
 QUESTIONS = 100
-# Of the layers: a question takes milliseconds, and what is measured is a fraction of one.
+# More rounds for the layers: the difference is a fraction of a millisecond.
 LAYER_ROUNDS = 10
 BATCH = 5000
 
@@ -49,7 +50,7 @@ Vectors = dict[str, list[float]]
 
 
 class Known(Embeddings):
-    """Vectors that were made before, for LangChain."""
+    """Known vectors, for LangChain."""
 
     def __init__(self, vectors: Vectors) -> None:
         self.vectors = vectors
@@ -61,8 +62,14 @@ class Known(Embeddings):
         return self.vectors[text]
 
 
+class OneByOne(langchain_mrl.TwoStageRetriever):
+    """Our retriever with LangChain's own `batch`."""
+
+    batch = BaseRetriever.batch
+
+
 class KnownEmbedding(BaseEmbedding):
-    """Vectors that were made before, for LlamaIndex."""
+    """Known vectors, for LlamaIndex."""
 
     vectors: Vectors
 
@@ -123,6 +130,7 @@ def main() -> None:
             {
                 "langchain_chroma, HuggingFaceEmbeddings": single.as_retriever(search_kwargs={"k": K}),
                 "langchain_mrl, MatryoshkaEmbeddings": langchain_mrl.TwoStageRetriever(vectorstore=ours, k=K),
+                "langchain_mrl, one by one": OneByOne(vectorstore=ours, k=K),
             },
             questions,
             arguments.rounds,
@@ -136,7 +144,7 @@ def layer(
     encoder: MatryoshkaEncoder,
     questions: list[str],
 ) -> None:
-    """Measure one retriever over the index it is on, and print its line."""
+    """Measure one retriever against its index alone, and print its row."""
     vectors = encoder.encode_queries(questions)
     core, through = [], []
     for round_ in range(LAYER_ROUNDS + 1):
@@ -145,7 +153,7 @@ def layer(
                 (core, lambda vector=vector: index.search(vector[None], K)),
                 (through, lambda question=question: retrieve(question)),
             ]
-            # By turns, so that neither always finds what the other has warmed.
+            # In alternating order, so that neither always runs with warm caches.
             for seconds, call in calls[:: 1 if round_ % 2 else -1]:
                 start = time.perf_counter()
                 call()
@@ -182,14 +190,14 @@ def batches(retrievers: dict[str, BaseRetriever], questions: list[str], rounds: 
 
 
 def filled_langchain(folder: Path, texts: list[str], vectors: Vectors) -> langchain_mrl.MatryoshkaVectorStore:
-    """Return a store of ours, filled as LangChain does."""
+    """Return our LangChain store, filled by `from_texts`."""
     return langchain_mrl.MatryoshkaVectorStore.from_texts(
         texts, Known(vectors), metadatas(texts), ids=ids(texts), persist_directory=str(folder)
     )
 
 
 def filled_llama_index(folder: Path, texts: list[str], vectors: Vectors) -> llama_index_mrl.MatryoshkaVectorStore:
-    """Return a store of ours, filled as LlamaIndex does."""
+    """Return our LlamaIndex store, filled by `add`."""
     store = llama_index_mrl.MatryoshkaVectorStore(persist_dir=str(folder))
     rows = zip(ids(texts), texts, metadatas(texts), strict=True)
     store.add([TextNode(id_=id_, text=t, metadata=metadata, embedding=vectors[t]) for id_, t, metadata in rows])
@@ -197,7 +205,7 @@ def filled_llama_index(folder: Path, texts: list[str], vectors: Vectors) -> llam
 
 
 def filled_chroma(folder: Path, texts: list[str], vectors: Vectors) -> Chroma:
-    """Return `langchain_chroma`'s store of the same vectors, which encodes questions as its users' do."""
+    """Return `langchain_chroma`'s store of the same vectors, with HuggingFaceEmbeddings for the questions."""
     options: dict[str, Any] = {
         "persist_directory": str(folder),
         "collection_configuration": {"hnsw": {"space": "cosine"}},
@@ -210,12 +218,12 @@ def filled_chroma(folder: Path, texts: list[str], vectors: Vectors) -> Chroma:
 
 
 def ids(texts: list[str]) -> list[str]:
-    """Return an id a text."""
+    """Return one id per text."""
     return [str(row) for row in range(len(texts))]
 
 
 def metadatas(texts: list[str]) -> list[dict[str, Any]]:
-    """Return a dict a text, as users have."""
+    """Return one dict per text, as users have them."""
     return [{"source": f"file-{row % 100}.md", "page": row % 40} for row in range(len(texts))]
 
 

@@ -1,6 +1,6 @@
 """Index the API documentation on this machine, ask it questions from both frameworks, and compare the search.
 
-Run it by `make demo`. The first run encodes and stores several thousand passages; later runs reuse them.
+Run it by `make demo`. The first run encodes several thousand passages; later runs reuse them.
 """
 
 from __future__ import annotations
@@ -37,16 +37,16 @@ TO_LANGCHAIN = [
     "how do I pad an array with zeros?",
     "run a function in a thread pool",
     "parse command line arguments",
-    "fit a straight line to noisy points",
+    "solve a system of linear equations",
 ]
 TO_LLAMA_INDEX = [
     "list the files that match a pattern",
     "compress data before writing it to a file",
-    "group similar points without labels",
+    "cluster points into groups",
     "when did this exception happen, with the full stack?",
 ]
-HITS = 4
-COMPARED = 200
+HITS = 5
+COMPARED = 200  # questions
 
 
 def main() -> None:
@@ -59,26 +59,21 @@ def main() -> None:
     heading("1. Index")
     start = time.perf_counter()
     encoder = MatryoshkaEncoder()
-    passages = read_passages(encoder)
-    sources = len({passage.source for passage in passages})
-    print(f"{len(passages)} passages of {sources} docstrings; {encoder.model} on {encoder.device}.")
+    passages = read_passages()
+    print(f"{len(passages)} functions, classes and methods; {encoder.model} on {encoder.device}.")
     try:
         index = TwoStageIndex(FOLDER / "two-stage", fingerprint=encoder.fingerprint)
     except IndexMismatch as error:
-        print(f"The index of an earlier run doesn't fit: {error} It is filled anew.")
+        print(f"The index of an earlier run doesn't fit and is built again: {error}")
         shutil.rmtree(FOLDER)
         index = TwoStageIndex(FOLDER / "two-stage", fingerprint=encoder.fingerprint)
-    before = len(index)
     TwoStageRetriever(encoder, index).index_texts(
         [p.text for p in passages],
-        [p.id for p in passages],
-        [{"source": p.source, "package": p.package} for p in passages],
+        [p.name for p in passages],
+        [{"package": p.package} for p in passages],
         progress=True,
     )
-    print(
-        f"{len(index)} records, {len(index) - before} of them new: {how_searched(index)}. "
-        f"{time.perf_counter() - start:.0f} s."
-    )
+    print(f"{len(index)} records, {how_searched(index)}. {time.perf_counter() - start:.0f} s.")
 
     heading("2. Ask through a LangChain chain")
     ask_langchain(encoder, index)
@@ -91,12 +86,12 @@ def main() -> None:
 def how_searched(index: TwoStageIndex) -> str:
     """Say in a few words how the index is searched."""
     if index.rotation != "fit":
-        return f"so few that each is ranked at {index.full_dim} dimensions"
+        return f"so few that all are compared at {index.full_dim} dimensions"
     return f"shortlisted at {index.shortlist_dim} dimensions, ranked at {index.full_dim}"
 
 
 def ask_langchain(encoder: MatryoshkaEncoder, index: TwoStageIndex) -> None:
-    """Answer questions by an LCEL chain."""
+    """Answer questions with an LCEL chain."""
     store = LangChainStore(MatryoshkaEmbeddings(encoder=encoder), index=index)
     prompt = ChatPromptTemplate.from_template("Answer from this documentation:\n{context}\n\nQuestion: {question}")
     # A real model goes here: ChatOpenAI(model=...), ChatAnthropic(model=...), ChatOllama(model=...)
@@ -116,12 +111,12 @@ def ask_langchain(encoder: MatryoshkaEncoder, index: TwoStageIndex) -> None:
         result = chain.invoke(question)
         print(f"\nQ: {question}")
         for document, score in result["found"]:
-            show(score, document.metadata["source"], document.page_content)
+            show(score, document.id or "", document.page_content)
         print(f"   {result['answer']}")
 
 
 def ask_llama_index(encoder: MatryoshkaEncoder, index: TwoStageIndex) -> None:
-    """Answer questions by a query engine."""
+    """Answer questions with a query engine."""
     engine = VectorStoreIndex.from_vector_store(
         LlamaIndexStore(index=index), embed_model=MatryoshkaEmbedding(encoder=encoder)
     ).as_query_engine(llm=MockLLM(max_tokens=1), similarity_top_k=HITS)  # a real model goes here: OpenAI(model=...)
@@ -129,17 +124,17 @@ def ask_llama_index(encoder: MatryoshkaEncoder, index: TwoStageIndex) -> None:
         response = engine.query(question)
         print(f"\nQ: {question}")
         for source in response.source_nodes:
-            show(source.score or 0.0, source.node.metadata["source"], source.node.get_content())
+            show(source.score or 0.0, source.node_id, source.node.get_content())
         print("   (a language model would answer here from the passages above)")
 
 
 def compare(encoder: MatryoshkaEncoder, index: TwoStageIndex, passages: list[Passage]) -> None:
-    """Two-stage against single-stage Chroma and an exact scan, on the same vectors and queries."""
-    # Each question is the line of a docstring that says what the thing does.
+    """Compare two-stage search with single-stage Chroma and an exact scan, on the same vectors and queries."""
+    # Most questions are the sentence of a docstring that says what the thing does.
     chosen = np.random.default_rng(0).choice(
         len(passages), COMPARED - len(TO_LANGCHAIN + TO_LLAMA_INDEX), replace=False
     )
-    questions = TO_LANGCHAIN + TO_LLAMA_INDEX + [passages[i].text.partition("\n")[2][:200] for i in sorted(chosen)]
+    questions = TO_LANGCHAIN + TO_LLAMA_INDEX + [passages[i].summary[:200] for i in sorted(chosen)]
     start = time.perf_counter()
     queries = encoder.encode_queries(questions)
     alone = [_seconds(lambda text=text: encoder.encode_queries([text])) for text in questions[:20]]
@@ -175,7 +170,7 @@ def compare(encoder: MatryoshkaEncoder, index: TwoStageIndex, passages: list[Pas
     size = vectors.nbytes
     rows.append((f"exact full scan, {index.full_dim}, NumPy", 1.0, scan_seconds, size, size))
 
-    print(f"\n| {len(ids)} records | recall@10 | ms a query | searched index, MB | all on disk, MB |")
+    print(f"\n| {len(ids)} records | recall@10 | ms per query | searched index, MB | all on disk, MB |")
     print("| --- | ---: | ---: | ---: | ---: |")
     for name, share, seconds, searched, stored in rows:
         print(f"| {name} | {share:.1%} | {seconds * 1e3:.2f} | {searched / 1e6:.1f} | {stored / 1e6:.1f} |")
@@ -185,7 +180,7 @@ def compare(encoder: MatryoshkaEncoder, index: TwoStageIndex, passages: list[Pas
 def single_stage(
     folder: Path, ids: list[str], texts: list[str | None], metadatas: list[dict[str, object]], vectors: Float32Array
 ) -> chromadb.Collection:
-    """Return what a user has today: full vectors in Chroma."""
+    """Return a collection of full vectors, as Chroma is used by itself."""
     client = chromadb.PersistentClient(folder)
     collection = client.get_or_create_collection(
         "docs", configuration={"hnsw": {"space": "cosine"}}, embedding_function=None
@@ -203,10 +198,10 @@ def heading(text: str) -> None:
     print(f"\n{text}\n{'=' * len(text)}", flush=True)
 
 
-def show(score: float, source: str, text: str) -> None:
+def show(score: float, name: str, text: str) -> None:
     """Print one passage on one line."""
-    body = " ".join(text.partition("\n")[2].split())
-    print(f"   {score:.3f}  {source:38} {textwrap.shorten(body, 70, placeholder=' ...')}")
+    summary = text.partition(": ")[2]
+    print(f"   {score:.3f}  {name:38} {textwrap.shorten(summary, 70, placeholder=' ...')}")
 
 
 def _seconds(call: object) -> float:
@@ -223,5 +218,5 @@ if __name__ == "__main__":
     try:
         main()
     except KeyboardInterrupt:
-        print("\nStopped. Run it again to go on: what is stored is not encoded again.")
+        print("\nStopped. Run it again to continue: what is stored is not encoded again.")
         sys.exit(130)

@@ -7,10 +7,9 @@ import inspect
 import random
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
+from types import ModuleType
 from typing import NamedTuple
-
-from mrl_rag import MatryoshkaEncoder
 
 STANDARD = """
 argparse array asyncio base64 bisect calendar cmath codecs collections concurrent.futures configparser contextlib copy
@@ -32,42 +31,69 @@ sklearn.preprocessing sklearn.svm sklearn.tree
 
 
 class Passage(NamedTuple):
-    """A piece of one docstring.
+    """What one class, function or method does.
 
     Attributes:
-        id: the name it documents and the number of the piece.
-        text: the name, and as many whole lines of the docstring as the encoder takes at once.
-        source: the name it documents, as one would import it.
-        package: the package that name is in.
+        name: as one would import it, "concurrent.futures.ThreadPoolExecutor".
+        summary: the first paragraph of its docstring.
+        text: both, with the name in words as well: "... (thread pool executor): Initializes a new ...".
+        package: the first part of the name.
     """
 
-    id: str
+    name: str
+    summary: str
     text: str
-    source: str
     package: str
 
 
-def read_docstrings() -> Iterator[tuple[str, str]]:
-    """Yield (name, docstring) of every public class, function and method of the packages that are installed."""
+def read_passages(packages: Collection[str] | None = None) -> list[Passage]:
+    """Return a passage for each public class, function and method that has a docstring, in a shuffled order.
+
+    A short text about one thing is easier to find than a long one: the vector of a whole docstring is mostly about its
+    parameters. Shuffled, so that the first passages, on which an index may fit its rotation, are like the rest.
+
+    Args:
+        packages: read these alone, such as {"json", "numpy"}; None: all that are installed.
+    """
+    passages = []
     seen: set[str] = set()
     for module_name in STANDARD + SCIENTIFIC:
+        package = module_name.partition(".")[0]
+        if packages is not None and package not in packages:
+            continue
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             try:
                 module = importlib.import_module(module_name)
             except ImportError:
                 continue
-        for name, documentation in _documented(module, module_name):
-            text = inspect.cleandoc(documentation)
-            if text not in seen:
-                seen.add(text)
-                yield name, text
+        for name, docstring in _documented(module, module_name):
+            if docstring not in seen:
+                seen.add(docstring)
+                summary = summarize(docstring)
+                passages.append(Passage(name, summary, f"{title(name)}: {summary}", package))
+    random.Random(0).shuffle(passages)
+    return passages
 
 
-def _documented(module: object, module_name: str) -> Iterator[tuple[str, str]]:
+def summarize(docstring: str) -> str:
+    """Return the first paragraph on one line; the second one where the first repeats how to call the thing."""
+    first, _, rest = inspect.cleandoc(docstring).partition("\n\n")
+    if re.fullmatch(r"[\w.]+\(.*\)( -> .*)?", first, re.DOTALL) and rest:
+        first = rest.strip().partition("\n\n")[0]
+    return " ".join(first.split())
+
+
+def title(name: str) -> str:
+    """Return the name, followed by its last part in words where it has several: an encoder reads words."""
+    last = name.rpartition(".")[2]
+    words = re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])|_", " ", last).lower().split()
+    return f"{name} ({' '.join(words)})" if len(words) > 1 else name
+
+
+def _documented(module: ModuleType, module_name: str) -> Iterator[tuple[str, str]]:
     package = module_name.partition(".")[0]
-    names = getattr(module, "__all__", None) or [name for name in dir(module) if not name.startswith("_")]
-    for name in sorted(names):
+    for name in sorted(getattr(module, "__all__", None) or dir(module)):
         try:
             value = getattr(module, name)
         except (AttributeError, ImportError):  # scikit-learn's experimental names
@@ -75,7 +101,8 @@ def _documented(module: object, module_name: str) -> Iterator[tuple[str, str]]:
         home = str(getattr(value, "__module__", None) or module_name)
         # What a module merely imports from elsewhere is documented there.
         foreign = home.lstrip("_").partition(".")[0] not in (package, "builtins") and module_name in SCIENTIFIC
-        if inspect.ismodule(value) or foreign or not callable(value):
+        alias = inspect.isclass(value) and home == "builtins"
+        if name.startswith("_") or inspect.ismodule(value) or foreign or alias or not callable(value):
             continue
         yield from _docstring(f"{module_name}.{name}", value)
         if inspect.isclass(value) and module_name in STANDARD:
@@ -86,55 +113,5 @@ def _documented(module: object, module_name: str) -> Iterator[tuple[str, str]]:
 
 def _docstring(name: str, value: object) -> Iterator[tuple[str, str]]:
     text = getattr(value, "__doc__", None)
-    if isinstance(text, str) and len(text) > 40:
+    if isinstance(text, str) and len(text) > 20:
         yield name, text
-
-
-# "Parameters" and its kind, underlined: what comes before says what the thing does.
-_SECTION = re.compile(r"\n(?=\w[^\n]*\n-{3,}\n)")
-
-
-def split(name: str, docstring: str, encoder: MatryoshkaEncoder, most_tokens: int) -> Iterator[str]:
-    """Yield pieces of one section and whole lines, headed by the name, that the encoder takes without cutting.
-
-    Args:
-        name: what the docstring documents.
-        docstring: the text.
-        encoder: whose tokenizer counts.
-        most_tokens: tokens a piece, special tokens counted.
-    """
-    room = most_tokens - 2 - len(encoder.token_offsets(name))
-    for section in re.split(_SECTION, docstring):
-        yield from _pack(name, section, encoder, room)
-
-
-def _pack(name: str, section: str, encoder: MatryoshkaEncoder, room: int) -> Iterator[str]:
-    piece: list[str] = []
-    used = 0
-    for line in re.split(r"(?<=\n)", section):
-        offsets = encoder.token_offsets(line)
-        # A line too long for any piece is cut between tokens.
-        cuts = [0, *(offsets[i][0] for i in range(room, len(offsets), room)), len(line)]
-        for start, end, count in zip(cuts, cuts[1:], range(len(offsets), -1, -room), strict=False):
-            tokens = min(count, room)
-            if piece and used + tokens > room:
-                yield f"{name}\n{''.join(piece).strip()}"
-                piece, used = [], 0
-            piece.append(line[start:end])
-            used += tokens
-    if "".join(piece).strip():
-        yield f"{name}\n{''.join(piece).strip()}"
-
-
-def read_passages(encoder: MatryoshkaEncoder, most_tokens: int = 96, pieces: int = 2) -> list[Passage]:
-    """Return passages of at most `most_tokens` tokens, the first `pieces` of each docstring, in a shuffled order.
-
-    Shuffled, so that the first ones, which the index fits its rotation on, are like the rest.
-    """
-    passages = [
-        Passage(f"{name}#{number}", text, name, name.partition(".")[0])
-        for name, docstring in read_docstrings()
-        for number, text in zip(range(pieces), split(name, docstring, encoder, most_tokens), strict=False)
-    ]
-    random.Random(0).shuffle(passages)
-    return passages

@@ -1,10 +1,9 @@
-"""Let a language model search by itself: a retriever as a LangChain tool. Runs as it is, offline."""
+"""Let a language model search by itself: a retriever as a LangChain tool. Runs offline: the model is a stand-in."""
 
-import inspect
-import shutil
 from collections.abc import Sequence
 from typing import Any
 
+from docstrings import read_passages  # examples/docstrings.py, beside this file
 from langchain_core.language_models import BaseChatModel, GenericFakeChatModel
 from langchain_core.messages import AIMessage, BaseMessage, HumanMessage
 from langchain_core.tools import BaseTool, create_retriever_tool
@@ -14,17 +13,16 @@ QUESTION = "Which function of Python's standard library tells how much space is 
 
 
 class ScriptedModel(GenericFakeChatModel):
-    """Stands in for a model that calls tools: it says what it was given to say."""
+    """A stand-in for a model that calls tools: it replies from a script."""
 
     def bind_tools(self, tools: Sequence[Any], **kwargs: Any) -> "ScriptedModel":  # type: ignore[override]
-        """Take tools without looking at them."""
+        """Accept any tools."""
         return self
 
 
 def make_tool() -> BaseTool:
     """Return a tool that searches what the functions of Python's shutil module do."""
-    texts = [f"shutil.{name}: {inspect.getdoc(getattr(shutil, name))}".partition("\n\n")[0] for name in shutil.__all__]
-    store = MatryoshkaVectorStore.from_texts(texts, MatryoshkaEmbeddings())
+    store = MatryoshkaVectorStore.from_texts([p.text for p in read_passages({"shutil"})], MatryoshkaEmbeddings())
     return create_retriever_tool(
         TwoStageRetriever(vectorstore=store, k=1),
         name="search_python_docs",
@@ -33,7 +31,7 @@ def make_tool() -> BaseTool:
 
 
 def ask(llm: BaseChatModel, tools: list[BaseTool], question: str) -> list[BaseMessage]:
-    """Let the model call tools until it answers; return the whole conversation.
+    """Let the model call tools until it answers, and return the conversation.
 
     `create_agent(llm, tools)` of the langchain package does this and more.
     """
@@ -49,13 +47,13 @@ def ask(llm: BaseChatModel, tools: list[BaseTool], question: str) -> list[BaseMe
 
 
 def main() -> None:
-    """Ask a question that takes one search."""
+    """Ask a question that needs one search."""
     call = {"name": "search_python_docs", "args": {"query": "free space on a disk"}, "id": "1"}
     # For a real one: llm = ChatOpenAI(model="gpt-4o-mini")
     llm = ScriptedModel(messages=iter([AIMessage("", tool_calls=[call]), AIMessage("It is shutil.disk_usage.")]))
     for message in ask(llm, [make_tool()], QUESTION):
-        for wanted in getattr(message, "tool_calls", []):
-            print(f"model calls {wanted['name']}({wanted['args']['query']!r})\n")
+        for call in getattr(message, "tool_calls", []):
+            print(f"model calls {call['name']}({call['args']['query']!r})\n")
         if message.content:
             print(f"{message.type} says: {message.content}\n")
 

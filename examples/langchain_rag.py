@@ -1,8 +1,6 @@
-"""Answer a question from documents with a LangChain chain. Runs as it is, offline: the language model is a stand-in."""
+"""Answer a question from documents with a LangChain chain. Runs offline: the language model is a stand-in."""
 
-import inspect
-import shutil
-
+from docstrings import read_passages  # examples/docstrings.py, beside this file
 from langchain_core.documents import Document
 from langchain_core.language_models import BaseChatModel, ParrotFakeChatModel
 from langchain_core.output_parsers import StrOutputParser
@@ -15,17 +13,8 @@ PROMPT = ChatPromptTemplate.from_template(
 )
 
 
-def read_documents() -> list[Document]:
-    """Return what the functions of Python's shutil module do, a document each."""
-    documents = []
-    for name in shutil.__all__:
-        summary = (inspect.getdoc(getattr(shutil, name)) or "").partition("\n\n")[0]
-        documents.append(Document(page_content=f"shutil.{name}: {summary}", metadata={"function": name}))
-    return documents
-
-
 def make_chain(store: MatryoshkaVectorStore, llm: BaseChatModel) -> Runnable[str, str]:
-    """Return a chain that takes a question and gives an answer."""
+    """Return a chain from a question to an answer."""
     retriever = TwoStageRetriever(vectorstore=store, k=5)
     budget = TokenBudget(max_tokens=300, reserve=200)
 
@@ -36,20 +25,17 @@ def make_chain(store: MatryoshkaVectorStore, llm: BaseChatModel) -> Runnable[str
 
 
 def main() -> None:
-    """Index the documents, and ask a question."""
-    documents = read_documents()
+    """Index what the functions of Python's shutil module do, and ask a question."""
+    documents = [Document(id=p.name, page_content=p.text) for p in read_passages({"shutil"})]
     store = MatryoshkaVectorStore.from_documents(documents, MatryoshkaEmbeddings())
-    print(
-        f"{len(documents)} documents are indexed: searched at {store.index.shortlist_dim} numbers, "
-        f"ranked by all {store.index.full_dim}.\n"
-    )
+    print(f"{len(documents)} documents are indexed.\n")
 
     question = "How do I copy a whole folder?"
     print(f"{question}\nThe nearest documents:")
     for document, cosine in store.similarity_search_with_score(question, k=3):
-        print(f"  {cosine:.2f}  shutil.{document.metadata['function']}")
+        print(f"  {cosine:.2f}  {document.id}")
 
-    # The stand-in answers with what it was asked. For a real answer: llm = ChatOpenAI(model="gpt-4o-mini")
+    # The stand-in repeats its prompt. For a real answer: llm = ChatOpenAI(model="gpt-4o-mini")
     llm = ParrotFakeChatModel()
     print(f"\nWhat a language model is asked:\n\n{make_chain(store, llm).invoke(question)}")
 

@@ -2,7 +2,7 @@
 
     python examples/llamaindex_query_engine.py "how do I pad an array with zeros?"
 
-It runs as it is, offline: the language model is a stand-in, which repeats what it is asked.
+It runs offline: the language model is a stand-in that repeats its prompt.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ def make_engine(embed_model: MatryoshkaEmbedding, llm: LLM) -> RetrieverQueryEng
 
 def main() -> None:
     """Index the passages, and ask a question."""
-    question = " ".join(sys.argv[1:]) or "how do I run something in the background?"
-    # The stand-in answers with what it was asked. For a real answer: llm = OpenAI(model="gpt-4o-mini")
+    question = " ".join(sys.argv[1:]) or "how do I run tasks in parallel?"
+    # The stand-in repeats its prompt. For a real answer: llm = OpenAI(model="gpt-4o-mini")
     llm = MockLLM()
     response = make_engine(MatryoshkaEmbedding(), llm).query(question)
 

@@ -1,10 +1,9 @@
 """Turn a `langchain_chroma.Chroma` store into a two-stage one without embedding anything again. Runs offline."""
 
-import inspect
-import shutil
 import tempfile
 from pathlib import Path
 
+from docstrings import read_passages  # examples/docstrings.py, beside this file
 from langchain_chroma import Chroma
 from langchain_mrl import MatryoshkaEmbeddings, MatryoshkaVectorStore
 
@@ -12,15 +11,12 @@ QUESTION = "How do I copy a whole folder?"
 
 
 def fill_chroma(folder: str, embeddings: MatryoshkaEmbeddings) -> Chroma:
-    """Return a store as people have it today, of what the functions of Python's shutil module do."""
-    texts = {
-        name: f"shutil.{name}: {inspect.getdoc(getattr(shutil, name))}".partition("\n\n")[0] for name in shutil.__all__
-    }
+    """Return an ordinary Chroma store of what the functions of Python's shutil module do."""
+    passages = read_passages({"shutil"})
     return Chroma.from_texts(
-        list(texts.values()),
+        [p.text for p in passages],
         embeddings,
-        metadatas=[{"function": name} for name in texts],
-        ids=list(texts),
+        ids=[p.name for p in passages],
         collection_name="python_docs",
         persist_directory=folder,
         collection_configuration={"hnsw": {"space": "cosine"}},
@@ -28,18 +24,17 @@ def fill_chroma(folder: str, embeddings: MatryoshkaEmbeddings) -> Chroma:
 
 
 def main() -> None:
-    """Fill a Chroma store, migrate it, and ask both the same."""
+    """Fill a Chroma store, migrate it, and ask both the same question."""
     embeddings = MatryoshkaEmbeddings()
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         old = fill_chroma(str(Path(folder) / "chroma"), embeddings)
 
         new = MatryoshkaVectorStore.from_existing(old, persist_directory=str(Path(folder) / "two_stage"))
 
-        print(f"{len(new.index)} records were copied, with their ids, texts, metadata and vectors.")
-        print(f"Chroma now searches {new.index.shortlist_dim} numbers a record; it was {new.index.full_dim}.\n")
+        print(f"{len(new.index)} records were copied, with their ids, texts, metadata and vectors.\n")
         print(f"{QUESTION}")
         for name, store in (("Chroma", old), ("two-stage", new)):
-            found = [document.metadata["function"] for document in store.similarity_search(QUESTION, k=3)]
+            found = [str(document.id) for document in store.similarity_search(QUESTION, k=3)]
             print(f"  {name:<10} {', '.join(found)}")
         print("\nFrom then on: MatryoshkaVectorStore(embeddings, 'python_docs', persist_directory=...)")
         new.index.close()

@@ -8,5 +8,5 @@ texts = [
 encoder = MatryoshkaEncoder()
 retriever = TwoStageRetriever(encoder, TwoStageIndex(fingerprint=encoder.fingerprint))
 retriever.index_texts(texts)
-for hit in retriever.search("how do I run something in the background?", k=2):
+for hit in retriever.search("how do I run tasks in parallel?", k=2):
     print(f"{hit.score:.2f}  {hit.document}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numbers
+from collections.abc import Collection
 
 from mrl_rag.errors import InvalidInput
 
@@ -24,3 +25,15 @@ def check_integer(name: str, value: object, least: int, most: int | None = None)
         limits = f"of at least {least}" if most is None else f"from {least} to {most}"
         raise InvalidInput(f"{name} is {value!r}; it must be an integer {limits}. Pass one, or leave it out.")
     return int(value)  # type: ignore[call-overload, no-any-return]
+
+
+def check_names(given: Collection[str], known: Collection[str], owner: str) -> None:
+    """Refuse arguments that were passed by name and that `owner` doesn't have.
+
+    Raises:
+        InvalidInput: there is one; the message lists those that `owner` has.
+    """
+    if unknown := sorted(set(given) - set(known)):
+        raise InvalidInput(
+            f"{owner} has no argument {', '.join(map(repr, unknown))}. It takes {', '.join(sorted(known))}."
+        )

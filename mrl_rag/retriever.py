@@ -8,7 +8,8 @@ from contextlib import ExitStack
 from hashlib import blake2b
 from typing import Self
 
-from mrl_rag.encoder import CachedEncoder, Encoder, MatryoshkaEncoder
+from mrl_rag.binding import model_of
+from mrl_rag.encoder import Encoder, MatryoshkaEncoder
 from mrl_rag.errors import DimensionMismatch, IndexMismatch, InvalidIds, InvalidInput, MrlRagError
 from mrl_rag.index import Hit, Plan, Report, TwoStageIndex
 from mrl_rag.index.checks import Metadata, Where, check_ids, check_metadatas, explain_other_names
@@ -65,10 +66,10 @@ class TwoStageRetriever:
                 index = opened.enter_context(TwoStageIndex(index, collection or "docs"))
             if encoder is None:
                 encoder = opened.enter_context(_encoder_that_filled(index))
-            index.bind(_model_of(encoder), encoder.fingerprint)
+            index.bind(model_of(encoder), encoder.fingerprint)
             if index.full_dim is not None and index.full_dim > encoder.full_dim:
                 raise DimensionMismatch(
-                    f"index {index.name!r} has full_dim={index.full_dim}, and {_model_of(encoder)!r} makes vectors of "
+                    f"index {index.name!r} has full_dim={index.full_dim}, and {model_of(encoder)!r} makes vectors of "
                     f"{encoder.full_dim} numbers. Leave full_dim out, or use another encoder."
                 )
             self._opened = opened.pop_all()
@@ -179,15 +180,8 @@ class TwoStageRetriever:
         return f"TwoStageRetriever({self.encoder!r}, {self.index!r})"
 
 
-def _model_of(encoder: Encoder) -> str:
-    """Return the name of an encoder's model, or of its class where it has none."""
-    while isinstance(encoder, CachedEncoder):
-        encoder = encoder.encoder
-    return str(getattr(encoder, "model", type(encoder).__name__))
-
-
 def _encoder_that_filled(index: TwoStageIndex) -> MatryoshkaEncoder:
-    if not index.model:
+    if not index.model or not index.fingerprint:
         raise IndexMismatch(
             f"encoder is None, and index {index.name!r} doesn't know which model filled it. Pass the encoder."
         )

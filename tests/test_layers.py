@@ -21,14 +21,24 @@ FLOORS = {
     "models": 2,
     "encoder": 3,
     "index": 3,
-    "retriever": 4,
+    "binding": 4,
+    "retriever": 5,
     "evaluation": 4,
-    "chroma": 4,
     "testing": 4,
     "cli": 7,
 }
 MODULES = sorted(
     path for path in (ROOT / "mrl_rag").rglob("*.py") if path.parent != ROOT / "mrl_rag" or path.stem != "__init__"
+)
+# What the adapters may import from, beside the public names of `mrl_rag` itself.
+PUBLIC = (
+    "mrl_rag",
+    "mrl_rag.arguments",
+    "mrl_rag.binding",
+    "mrl_rag.compat.chroma",
+    "mrl_rag.errors",
+    "mrl_rag.extras",
+    "mrl_rag.progress",
 )
 ADAPTERS = sorted((ROOT / "integrations").rglob("*.py"))
 
@@ -59,6 +69,6 @@ def test_adapters_import_only_public_names(file):
 
     for module, names in imports(file):
         if module and module.split(".")[0] == "mrl_rag":
-            assert module in ("mrl_rag", "mrl_rag.errors", "mrl_rag.extras"), module
+            assert module in PUBLIC, module
             if module == "mrl_rag":
                 assert set(names) <= set(mrl_rag.__all__)

@@ -12,7 +12,7 @@ import pytest
 import mrl_rag
 
 ROOT = Path(__file__).parents[1]
-PACKAGES = ("mrl_rag", "langchain_mrl", "llama_index_mrl")
+PACKAGES = ("mrl_rag", "chroma_mrl", "langchain_mrl", "llama_index_mrl")
 
 
 def run(*command, **settings):
@@ -30,7 +30,7 @@ def built(tmp_path_factory):
         shutil.copy(ROOT / file, source)
     for package in ("mrl_rag", "integrations"):
         shutil.copytree(ROOT / package, source / package, ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
-    # The environment's own setuptools: no network.
+    # The environment's own hatchling: no network.
     run("-m", "build", "--no-isolation", "--outdir", str(folder), str(source))
     return folder
 
@@ -50,7 +50,7 @@ def test_twine_finds_nothing_wrong(built):
     assert run("-m", "twine", "check", "--strict", *files).count("PASSED") == 2
 
 
-def test_the_wheel_holds_three_typed_packages_and_nothing_else(built):
+def test_the_wheel_holds_four_typed_packages_and_nothing_else(built):
     names = zipfile.ZipFile(next(built.glob("*.whl"))).namelist()
     assert {name.partition("/")[0] for name in names} == {*PACKAGES, f"mrl_rag-{mrl_rag.__version__}.dist-info"}
     assert {f"{package}/py.typed" for package in PACKAGES} <= set(names)
@@ -74,6 +74,7 @@ for name in {missing}:
     sys.modules[name] = None
 import mrl_rag
 from mrl_rag import *
+import chroma_mrl
 from mrl_rag.testing import DeterministicEncoder
 assert mrl_rag.__file__.startswith({str(unpacked)!r}), mrl_rag.__file__
 assert DeterministicEncoder(8).encode(["a"]).shape == (1, 8)

@@ -6,13 +6,11 @@ require("langchain_core", extra="langchain")
 
 from langchain_mrl.compressors import MatryoshkaReranker, TokenBudget  # noqa: E402
 from langchain_mrl.embeddings import MatryoshkaEmbeddings  # noqa: E402
-from langchain_mrl.indexing import MatryoshkaDocumentIndex  # noqa: E402
 from langchain_mrl.query_constructors import MatryoshkaTranslator  # noqa: E402
 from langchain_mrl.retrievers import TwoStageRetriever  # noqa: E402
 from langchain_mrl.vectorstores import MatryoshkaVectorStore  # noqa: E402
 
 __all__ = [
-    "MatryoshkaDocumentIndex",
     "MatryoshkaEmbeddings",
     "MatryoshkaReranker",
     "MatryoshkaTranslator",

@@ -1,4 +1,4 @@
-"""What happens to documents after they are found, as LangChain's `BaseDocumentCompressor`."""
+"""Document compressors: `MatryoshkaReranker` orders documents, `TokenBudget` keeps those that fit a context."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _LOG = logging.getLogger("langchain_mrl")
 
 
 class MatryoshkaReranker(BaseDocumentCompressor):
-    """Orders the documents of any retriever by their cosine with the question: stage two alone.
+    """Orders the documents of any retriever by their cosine with the question, at full dimension.
 
     reranker = MatryoshkaReranker(embeddings=MatryoshkaEmbeddings(), top_n=5)
     reranker.compress_documents(documents, "a question")
@@ -27,21 +27,21 @@ class MatryoshkaReranker(BaseDocumentCompressor):
     """
 
     embeddings: Embeddings
-    """Any LangChain embeddings; each call embeds the documents it is given."""
+    """Any LangChain embeddings; they embed the documents on each call."""
     top_n: int | None = None
     """How many documents to keep; None for all."""
     add_scores: bool = False
-    """Return copies with the cosine in their metadata, as "relevance_score"."""
+    """Return copies whose metadata has the cosine as "relevance_score"."""
 
     model_config = ConfigDict(arbitrary_types_allowed=True, extra="forbid")
 
     def compress_documents(
         self, documents: Sequence[Document], query: str, callbacks: Callbacks | None = None
     ) -> list[Document]:
-        """Return the best documents, best first; equal ones in the order given.
+        """Return the best documents, best first; those with equal cosines in the order given.
 
         Args:
-            documents: of any retriever.
+            documents: n documents, in any order.
             query: the question.
             callbacks: not used; the base class asks for it.
 
@@ -78,39 +78,39 @@ class MatryoshkaReranker(BaseDocumentCompressor):
 
 
 class TokenBudget(BaseDocumentCompressor):
-    """Keeps the best documents that fit a language model's context, counted in its tokens.
+    """Keeps the best documents that fit a language model's context, counted in tokens.
 
         budget = TokenBudget(max_tokens=8000, reserve=1500)
         ContextualCompressionRetriever(base_compressor=budget, base_retriever=retriever)
         budget.compress_documents(documents, "a question")
-        budget.pack(documents).left_out        # positions of those that did not fit
+        budget.fit(documents).left_out         # positions of those that don't fit
 
-    Documents come in the order of their rank. One that doesn't fit is left out and the next ones are still tried; the
-    first is kept, however long. What is left out is logged by "langchain_mrl". The documents are not changed.
+    Documents are taken in their order, best first. A document that doesn't fit is left out, and shorter ones after it
+    may still fit; the first document is always kept. The logger "langchain_mrl" reports how many were left out.
 
     Raises:
-        InvalidInput: the numbers leave no room, or tiktoken knows no such encoding.
+        InvalidInput: `reserve` leaves no room, or tiktoken has no such encoding.
         MissingExtra: tiktoken is not installed.
     """
 
     max_tokens: int
-    """What the model takes in all."""
+    """Size of the model's context."""
     reserve: int = 0
-    """Tokens of it kept free for the instructions, the question and the answer."""
+    """Tokens to keep free for the instructions, the question and the answer."""
     encoding: str | Callable[[str], int] = "o200k_base"
-    """Of tiktoken, by its own name or a model's; or a function that counts the tokens of a string."""
+    """tiktoken's name of an encoding or a model, or a function that returns the number of tokens of a string."""
     separator: str = "\n\n"
-    """What will stand between two documents."""
+    """The text that will be put between two documents."""
 
     model_config = ConfigDict(extra="forbid")
 
-    # Not a validator: pydantic would hide the errors of this package in one of its own.
+    # Not a validator: pydantic would wrap these errors in one of its own.
     def __init__(self, **fields: Any) -> None:
         super().__init__(**fields)
-        self.pack([])
+        self.fit([])
 
-    def pack(self, documents: Sequence[Document]) -> ContextFit:
-        """Say which documents fit, which don't, and how many tokens they take."""
+    def fit(self, documents: Sequence[Document]) -> ContextFit:
+        """Return the positions of the documents that fit and of the others, and how many tokens are used."""
         texts = [document.page_content for document in documents]
         return fit_to_context(texts, self.max_tokens, self.reserve, self.encoding, self.separator)
 
@@ -121,19 +121,19 @@ class TokenBudget(BaseDocumentCompressor):
 
         Args:
             documents: best first.
-            query: not used; count it into `reserve`.
+            query: not used; `reserve` has to have room for it.
             callbacks: not used; the base class asks for it.
         """
-        packed = self.pack(documents)
-        if packed.left_out:
+        fit = self.fit(documents)
+        if fit.left_out:
             _LOG.info(
                 "%d of %d documents left out: %d tokens of %d are taken",
-                len(packed.left_out),
+                len(fit.left_out),
                 len(documents),
-                packed.tokens,
+                fit.tokens,
                 self.max_tokens - self.reserve,
             )
-        return [documents[row] for row in packed.kept]
+        return [documents[row] for row in fit.kept]
 
     async def acompress_documents(
         self, documents: Sequence[Document], query: str, callbacks: Callbacks | None = None

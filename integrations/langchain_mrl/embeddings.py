@@ -1,18 +1,29 @@
-"""`MatryoshkaEmbeddings`: the encoder as LangChain's `Embeddings`."""
+"""`MatryoshkaEmbeddings`: an encoder as LangChain's `Embeddings`."""
 
 from __future__ import annotations
 
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, Self
 
 from langchain_core.embeddings import Embeddings
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr
 
-from mrl_rag import MatryoshkaEncoder
+from mrl_rag import Encoder, MatryoshkaEncoder, Task
+from mrl_rag.binding import model_of
 from mrl_rag.errors import InvalidInput
 
-Task: TypeAlias = Literal["query", "document", "classification", "clustering"]
-
-_WITH_AN_ENCODER = {"encoder", "dim", "task", "show_progress"}
+# Fields that make an encoder, as `MatryoshkaEncoder` calls them.
+_ENCODER_SETTINGS = (
+    "device",
+    "dtype",
+    "max_length",
+    "prompts",
+    "revision",
+    "trust_remote_code",
+    "local_files_only",
+    "long_inputs",
+    "backend",
+    "pickled_weights",
+)
 
 
 class MatryoshkaEmbeddings(BaseModel, Embeddings):
@@ -20,11 +31,11 @@ class MatryoshkaEmbeddings(BaseModel, Embeddings):
 
         embeddings = MatryoshkaEmbeddings()                      # the default model, full dimension
         embeddings = MatryoshkaEmbeddings(dim=128)               # the first 128 numbers, at unit length
-        embeddings = MatryoshkaEmbeddings(encoder=my_encoder)    # one that exists already
-        embeddings.embed_query("a question")                     # the model's query prompt is put before it
+        embeddings = MatryoshkaEmbeddings(encoder=my_encoder)    # any `mrl_rag.Encoder`
+        embeddings.embed_query("a question")                     # encoded with the model's query prompt
 
-    With LangChain's cache, give queries a store of their own. `query_embedding_cache=True` would keep a question and
-    a passage of the same words under one key, though a model with prompts gives them different vectors:
+    With `CacheBackedEmbeddings`, give queries a cache of their own. With `query_embedding_cache=True` a question and a
+    passage with the same words would share one entry, but a model with prompts gives them different vectors:
 
         CacheBackedEmbeddings.from_bytes_store(
             embeddings,
@@ -33,84 +44,93 @@ class MatryoshkaEmbeddings(BaseModel, Embeddings):
             query_embedding_cache=LocalFileStore("./cache/queries"),
         )
 
-    `mrl_rag.CachedEncoder` as `encoder` keeps both in one file, and apart.
+    `encoder=mrl_rag.CachedEncoder(...)` keeps both in one file, as separate entries.
 
     Raises:
         UnknownModel: no such model.
         InvalidDimension: `dim` is not an integer in range.
-        InvalidInput: `encoder` comes with settings for making another.
+        InvalidInput: `encoder` is not an `Encoder`, or is given together with settings for making one.
     """
 
     model: str = "minilm"
-    """Short name, local folder or hub id."""
+    """Short name, local folder or hub id of the model."""
     dim: int | None = None
     """Length of the vectors, 1 <= dim <= the model's full dimension; None for the full one."""
     device: str | list[str] | None = None
-    """A torch device, or several for a process each; None takes a GPU when there is one."""
+    """A torch device, or a list of them for one process per device; None for a GPU where there is one."""
     dtype: str | None = None
-    """"float32", "bfloat16" or "float16"; None for what is fast here."""
+    """"float32", "bfloat16" or "float16"; None for bfloat16 where the hardware is fast at it, and float32 elsewhere."""
     max_length: int | None = None
     """Longest input in tokens; None for the model's own."""
     prompts: dict[Task, str] | None = None
-    """Task ("query", "document") -> prompt, over the model's own."""
+    """Prompts by task ("query", "document"), used instead of the model's own."""
     revision: str | None = None
     """Branch, tag or commit on the hub."""
     trust_remote_code: bool = False
-    """Let the model's folder run code of its own."""
+    """Run Python code that comes with the model."""
     local_files_only: bool | None = None
-    """Never ask the hub; None for what the environment says."""
+    """Never ask the hub; None to follow HF_HUB_OFFLINE."""
     task: Task | None = None
-    """Task of documents and queries alike, as "classification" or "clustering"; None for each its own."""
+    """One task for documents and queries, such as "clustering"; None for "document" and "query"."""
     long_inputs: Literal["truncate", "average", "error"] = "truncate"
-    """What becomes of a text longer than `max_length`; see `MatryoshkaEncoder`."""
+    """What to do with texts longer than `max_length`; see `MatryoshkaEncoder`."""
     backend: Literal["torch", "openvino"] | None = None
-    """What encodes a short text that comes alone; None for "torch"."""
+    """What runs the network for single short texts; None for "torch"."""
     pickled_weights: bool = False
     """Load `pytorch_model.bin` where a model has no `model.safetensors`."""
     show_progress: bool = False
-    """Show a bar while documents are embedded, on a terminal."""
+    """Show a bar while documents are embedded, when standard error is a terminal."""
     encoder: Any = Field(default=None, exclude=True, repr=False)
-    """An encoder of `mrl_rag` to use instead of making one of the above."""
+    """Any `mrl_rag.Encoder`, used instead of one made from the fields above."""
+
+    _made_encoder: bool = PrivateAttr(default=False)
 
     model_config = ConfigDict(extra="forbid", protected_namespaces=())
 
-    # Not a validator: pydantic would hide the errors of this package in one of its own.
+    # Not a validator: pydantic would wrap these errors in one of its own.
     def __init__(self, **fields: Any) -> None:
+        if not isinstance(encoder := fields.get("encoder"), Encoder | None):
+            raise InvalidInput(f"encoder is {encoder!r}; it must be an mrl_rag.Encoder, such as MatryoshkaEncoder().")
         super().__init__(**fields)
+        self._made_encoder = self.encoder is None
         if self.encoder is None:
-            self.encoder = MatryoshkaEncoder(
-                self.model,
-                device=self.device,
-                dtype=self.dtype,
-                max_length=self.max_length,
-                prompts=self.prompts,
-                revision=self.revision,
-                trust_remote_code=self.trust_remote_code,
-                local_files_only=self.local_files_only,
-                long_inputs=self.long_inputs,
-                backend=self.backend,
-                pickled_weights=self.pickled_weights,
-            )
-        elif idle := sorted(set(fields) - _WITH_AN_ENCODER):
-            raise InvalidInput(f"encoder is given, and so is {', '.join(idle)}: set that where the encoder is made.")
+            settings = {name: getattr(self, name) for name in _ENCODER_SETTINGS}
+            self.encoder = MatryoshkaEncoder(self.model, **settings)
+        elif given := sorted({"model", *_ENCODER_SETTINGS} & set(fields)):
+            raise InvalidInput(f"encoder is given, and so is {', '.join(given)}: set that where the encoder is made.")
         else:
-            self.model = str(getattr(self.encoder, "model", type(self.encoder).__name__))
+            self.model = model_of(self.encoder)
         if self.dim is not None:
             self.encoder.encode([], dim=self.dim)
 
+    def close(self) -> None:
+        """Free what the encoder holds, unless that was passed in; texts can't be embedded after this."""
+        if self._made_encoder:
+            self.encoder.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        task = f", task={self.task!r}" if self.task else ""
+        return f"MatryoshkaEmbeddings({self.encoder!r}, dim={self.dim}{task})"
+
     @property
     def fingerprint(self) -> str:
-        """A short hash of all that changes a vector, but for its length: the encoder's, and `task` where it is set."""
+        """The encoder's fingerprint, with `task` added where it is set: equal only where full vectors are equal."""
         return f"{self.encoder.fingerprint}-{self.task}" if self.task else str(self.encoder.fingerprint)
 
     @property
     def length(self) -> int:
-        """How many numbers a vector has: `dim`, or the model's full dimension."""
-        return self.dim or int(self.encoder.full_dim)
+        """Length of the vectors: `dim`, or the encoder's own."""
+        return self.dim or int(self.encoder.dim)
 
     @property
     def namespace(self) -> str:
-        """Key prefix for a cache of these vectors: another one for another model, recipe, task or dimension."""
+        """Key prefix for a cache of these vectors, different for each model, prompt, task and dimension."""
         return f"{self.fingerprint}-{self.length}-"
 
     def embed_documents(self, texts: list[str]) -> list[list[float]]:
@@ -137,3 +157,22 @@ class MatryoshkaEmbeddings(BaseModel, Embeddings):
     async def aembed_queries(self, texts: list[str]) -> list[list[float]]:
         """Embed questions together without blocking the event loop."""
         return (await self.encoder.aencode(texts, task=self.task or "query", dim=self.dim)).tolist()  # type: ignore[no-any-return]
+
+
+def fingerprint(embeddings: Embeddings | None) -> str | None:
+    """Return the fingerprint of embeddings of this package; None for others."""
+    found = getattr(innermost(embeddings), "fingerprint", None)
+    return found if isinstance(found, str) else None
+
+
+def model_name(embeddings: Embeddings | None) -> str | None:
+    """Return the name of the model behind any embeddings, in the field where their class has it; None without one."""
+    found = (getattr(innermost(embeddings), field, None) for field in ("model", "model_name", "model_id"))
+    return next((name for name in found if isinstance(name, str) and name), None)
+
+
+def innermost(embeddings: Embeddings | None) -> Embeddings | None:
+    """Return what a `CacheBackedEmbeddings` asks for the vectors that it doesn't have; others as they are."""
+    while (inner := getattr(embeddings, "underlying_embeddings", None)) is not None:
+        embeddings = inner
+    return embeddings

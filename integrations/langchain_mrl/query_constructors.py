@@ -1,4 +1,4 @@
-"""`MatryoshkaTranslator`: what a `SelfQueryRetriever` wants to know, in Chroma's language."""
+"""`MatryoshkaTranslator`: the filters of a `SelfQueryRetriever` in Chroma's language."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from langchain_core.structured_query import Comparator, Comparison, Operation, O
 class MatryoshkaTranslator(Visitor):
     """Translates the structured queries of LangChain's `SelfQueryRetriever` for a `MatryoshkaVectorStore`.
 
-    `SelfQueryRetriever` knows the translators of LangChain's own stores alone, so give it this one:
+    `SelfQueryRetriever` finds a translator by itself for LangChain's own stores only, so pass this one:
 
         SelfQueryRetriever.from_llm(llm, store, "what the documents are", fields,
                                     structured_query_translator=MatryoshkaTranslator())
@@ -47,6 +47,6 @@ class MatryoshkaTranslator(Visitor):
         return {comparison.attribute: {f"${comparison.comparator.value}": comparison.value}}
 
     def visit_structured_query(self, structured_query: StructuredQuery) -> tuple[str, dict[str, Any]]:
-        """Return the question and the arguments of the search."""
+        """Return the question, and the search arguments for it."""
         wanted = structured_query.filter
         return structured_query.query, {} if wanted is None else {"filter": wanted.accept(self)}

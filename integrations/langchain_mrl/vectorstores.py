@@ -2,42 +2,33 @@
 
 from __future__ import annotations
 
-import uuid
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
+from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from langchain_core.documents import Document
 from langchain_core.embeddings import Embeddings
 from langchain_core.runnables import run_in_executor
-from langchain_core.utils.iter import batch_iterate
 from langchain_core.vectorstores import VectorStore
 
-from langchain_mrl.connection import check_metric, connect
-from langchain_mrl.embeddings import MatryoshkaEmbeddings
+from langchain_mrl.compat import collection_of
+from langchain_mrl.connection import Place, check_metric
+from langchain_mrl.embeddings import MatryoshkaEmbeddings, fingerprint, model_name
+from langchain_mrl.filters import Filter, chroma_where
+from langchain_mrl.records import Row, checked_batches, rows_of_documents, rows_of_texts
 from mrl_rag import Hit, Plan, Record, TwoStageIndex
-from mrl_rag.errors import InvalidIds, InvalidInput, InvalidTexts, PlainCollection
+from mrl_rag.binding import bind_model
+from mrl_rag.errors import InvalidIds, InvalidInput, PlainCollection
+from mrl_rag.progress import progress_bar
 
 if TYPE_CHECKING:
     from chromadb.api import ClientAPI
     from chromadb.api.models.Collection import Collection
     from chromadb.config import Settings
     from numpy.typing import NDArray
-    from tqdm import tqdm
 
-# langchain_chroma's.
+# langchain_chroma's default.
 _NAME = "langchain"
-# Texts embedded and committed together: an interruption loses no more than these.
-_BATCH = 512
-
-Given = tuple[str | None, str, Mapping[str, Any] | None]
-
-
-class _Batch(NamedTuple):
-    names: list[str]
-    ids: list[str]
-    texts: list[str]
-    metadatas: list[Mapping[str, Any] | None]
 
 
 class MatryoshkaVectorStore(VectorStore):
@@ -52,61 +43,64 @@ class MatryoshkaVectorStore(VectorStore):
 
     The methods and arguments are those of `langchain_chroma.Chroma`, with these differences.
 
-    - Scores are cosines at full dimension, -1 to 1: higher is nearer. Relevance scores are the same with negative ones
-      at 0, so a `score_threshold` of 0.5 asks for a cosine of 0.5; what is a good one depends on the embeddings.
-      `similarity_search_by_vector_with_relevance_scores` gives these, not distances.
-    - Vectors come back at unit length, as exact as the archive keeps them.
-    - A record whose id is there already is replaced whole. Of equal ids in one call the last is stored.
-    - `embedding` comes first, `client` fourth and `shortlist_dim` fifth; `MatryoshkaVectorStore("name", embeddings)`
-      works, too. What follows is given by name. `from_texts` and `from_documents` take `ids` fourth, and what follows
-      by name.
-    - `get` orders records by the ids given, or by id. A store whose collection was deleted is empty, and filled again
-      makes another.
-    - `_collection` is to be read: what is written to it past the store has no full vector.
-    - Two stores in memory have nothing in common. Unknown arguments are refused.
+    - Scores are cosines at full dimension, from -1 to 1; higher is nearer. `langchain_chroma` returns distances. A
+      relevance score is the cosine, or 0 where that is negative, so `score_threshold=0.5` asks for a cosine of at least
+      0.5.
+    - Vectors are returned at unit length, rounded to the precision of the index's archive (float16 by default).
+    - Adding a record under an id that exists replaces it, text and metadata. Of equal ids in one call the last one
+      counts.
+    - The order of the constructor's arguments is `embedding`, `collection_name`, `persist_directory`, `client`,
+      `shortlist_dim`; all others are given by name. `MatryoshkaVectorStore("name", embeddings)` works as well.
+      `from_texts` and `from_documents` take `ids` fourth and third, then names only.
+    - `get` returns records in the order of the ids given.
+    - After `delete_collection` the store is empty, and adding to it makes a new collection.
+    - Read from `_collection`, but don't write to it: such records have no full vector, and searches can't rerank them.
+    - Two stores in memory are separate. Unknown arguments are refused.
     - There is no `add_images`, `encode_image`, `similarity_search_by_image`,
       `similarity_search_by_image_with_relevance_score`, `fork` or `hybrid_search`.
 
-    Filters are Chroma's, or plain dicts: several keys, or several operators of one key, mean all of them, at any depth.
+    A filter is a dict, in Chroma's language or simpler: several keys, and several operators of one key, must all be
+    met.
 
         {"page": 1, "source": "a.pdf"}    {"page": {"$gte": 1, "$lt": 9}}    {"$or": [{"page": 1}, {"source": "b.pdf"}]}
-        {"tags": {"$contains": "draft"}}  # of a list
+        {"tags": {"$contains": "draft"}}  # the list "tags" has this member
 
-    Metadata values are strings, numbers, booleans and non-empty lists of one of these, up to 5,460 members a record;
-    keys don't begin with "$", "#" or "chroma:". A key with None is not stored; anything else is refused, and nothing of
-    its batch is embedded or stored
-    (`langchain_community.vectorstores.utils.filter_complex_metadata` removes it).
+    Metadata values are strings, numbers, booleans, or non-empty lists of one of these types, with up to 5,460 list
+    members per record. Keys don't begin with "$", "#" or "chroma:". A value of None is left out. Anything else is
+    refused before its batch is embedded; `langchain_community.vectorstores.utils.filter_complex_metadata` removes it.
 
-    A copy, deep or not, is the same store. A pickled one carries where it is, and opens it again: that takes
-    `persist_directory` or `host`.
+    `copy.copy` and `copy.deepcopy` return the same store. A pickled store opens its folder or server again, so it must
+    have been made with `persist_directory`, `host` or `chroma_cloud_api_key`.
 
     Args:
-        embedding: any LangChain `Embeddings`; None for a store that is only searched by vector. With the collection's
-            name here the embeddings may be second.
-        collection_name: of the Chroma collection.
-        persist_directory: a folder; None for memory, or where one of the next is given.
-        client: a chromadb client.
-        shortlist_dim: length that Chroma searches; None for the stored one, or `TwoStageIndex`'s default.
-        embedding_function: the same as `embedding`.
-        host: of a Chroma server.
-        port: of the server; None for 8000.
-        ssl: speak https with the server.
-        headers: sent to the server with each request.
-        chroma_cloud_api_key: of Chroma Cloud, with `tenant` and `database`.
+        embedding: any LangChain `Embeddings`; None for a store that is searched by vector only.
+        collection_name: name of the Chroma collection.
+        persist_directory: a folder. None for memory, unless another place is given below.
+        client: a chromadb client to use instead of a folder; it is not closed with the store.
+        shortlist_dim: length of the vectors that are searched first; None for `TwoStageIndex`'s default.
+        embedding_function: another name for `embedding`, as in `langchain_chroma`.
+        host: host of a Chroma server.
+        port: port of that server; None for 8000.
+        ssl: use https with that server.
+        headers: HTTP headers to send to that server.
+        chroma_cloud_api_key: key of Chroma Cloud, which needs `tenant` and `database`, too.
         tenant: None for Chroma's default.
         database: None for Chroma's default.
-        client_settings: chromadb's.
-        collection_metadata: None, or the metric of every two-stage index, {"hnsw:space": "cosine"}.
-        collection_configuration: None, or the same as {"hnsw": {"space": "cosine"}}.
-        relevance_score_fn: makes a relevance score of the cosine distance, 1 - cosine, as `langchain_chroma` does; None
-            for the cosine itself, negative ones at 0.
-        create_collection_if_not_exists: False refuses a collection that isn't there.
-        index: a `TwoStageIndex` to use instead of all that says where it is.
+        client_settings: chromadb's `Settings`.
+        collection_metadata: None or {"hnsw:space": "cosine"}, the only metric there is.
+        collection_configuration: None or {"hnsw": {"space": "cosine"}}, likewise.
+        relevance_score_fn: turns a cosine distance (1 - cosine) into a relevance score; None for the cosine, at least
+            0.
+        create_collection_if_not_exists: False raises where there is no such collection.
+        index: a `TwoStageIndex` to use instead of all arguments that say where it is.
+        model: name of the embeddings' model; None takes it from the embeddings. The collection remembers it, and
+            refuses embeddings of another model. Pass the stored name where one model has two names.
 
     Raises:
-        InvalidInput: `embedding` is no embeddings, two arguments exclude each other, or the collection isn't there.
-        PlainCollection: the collection was filled by plain Chroma: `from_existing` makes a two-stage one of it.
-        IndexMismatch: the collection was filled with another model or dimension.
+        InvalidInput: `embedding` is not an `Embeddings`, two arguments exclude each other, or there is no such
+            collection.
+        PlainCollection: the collection was filled by plain Chroma; `from_existing` makes a two-stage one of it.
+        IndexMismatch: another model, or another dimension, filled the collection.
         TwoStageIndexError: as `TwoStageIndex` does.
     """
 
@@ -132,42 +126,49 @@ class MatryoshkaVectorStore(VectorStore):
         relevance_score_fn: Callable[[float], float] | None = None,
         create_collection_if_not_exists: bool | None = True,
         index: TwoStageIndex | None = None,
+        model: str | None = None,
     ) -> None:
         self._embedding, name = _embedding_and_name(embedding, collection_name, embedding_function)
         self._relevance_score_fn = relevance_score_fn
         check_metric(collection_metadata, collection_configuration)
-        place = {
-            "persist_directory": persist_directory,
-            "host": host,
-            "port": port,
-            "ssl": ssl,
-            "headers": headers,
-            "chroma_cloud_api_key": chroma_cloud_api_key,
-            "tenant": tenant,
-            "database": database,
-            "client_settings": client_settings,
-        }
-        # What pickling carries, where that is enough to open the store again.
-        self._settings: dict[str, Any] | None = None
-        # The client that nobody but this store knows, and so nobody else closes.
+        # A client that this store made, and so has to close.
         self._client: ClientAPI | None = None
-        if index is None:
-            connected = connect(client, **place)  # type: ignore[arg-type]
-            if client is None:
-                self._client = connected
-                if (persist_directory or host or chroma_cloud_api_key) is not None:
-                    self._settings = place | {"embedding": self._embedding, "collection_name": name}
-                    self._settings["relevance_score_fn"] = relevance_score_fn
-            length = self._embedding.length if isinstance(self._embedding, MatryoshkaEmbeddings) else None
-            fingerprint = getattr(self._embedding, "fingerprint", None)
-            folder = persist_directory if connected is None else None
-            with _plain_collection_explained(name):
-                index = TwoStageIndex(folder, name, length, shortlist_dim, fingerprint, connected)
-            index.collection(create=bool(create_collection_if_not_exists))
-        self.index = index
+        # The constructor's arguments, for a pickle; None where they don't say where the records are.
+        self._settings: dict[str, Any] | None = None
+        known = model or model_name(self._embedding), fingerprint(self._embedding), "model"
+        if index is not None:
+            bind_model(index, *known)
+            self.index = index
+            return
+        cloud = chroma_cloud_api_key, tenant, database
+        place = Place(client, persist_directory, host, port, ssl, headers, *cloud, client_settings)
+        if arguments := place.arguments():
+            own = {"embedding": self._embedding, "collection_name": name, "relevance_score_fn": relevance_score_fn}
+            self._settings = arguments | own | {"model": model}
+        self.index = self._opened(place, name, shortlist_dim)
+        try:
+            bind_model(self.index, *known)
+            self.index.collection(create=bool(create_collection_if_not_exists))
+        except BaseException:
+            self.close()
+            raise
+
+    def _opened(self, place: Place, name: str, shortlist_dim: int | None) -> TwoStageIndex:
+        client = place.connect()
+        if place.client is None:
+            self._client = client
+        length = self._embedding.length if isinstance(self._embedding, MatryoshkaEmbeddings) else None
+        folder = place.persist_directory if client is None else None
+        with _plain_collection_explained(name):
+            return TwoStageIndex(folder, name, length, shortlist_dim, client=client)
+
+    def __repr__(self) -> str:
+        name = model_name(self._embedding) or ""
+        embedding = f"{type(self._embedding).__name__}({name})" if self._embedding else "no embeddings"
+        return f"MatryoshkaVectorStore({self.index!r}, {embedding})"
 
     def close(self) -> None:
-        """Let go of files and connections. A client that was passed in stays open."""
+        """Close the index, and the client unless that was passed in."""
         self.index.close()
         if self._client is not None:
             self._client.close()  # type: ignore[attr-defined]
@@ -189,7 +190,7 @@ class MatryoshkaVectorStore(VectorStore):
     def __getstate__(self) -> dict[str, Any]:
         if self._settings is None:
             raise InvalidInput(
-                "a store in memory, or of a client= or index=, can't be pickled; pass persist_directory=."
+                "a store in memory, or one made with client= or index=, can't be pickled; pass persist_directory=."
             )
         return self._settings | {"shortlist_dim": self.index.shortlist_dim}
 
@@ -198,7 +199,7 @@ class MatryoshkaVectorStore(VectorStore):
 
     @property
     def _collection(self) -> Collection:
-        """The Chroma collection, which much code around LangChain reads."""
+        """The Chroma collection, under the name that code written for `langchain_chroma` uses. Read from it only."""
         return self.index.collection()
 
     @property
@@ -215,7 +216,7 @@ class MatryoshkaVectorStore(VectorStore):
         ids: Iterable[str | None] | None = None,
         *,
         batch_size: int | None = None,
-        progress: bool = False,
+        show_progress: bool = False,
         **kwargs: Any,
     ) -> MatryoshkaVectorStore:
         """Make a store and add texts to it; see `add_texts`.
@@ -223,14 +224,14 @@ class MatryoshkaVectorStore(VectorStore):
         Args:
             texts: n strings.
             embedding: any LangChain `Embeddings`.
-            metadatas: n dicts, None for a text without.
-            ids: n ids; None, or None in place of one, makes a new one.
-            batch_size: texts embedded and committed together.
-            progress: show a bar when standard error is a terminal.
+            metadatas: n dicts, or None in place of one.
+            ids: n ids; None, or None in place of one, makes a new id.
+            batch_size: texts embedded and committed together; None for 512.
+            show_progress: show a bar when standard error is a terminal.
             **kwargs: the constructor's other arguments.
         """
         store = cls(embedding, **kwargs)
-        store.add_texts(texts, metadatas, ids=ids, batch_size=batch_size, progress=progress)
+        store.add_texts(texts, metadatas, ids=ids, batch_size=batch_size, show_progress=show_progress)
         return store
 
     @classmethod
@@ -242,12 +243,12 @@ class MatryoshkaVectorStore(VectorStore):
         ids: Iterable[str | None] | None = None,
         *,
         batch_size: int | None = None,
-        progress: bool = False,
+        show_progress: bool = False,
         **kwargs: Any,
     ) -> MatryoshkaVectorStore:
         """Make a store and add texts to it without blocking the event loop; see `from_texts`."""
         store = await run_in_executor(None, cls, embedding, **kwargs)
-        await store.aadd_texts(texts, metadatas, ids=ids, batch_size=batch_size, progress=progress)
+        await store.aadd_texts(texts, metadatas, ids=ids, batch_size=batch_size, show_progress=show_progress)
         return store
 
     @classmethod
@@ -258,12 +259,12 @@ class MatryoshkaVectorStore(VectorStore):
         ids: Iterable[str | None] | None = None,
         *,
         batch_size: int | None = None,
-        progress: bool = False,
+        show_progress: bool = False,
         **kwargs: Any,
     ) -> MatryoshkaVectorStore:
         """Make a store and add documents to it; see `from_texts`."""
         store = cls(embedding, **kwargs)
-        store.add_documents(documents, ids=ids, batch_size=batch_size, progress=progress)
+        store.add_documents(documents, ids=ids, batch_size=batch_size, show_progress=show_progress)
         return store
 
     @classmethod
@@ -274,12 +275,12 @@ class MatryoshkaVectorStore(VectorStore):
         ids: Iterable[str | None] | None = None,
         *,
         batch_size: int | None = None,
-        progress: bool = False,
+        show_progress: bool = False,
         **kwargs: Any,
     ) -> MatryoshkaVectorStore:
         """Make a store and add documents to it without blocking the event loop; see `from_texts`."""
         store = await run_in_executor(None, cls, embedding, **kwargs)
-        await store.aadd_documents(documents, ids=ids, batch_size=batch_size, progress=progress)
+        await store.aadd_documents(documents, ids=ids, batch_size=batch_size, show_progress=show_progress)
         return store
 
     @classmethod
@@ -293,7 +294,7 @@ class MatryoshkaVectorStore(VectorStore):
         shortlist_dim: int | None = None,
         *,
         in_place: bool = False,
-        progress: bool = False,
+        show_progress: bool = False,
     ) -> MatryoshkaVectorStore:
         """Make a store of a Chroma collection that holds full vectors. Nothing is embedded again.
 
@@ -301,27 +302,28 @@ class MatryoshkaVectorStore(VectorStore):
             MatryoshkaVectorStore.from_existing(chroma, in_place=True)                     # in its folder, by its name
             MatryoshkaVectorStore.from_existing(collection, embeddings, client=client)     # a chromadb collection
 
-        The collection stays as it is, but for its name with `in_place`. After an interruption, call again: it goes on
-        from there.
+        The old collection keeps its records; with `in_place` it gets another name. After an interruption, call again:
+        copying continues where it stopped.
 
         Args:
             existing: a `langchain_chroma.Chroma`, or a chromadb collection.
-            embedding: what filled the collection; None takes that of `existing`.
-            collection_name: of the new collection; None for the old one's, with "-two-stage" after it where `client` is
-                given, or the folder that the old one is in.
-            persist_directory: folder of the new store; None for memory, or where `client` is given.
+            embedding: the embeddings that filled the collection; None takes those of `existing`.
+            collection_name: name of the new collection. None for the old name, with "-two-stage" added where both are
+                in one place.
+            persist_directory: folder of the new store; None for memory, unless `client` is given.
             client: a chromadb client for the new store.
-            shortlist_dim: length that Chroma will search; None for `TwoStageIndex`'s default.
-            in_place: give the new collection the place and name of the old one, which gets "-single-stage" after it.
-            progress: show a bar when standard error is a terminal.
+            shortlist_dim: length of the vectors that are searched first; None for `TwoStageIndex`'s default.
+            in_place: put the new collection where the old one is and under its name; the old one's name gets
+                "-single-stage" added.
+            show_progress: show a bar when standard error is a terminal.
 
         Raises:
             InvalidInput: `in_place` with another place, or with `collection_name`.
-            PlainCollection: another collection of plain Chroma has the new one's name.
+            PlainCollection: there is already a plain Chroma collection of the new name.
             IndexMismatch: the collection is a two-stage index already.
         """
         embedding = embedding if embedding is not None else getattr(existing, "embeddings", None)
-        collection: Any = getattr(existing, "_collection", existing)
+        collection = collection_of(existing)
         with _plain_collection_explained(collection_name or collection.name):
             index = TwoStageIndex.from_chroma(
                 collection,
@@ -330,106 +332,98 @@ class MatryoshkaVectorStore(VectorStore):
                 client=client,
                 in_place=in_place,
                 shortlist_dim=shortlist_dim,
-                fingerprint=getattr(embedding, "fingerprint", None),
-                progress=progress,
+                fingerprint=fingerprint(embedding),
+                model=model_name(embedding),
+                progress=show_progress,
             )
         return cls(embedding, index=index)
 
-    def add_texts(
+    def add_texts(  # type: ignore[override]
         self,
         texts: Iterable[str],
         metadatas: Iterable[dict[Any, Any] | None] | None = None,
         ids: Iterable[str | None] | None = None,
         *,
         batch_size: int | None = None,
-        progress: bool = False,
-        **kwargs: Any,
+        show_progress: bool = False,
     ) -> list[str]:
-        """Embed and store texts; a record whose id is there already is replaced whole.
+        """Embed and store texts; a record whose id exists already is replaced, text and metadata.
 
-        Texts are taken, embedded and committed a batch at a time: a generator of any length needs the memory of one
-        batch, and an interruption or an error loses only the batch in flight.
+        Texts are read, embedded and committed one batch at a time. A generator of any length needs the memory of one
+        batch, and an interruption or an error loses at most the current batch.
 
         Args:
             texts: n strings.
-            metadatas: n dicts, None for a text without; the last texts of a longer list have none.
-            ids: n ids; None, or None in place of one, makes a new one. Of texts with equal ids the last is stored.
+            metadatas: n dicts, or None in place of one; of a shorter list, the last texts have no metadata.
+            ids: n ids; None, or None in place of one, makes a new id. Of texts with equal ids the last is stored.
             batch_size: texts embedded and committed together; None for 512.
-            progress: show a bar when standard error is a terminal.
-            **kwargs: none; the base class asks for it.
+            show_progress: show a bar when standard error is a terminal.
 
         Returns:
             The n ids.
 
         Raises:
             InvalidTexts: `texts` is a bare string, or one of them is not a string.
-            InvalidIds: an id is not a string, there are more or fewer than texts, or more metadatas than texts.
+            InvalidIds: an id is not a string, the number of ids is not that of the texts, or there are more metadatas.
             InvalidInput: Chroma can't store a metadata.
             ValueError: generators of texts, metadatas and ids are not of one length.
         """
-        _no_more(kwargs)
-        return self._add(_pairs(texts, metadatas, ids), batch_size, progress, _length(texts))
+        return self._add(rows_of_texts(texts, metadatas, ids), batch_size, show_progress, _length(texts))
 
-    async def aadd_texts(
+    async def aadd_texts(  # type: ignore[override]
         self,
         texts: Iterable[str],
         metadatas: Iterable[dict[Any, Any] | None] | None = None,
         ids: Iterable[str | None] | None = None,
         *,
         batch_size: int | None = None,
-        progress: bool = False,
-        **kwargs: Any,
+        show_progress: bool = False,
     ) -> list[str]:
         """Embed and store texts without blocking the event loop; see `add_texts`."""
-        _no_more(kwargs)
-        return await self._aadd(_pairs(texts, metadatas, ids), batch_size, progress, _length(texts))
+        return await self._aadd(rows_of_texts(texts, metadatas, ids), batch_size, show_progress, _length(texts))
 
-    def add_documents(
+    def add_documents(  # type: ignore[override]
         self,
         documents: Iterable[Document],
         *,
         ids: Iterable[str | None] | None = None,
         batch_size: int | None = None,
-        progress: bool = False,
-        **kwargs: Any,
+        show_progress: bool = False,
     ) -> list[str]:
         """Embed and store documents; see `add_texts`.
 
         Args:
             documents: n documents.
-            ids: n ids, before the documents' own; None takes those, and makes one where there is none.
+            ids: n ids, used instead of the documents' own; None takes those, and makes an id for a document without
+                one.
             batch_size: documents embedded and committed together; None for 512.
-            progress: show a bar when standard error is a terminal.
-            **kwargs: none; the base class asks for it.
+            show_progress: show a bar when standard error is a terminal.
 
         Returns:
             The n ids.
         """
-        _no_more(kwargs)
-        return self._add(_unpacked(documents, ids), batch_size, progress, _length(documents))
+        return self._add(rows_of_documents(documents, ids), batch_size, show_progress, _length(documents))
 
-    async def aadd_documents(
+    async def aadd_documents(  # type: ignore[override]
         self,
         documents: Iterable[Document],
         *,
         ids: Iterable[str | None] | None = None,
         batch_size: int | None = None,
-        progress: bool = False,
-        **kwargs: Any,
+        show_progress: bool = False,
     ) -> list[str]:
         """Embed and store documents without blocking the event loop; see `add_documents`."""
-        _no_more(kwargs)
-        return await self._aadd(_unpacked(documents, ids), batch_size, progress, _length(documents))
+        return await self._aadd(rows_of_documents(documents, ids), batch_size, show_progress, _length(documents))
 
     def update_document(self, document_id: str, document: Document) -> None:
         """Update one document; see `update_documents`."""
         self.update_documents([document_id], [document])
 
     def update_documents(self, ids: list[str], documents: list[Document]) -> None:
-        """Replace the texts of documents that are there, and the metadata keys that the new ones have.
+        """Replace the texts of stored documents, and those metadata keys that the new documents have.
 
         Args:
-            ids: n ids; those that are not there are passed over, and of one that stands twice each is done in turn.
+            ids: n ids; unknown ones are ignored, and for an id that is given twice both updates are made, in order.
             documents: n documents.
 
         Raises:
@@ -445,40 +439,39 @@ class MatryoshkaVectorStore(VectorStore):
                 text_of[id_] = document.page_content
         self.add_texts(text_of.values(), [metadata_of[id_] for id_ in text_of], ids=list(text_of))
 
-    def delete(
+    def delete(  # type: ignore[override]
         self,
         ids: str | list[str] | None = None,
         *,
-        filter: dict[str, Any] | None = None,
-        where: dict[str, Any] | None = None,
-        where_document: dict[str, Any] | None = None,
-        **kwargs: Any,
-    ) -> bool | None:
-        """Remove records; unknown ids are passed over.
+        filter: Filter | None = None,
+        where: Filter | None = None,
+        where_document: Filter | None = None,
+    ) -> bool:
+        """Remove records; unknown ids are ignored.
 
         Args:
-            ids: one or more; None for every record, or every one that meets the condition.
-            filter: condition on metadata; with `ids`, a record must meet it to be removed.
-            where: the same as `filter`.
+            ids: one or more; None for every record that meets the conditions.
+            filter: condition on metadata; with `ids`, a record must have one of them and meet it.
+            where: the same as `filter`, which is Chroma's name for it.
             where_document: condition on the text.
-            **kwargs: none; the base class asks for it.
 
         Returns:
             True.
 
         Raises:
-            InvalidIds: the conditions are empty and there are no ids. `delete()` removes everything.
+            InvalidIds: there are no ids and no conditions. `reset_collection` removes everything.
+            InvalidInput: `filter` and `where` are both given.
         """
-        _no_more(kwargs)
-        condition = where if filter is None else filter
-        if ids is None and condition is None and where_document is None:
-            self.index.clear()
-        else:
-            self.index.delete([ids] if isinstance(ids, str) else ids, _where(condition), where_document)
+        if filter and where:
+            raise InvalidInput(f"filter={filter!r} and where={where!r} mean the same; pass one of them.")
+        condition = chroma_where(filter or where)
+        if ids is None and not condition and not where_document:
+            raise InvalidIds("delete() needs ids=, filter= or where_document=. reset_collection() removes everything.")
+        self.index.delete([ids] if isinstance(ids, str) else ids, condition, where_document)
         return True
 
     def delete_collection(self) -> None:
-        """Remove the collection and its full vectors. What is added next makes a new one."""
+        """Remove the collection and its full vectors. Adding to the store makes a new one."""
         self.index.drop()
 
     def reset_collection(self) -> None:
@@ -493,10 +486,10 @@ class MatryoshkaVectorStore(VectorStore):
     def get(
         self,
         ids: str | list[str] | None = None,
-        where: dict[str, Any] | None = None,
+        where: Filter | None = None,
         limit: int | None = None,
         offset: int | None = None,
-        where_document: dict[str, Any] | None = None,
+        where_document: Filter | None = None,
         include: Sequence[str] | None = None,
     ) -> dict[str, Any]:
         """Return what is stored, as Chroma's collections do.
@@ -505,23 +498,24 @@ class MatryoshkaVectorStore(VectorStore):
             ids: one or more, which give the order; None for every record that meets the conditions, in Chroma's order.
             where: condition on metadata.
             limit: how many at most; None for all.
-            offset: how many to pass over.
-            where_document: condition on the text, Chroma's operators.
-            include: of "documents", "metadatas", "embeddings"; None for the first two.
+            offset: how many to skip.
+            where_document: condition on the text, in Chroma's language.
+            include: any of "documents", "metadatas", "embeddings"; None for the first two.
 
         Returns:
-            "ids", and those three, None for one that was not asked for. Embeddings are the full vectors.
+            A dict of "ids", "documents", "metadatas" and "embeddings" (full vectors); None for what was not asked for.
 
         Raises:
-            InvalidInput: a condition isn't one, `limit` or `offset` is negative, or `include` has something else.
+            InvalidInput: Chroma doesn't take a condition, `limit` or `offset` is negative, or `include` has another
+                value.
         """
         wanted = ("documents", "metadatas") if include is None else include
         if isinstance(wanted, str) or not set(wanted) <= {"documents", "metadatas", "embeddings"}:
-            raise InvalidInput(f'include is {include!r}; it is a list of "documents", "metadatas" and "embeddings".')
-        chosen = [ids] if isinstance(ids, str) else ids
-        records = self.index.get(
-            chosen, _where(where), where_document, limit, offset or 0, vectors="embeddings" in wanted
-        )
+            raise InvalidInput(
+                f'include is {include!r}; it must be a list of "documents", "metadatas" and "embeddings".'
+            )
+        chosen, where = [ids] if isinstance(ids, str) else ids, chroma_where(where)
+        records = self.index.get(chosen, where, where_document, limit, offset or 0, vectors="embeddings" in wanted)
         return {
             "ids": [record.id for record in records],
             "documents": [record.document for record in records] if "documents" in wanted else None,
@@ -533,22 +527,22 @@ class MatryoshkaVectorStore(VectorStore):
         self,
         queries: Sequence[str],
         k: int = 4,
-        filter: dict[str, Any] | None = None,
-        where_document: dict[str, Any] | None = None,
+        filter: Filter | None = None,
+        where_document: Filter | None = None,
         **search: Any,
     ) -> list[list[Hit]]:
-        """Return the core's own hits of many questions, embedded and searched together.
+        """Return the hits of many questions, which are embedded and searched together.
 
         Args:
             queries: n questions.
-            k: how many hits a question at most.
+            k: how many hits per question at most.
             filter: condition on metadata.
-            where_document: condition on the text, Chroma's operators.
+            where_document: condition on the text, in Chroma's language.
             **search: `plan`, a `Plan`; `score_threshold`, the lowest cosine; `explain`, to give each hit its rank and
                 score at each stage.
 
         Returns:
-            n lists, best first.
+            n lists of `mrl_rag.Hit`, best first.
         """
         return self._search(self._embed_queries(queries), k, filter, where_document, **search)
 
@@ -556,29 +550,27 @@ class MatryoshkaVectorStore(VectorStore):
         self,
         queries: Sequence[str],
         k: int = 4,
-        filter: dict[str, Any] | None = None,
-        where_document: dict[str, Any] | None = None,
+        filter: Filter | None = None,
+        where_document: Filter | None = None,
         **search: Any,
     ) -> list[list[Hit]]:
-        """Return the core's own hits without blocking the event loop; see `search_hits`."""
+        """Return the hits of many questions without blocking the event loop; see `search_hits`."""
         vectors = await self._aembed_queries(queries)
         return await run_in_executor(None, self._search, vectors, k, filter, where_document, **search)
 
-    def similarity_search(
-        self, query: str, k: int = 4, filter: dict[str, Any] | None = None, **kwargs: Any
-    ) -> list[Document]:
+    def similarity_search(self, query: str, k: int = 4, filter: Filter | None = None, **kwargs: Any) -> list[Document]:
         """Return the k nearest documents to a question.
 
         Args:
             query: the question.
-            k: how many at most.
-            filter: condition on metadata, a plain dict or Chroma's operators.
+            k: how many at most; 4, as in LangChain.
+            filter: condition on metadata, as described in the class.
             **kwargs: `where_document`, a condition on the text; `plan`, a `Plan`; `score_threshold`, the lowest cosine.
         """
         return [_document(hit) for hit in self.search_hits([query], k, filter, **kwargs)[0]]
 
     async def asimilarity_search(
-        self, query: str, k: int = 4, filter: dict[str, Any] | None = None, **kwargs: Any
+        self, query: str, k: int = 4, filter: Filter | None = None, **kwargs: Any
     ) -> list[Document]:
         """Return the k nearest documents without blocking the event loop; see `similarity_search`."""
         return [_document(hit) for hit in (await self.asearch_hits([query], k, filter, **kwargs))[0]]
@@ -587,35 +579,25 @@ class MatryoshkaVectorStore(VectorStore):
         self,
         query: str,
         k: int = 4,
-        filter: dict[str, Any] | None = None,
-        where_document: dict[str, Any] | None = None,
+        filter: Filter | None = None,
+        where_document: Filter | None = None,
         **kwargs: Any,
     ) -> list[tuple[Document, float]]:
         """Return the k nearest documents to a question, each with its cosine at full dimension."""
-        return [
-            (_document(hit), hit.score) for hit in self.search_hits([query], k, filter, where_document, **kwargs)[0]
-        ]
+        return _scored(self.search_hits([query], k, filter, where_document, **kwargs)[0])
 
     async def asimilarity_search_with_score(
-        self,
-        query: str,
-        k: int = 4,
-        filter: dict[str, Any] | None = None,
-        where_document: dict[str, Any] | None = None,
-        **kwargs: Any,
+        self, query: str, *args: Any, **kwargs: Any
     ) -> list[tuple[Document, float]]:
         """Return documents and cosines without blocking the event loop; see `similarity_search_with_score`."""
-        return [
-            (_document(hit), hit.score)
-            for hit in (await self.asearch_hits([query], k, filter, where_document, **kwargs))[0]
-        ]
+        return _scored((await self.asearch_hits([query], *args, **kwargs))[0])
 
     def similarity_search_with_vectors(
         self,
         query: str,
         k: int = 4,
-        filter: dict[str, Any] | None = None,
-        where_document: dict[str, Any] | None = None,
+        filter: Filter | None = None,
+        where_document: Filter | None = None,
         **kwargs: Any,
     ) -> list[tuple[Document, NDArray[Any]]]:
         """Return the k nearest documents to a question, each with its vector, float32 [full_dim]."""
@@ -627,46 +609,25 @@ class MatryoshkaVectorStore(VectorStore):
         self,
         embedding: list[float],
         k: int = 4,
-        filter: dict[str, Any] | None = None,
-        where_document: dict[str, Any] | None = None,
+        filter: Filter | None = None,
+        where_document: Filter | None = None,
         **kwargs: Any,
     ) -> list[Document]:
         """Return the k nearest documents to a full vector."""
         return [_document(hit) for hit in self._search([embedding], k, filter, where_document, **kwargs)[0]]
 
-    def similarity_search_by_vector_with_score(
-        self,
-        embedding: list[float],
-        k: int = 4,
-        filter: dict[str, Any] | None = None,
-        where_document: dict[str, Any] | None = None,
-        **kwargs: Any,
-    ) -> list[tuple[Document, float]]:
-        """Return the k nearest documents to a full vector, each with its cosine at full dimension.
-
-        Args:
-            embedding: full_dim numbers.
-            k: how many at most.
-            filter: condition on metadata, a plain dict or Chroma's operators.
-            where_document: condition on the text, Chroma's operators.
-            **kwargs: as for `similarity_search`.
-        """
-        return [
-            (_document(hit), hit.score) for hit in self._search([embedding], k, filter, where_document, **kwargs)[0]
-        ]
-
     def similarity_search_by_vector_with_relevance_scores(
         self,
         embedding: list[float],
         k: int = 4,
-        filter: dict[str, Any] | None = None,
-        where_document: dict[str, Any] | None = None,
+        filter: Filter | None = None,
+        where_document: Filter | None = None,
         **kwargs: Any,
     ) -> list[tuple[Document, float]]:
         """Return the k nearest documents to a full vector, each with its relevance, 0 to 1; higher is nearer."""
         relevance = self._select_relevance_score_fn()
-        scored = self.similarity_search_by_vector_with_score(embedding, k, filter, where_document, **kwargs)
-        return [(document, relevance(score)) for document, score in scored]
+        hits = self._search([embedding], k, filter, where_document, **kwargs)[0]
+        return [(document, relevance(cosine)) for document, cosine in _scored(hits)]
 
     def max_marginal_relevance_search(
         self,
@@ -674,19 +635,19 @@ class MatryoshkaVectorStore(VectorStore):
         k: int = 4,
         fetch_k: int = 20,
         lambda_mult: float = 0.5,
-        filter: dict[str, Any] | None = None,
-        where_document: dict[str, Any] | None = None,
+        filter: Filter | None = None,
+        where_document: Filter | None = None,
         **kwargs: Any,
     ) -> list[Document]:
-        """Return k documents that are near a question and unlike each other, in the order they were chosen.
+        """Return k documents that are near a question and unlike each other, in the order in which they were chosen.
 
         Args:
             query: the question.
             k: how many at most.
             fetch_k: how many of the nearest to choose from.
             lambda_mult: 1 for the nearest only, 0 for the most different.
-            filter: condition on metadata, a plain dict or Chroma's operators.
-            where_document: condition on the text, Chroma's operators.
+            filter: condition on metadata, as described in the class.
+            where_document: condition on the text, in Chroma's language.
             **kwargs: `plan`, a `Plan`.
         """
         vector = self._embed_queries([query])[0]
@@ -700,54 +661,43 @@ class MatryoshkaVectorStore(VectorStore):
         k: int = 4,
         fetch_k: int = 20,
         lambda_mult: float = 0.5,
-        filter: dict[str, Any] | None = None,
-        where_document: dict[str, Any] | None = None,
+        filter: Filter | None = None,
+        where_document: Filter | None = None,
         **kwargs: Any,
     ) -> list[Document]:
         """Return diverse documents without blocking the event loop; see `max_marginal_relevance_search`."""
         vector = (await self._aembed_queries([query]))[0]
-        return await run_in_executor(
-            None,
-            self.max_marginal_relevance_search_by_vector,
-            vector,
-            k,
-            fetch_k,
-            lambda_mult,
-            filter,
-            where_document,
-            **kwargs,
-        )
+        search = self.max_marginal_relevance_search_by_vector
+        return await run_in_executor(None, search, vector, k, fetch_k, lambda_mult, filter, where_document, **kwargs)
 
-    def max_marginal_relevance_search_by_vector(
+    def max_marginal_relevance_search_by_vector(  # type: ignore[override]
         self,
         embedding: list[float],
         k: int = 4,
         fetch_k: int = 20,
         lambda_mult: float = 0.5,
-        filter: dict[str, Any] | None = None,
-        where_document: dict[str, Any] | None = None,
+        filter: Filter | None = None,
+        where_document: Filter | None = None,
         plan: Plan | None = None,
-        **kwargs: Any,
     ) -> list[Document]:
         """Return k documents that are near a full vector and unlike each other; see `max_marginal_relevance_search`."""
-        _no_more(kwargs)
-        hits = self.index.search_mmr([embedding], k, fetch_k, lambda_mult, plan, _where(filter), where_document)[0]
+        where = chroma_where(filter)
+        hits = self.index.search_mmr([embedding], k, fetch_k, lambda_mult, plan, where, where_document)[0]
         return [_document(hit) for hit in hits]
 
     def _search(
         self,
         vectors: list[list[float]],
         k: int,
-        filter: dict[str, Any] | None,
-        where_document: dict[str, Any] | None = None,
+        filter: Filter | None,
+        where_document: Filter | None = None,
         plan: Plan | None = None,
         score_threshold: float | None = None,
         explain: bool = False,
-        **kwargs: Any,
     ) -> list[list[Hit]]:
-        _no_more(kwargs)
+        where = chroma_where(filter)
         return self.index.search(
-            vectors, k, plan, _where(filter), where_document, score_threshold=score_threshold, explain=explain
+            vectors, k, plan, where, where_document, score_threshold=score_threshold, explain=explain
         )
 
     def _embed_queries(self, queries: Sequence[str]) -> list[list[float]]:
@@ -762,38 +712,25 @@ class MatryoshkaVectorStore(VectorStore):
             return await embeddings.aembed_queries(list(queries))
         return [await embeddings.aembed_query(query) for query in queries]
 
-    def _add(self, records: Iterator[Given], size: int | None, progress: bool, total: int | None) -> list[str]:
+    def _add(self, rows: Iterator[Row], size: int | None, show_progress: bool, total: int | None) -> list[str]:
         names: list[str] = []
-        with _bar(total, progress) as bar:
-            for batch in self._batches(records, size):
+        with progress_bar(total, "index", "text", show_progress) as advance:
+            for batch in checked_batches(self.index, rows, size):
                 vectors = self._embeddings.embed_documents(batch.texts)
                 self.index.upsert(batch.ids, vectors, batch.texts, batch.metadatas)
                 names += batch.names
-                bar.update(len(batch.names))
+                advance(len(batch.names))
         return names
 
-    async def _aadd(self, records: Iterator[Given], size: int | None, progress: bool, total: int | None) -> list[str]:
+    async def _aadd(self, rows: Iterator[Row], size: int | None, show_progress: bool, total: int | None) -> list[str]:
         names: list[str] = []
-        with _bar(total, progress) as bar:
-            for batch in self._batches(records, size):
+        with progress_bar(total, "index", "text", show_progress) as advance:
+            for batch in checked_batches(self.index, rows, size):
                 vectors = await self._embeddings.aembed_documents(batch.texts)
                 await run_in_executor(None, self.index.upsert, batch.ids, vectors, batch.texts, batch.metadatas)
                 names += batch.names
-                bar.update(len(batch.names))
+                advance(len(batch.names))
         return names
-
-    def _batches(self, records: Iterator[Given], size: int | None) -> Iterator[_Batch]:
-        """Cut records into batches, each checked before it is embedded: an error has the position in the whole."""
-        if size is not None and (isinstance(size, bool) or not isinstance(size, int) or size < 1):
-            raise InvalidInput(f"batch_size is {size!r}; it must be an integer of at least 1.")
-        first = 0
-        for batch in batch_iterate(size or _BATCH, records):
-            names = [id_ or str(uuid.uuid4()) for id_, _, _ in batch]
-            self.index.check(names, [text for _, text, _ in batch], [metadata for *_, metadata in batch], first)
-            first += len(batch)
-            # The last of equal ids, as if each had been stored in turn.
-            kept = {name: (text, metadata) for name, (_, text, metadata) in zip(names, batch, strict=True)}
-            yield _Batch(names, list(kept), [text for text, _ in kept.values()], [note for _, note in kept.values()])
 
     def _select_relevance_score_fn(self) -> Callable[[float], float]:
         given = self._relevance_score_fn
@@ -811,7 +748,7 @@ class MatryoshkaVectorStore(VectorStore):
 def _embedding_and_name(
     embedding: Embeddings | str | None, name: str | Embeddings | None, embedding_function: Embeddings | None
 ) -> tuple[Embeddings | None, str]:
-    """Tell embeddings and name apart: langchain_chroma has the name first."""
+    """Return embeddings and name in whichever order they were given; `langchain_chroma` has the name first."""
     if isinstance(embedding, str) and (name == _NAME or not isinstance(name, str)):
         embedding, name = None if isinstance(name, str) else name, embedding
     if embedding is not None and embedding_function is not None:
@@ -828,7 +765,7 @@ def _embedding_and_name(
 
 @contextmanager
 def _plain_collection_explained(name: str) -> Iterator[None]:
-    """Say it in the words of this class."""
+    """Tell a user of LangChain what to do about a plain collection, in terms of this class."""
     try:
         yield
     except PlainCollection as error:
@@ -847,67 +784,5 @@ def _scored(hits: Sequence[Hit]) -> list[tuple[Document, float]]:
     return [(_document(hit), hit.score) for hit in hits]
 
 
-def _where(filter: dict[str, Any] | None) -> dict[str, Any] | None:
-    """Chroma wants one key and one operator a dict, and two operands or more of `$and` and `$or`."""
-    if not filter:
-        return None
-    if not isinstance(filter, dict):
-        raise InvalidInput(
-            f"filter is {filter!r}; it must be a dict, as in {{'page': 1}} or {{'page': {{'$gte': 1}}}}."
-        )
-    parts: list[dict[str, Any]] = []
-    for key, value in filter.items():
-        if key in ("$and", "$or") and isinstance(value, list) and value:
-            inner: list[Any] = [_where(each) for each in value]
-            parts.append(inner[0] if len(inner) == 1 else {key: inner})
-        elif isinstance(value, dict) and len(value) > 1:
-            parts += [{key: {operator: operand}} for operator, operand in value.items()]
-        else:
-            parts.append({key: value})
-    return parts[0] if len(parts) == 1 else {"$and": parts}
-
-
-def _pairs(
-    texts: Iterable[str], metadatas: Iterable[Mapping[str, Any] | None] | None, ids: Iterable[str | None] | None
-) -> Iterator[Given]:
-    """Yield (id, text, metadata) without reading ahead; lengths that can be known are compared first."""
-    for name, strings in (("texts", texts), ("ids", ids)):
-        if isinstance(strings, str):
-            raise InvalidTexts(f"{name} is a single string ({strings[:40]!r}); pass a list of strings.")
-    if isinstance(texts, Sized) and isinstance(metadatas, Sequence):
-        metadatas = [*metadatas, *[None] * (len(texts) - len(metadatas))]
-    # LangChain's callers pass [] where they have none.
-    columns = {"texts": texts, "metadatas": metadatas or None, "ids": ids or None}
-    given: dict[str, Iterable[Any]] = {name: column for name, column in columns.items() if column is not None}
-    lengths = {name: len(column) for name, column in given.items() if isinstance(column, Sized)}
-    if len(set(lengths.values())) > 1:
-        counted = ", ".join(f"{length} {name}" for name, length in lengths.items())
-        raise InvalidIds(f"there are {counted}; give one of each a record.")
-
-    def rows() -> Iterator[Given]:
-        for values in zip(*given.values(), strict=True):
-            row = dict(zip(given, values, strict=True))
-            yield row.get("ids"), row["texts"], row.get("metadatas")
-
-    return rows()
-
-
-def _unpacked(documents: Iterable[Document], ids: Iterable[str | None] | None) -> Iterator[Given]:
-    for id_, document, _ in _pairs(documents, None, ids):  # type: ignore[arg-type]
-        yield id_ or document.id, document.page_content, document.metadata  # type: ignore[attr-defined]
-
-
-def _bar(total: int | None, progress: bool) -> tqdm[Any]:
-    from tqdm import tqdm
-
-    return tqdm(total=total, desc="index", unit="text", disable=None if progress else True)
-
-
 def _length(items: Iterable[Any]) -> int | None:
     return len(items) if isinstance(items, Sized) else None
-
-
-def _no_more(kwargs: dict[str, Any]) -> None:
-    if kwargs:
-        hint = "; fetch_k and lambda_mult are for search_type='mmr'" if {"fetch_k", "lambda_mult"} & set(kwargs) else ""
-        raise TypeError(f"unexpected arguments: {', '.join(kwargs)}{hint}")

@@ -1,9 +1,9 @@
-"""LlamaIndex's metadata filters in Chroma's language, as far as it goes, and in Python.
+"""LlamaIndex's metadata filters, in Chroma's language where it can express them, and in Python otherwise.
 
-A filter means what it means in LlamaIndex's own `SimpleVectorStore`, nested ones and NOT included. A record without the
-key, or with None there, meets `!=`, `nin` and `is_empty` and nothing else; NOT is met where none of its filters is.
-Where `SimpleVectorStore` raises, a value of another kind doesn't meet the filter; and `contains`, `any` and `all` look
-for a list's whole members, or for the value itself, never for a part of a string: `text_match` does that.
+A filter means the same as in LlamaIndex's own `SimpleVectorStore`; nested filters work as well. A record that lacks the
+key, or has None there, meets only `!=`, `nin` and `is_empty`. A NOT group is met where none of its filters is. There
+are two differences: a value of another type doesn't meet the filter, where `SimpleVectorStore` raises; and `contains`,
+`any` and `all` compare whole list members, or the whole value, never parts of a string, which `text_match` does.
 """
 
 from __future__ import annotations
@@ -36,12 +36,13 @@ _TEXTS = (FilterOperator.TEXT_MATCH, FilterOperator.TEXT_MATCH_INSENSITIVE)
 
 @dataclass(frozen=True)
 class Condition:
-    """A filter, ready to be used.
+    """A filter, translated.
 
     Attributes:
-        where: in Chroma's language, met by every record that meets the filter; None where nothing can be said.
-        exact: whether only such records meet `where`.
-        meets: says whether a record's metadata meets the filter.
+        where: a condition in Chroma's language that every record meets which meets the filter; None where there is
+            none.
+        exact: whether `where` is met by those records only.
+        meets: returns whether a record's metadata meets the filter.
     """
 
     where: Where | None
@@ -50,7 +51,7 @@ class Condition:
 
 
 def condition(filters: MetadataFilters | None) -> Condition | None:
-    """Return what filters say; None where they say nothing, as an empty group does.
+    """Translate filters; None for no filters or an empty group.
 
     Raises:
         InvalidInput: an operator has a value of the wrong kind.
@@ -62,7 +63,7 @@ def _condition(filters: MetadataFilters | MetadataFilter, negated: bool) -> Cond
     if isinstance(filters, MetadataFilter):
         return _leaf(filters, negated)
     joined = filters.condition or FilterCondition.AND
-    # NOT: none of them. De Morgan's laws carry it down to the single filters.
+    # NOT means none of them. By De Morgan's laws it is moved down to the single filters.
     found = [_condition(part, negated != (joined == FilterCondition.NOT)) for part in filters.filters]
     parts = [part for part in found if part is not None]
     return _join(parts, every=(joined == FilterCondition.OR) == negated) if parts else None
@@ -93,11 +94,11 @@ def _leaf(filter_: MetadataFilter, negated: bool) -> Condition:
 
     yes = not negated
     values = wanted if isinstance(wanted, list) else [wanted]
-    # Chroma cuts them before it compares them with an integer: 1 is not less than its 1.5.
+    # Chroma truncates a fractional number before comparing it with an integer: to it, 1 is not less than 1.5.
     if any(isinstance(value, float) and not value.is_integer() for value in values):
         return Condition(None, False, meets)
     if operator in _CHROMA_ORDERS and isinstance(wanted, int | float) and yes:
-        # Chroma keeps booleans apart from numbers, which Python doesn't.
+        # In Chroma a boolean never equals a number; in Python True equals 1.
         bools = [value for value in (False, True) if _ORDERS[operator](value, wanted)]
         numbers: Where = {key: {_CHROMA_ORDERS[operator]: wanted}}
         return Condition(_joined([numbers, *({key: {"$eq": value}} for value in bools)], every=False), True, meets)
@@ -114,7 +115,7 @@ def _leaf(filter_: MetadataFilter, negated: bool) -> Condition:
 
 
 def _among(key: str, values: Sequence[Any], yes: bool) -> Where | None:
-    """Say that the value is, or isn't, one of these; a number is equal to one of another type, as in Python."""
+    """Return a condition that the value is (or isn't) one of these; as in Python, 1 equals 1.0 and True."""
     by_type: dict[type, list[Any]] = {}
     for value in values:
         for equal in (value, bool(value)) if value in (0, 1) else (value,):
@@ -125,10 +126,10 @@ def _among(key: str, values: Sequence[Any], yes: bool) -> Where | None:
 
 
 def _holding(key: str, value: Any, yes: bool) -> Where:
-    """Say that a list holds the value, or that the value stands there by itself; or the opposite."""
+    """Return a condition that the metadata is the value or a list that has it as a member; or that it isn't."""
     same = [value]
     if isinstance(value, int | float):
-        # Chroma looks for an integer among integers alone.
+        # Chroma looks for an integer among integers only.
         same += [float(value)] if isinstance(value, int) else [int(value)] if value.is_integer() else []
         same += [bool(value)] if value in (0, 1) else []
     inside: list[Where] = [{key: {"$contains" if yes else "$not_contains": number}} for number in same]
@@ -171,6 +172,6 @@ def _check(filter_: MetadataFilter) -> None:
     else:
         wanted, right = "a string or a number", isinstance(value, str | int | float)
     if any(part != part for part in (value if isinstance(value, list) else [value])):
-        wanted, right = "no NaN, which nothing is equal to", False
+        wanted, right = "no NaN, because nothing equals it", False
     if not right:
         raise InvalidInput(f"filter {filter_.key!r} {operator.value} {value!r}: this operator takes {wanted}.")

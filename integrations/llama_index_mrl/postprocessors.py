@@ -1,4 +1,4 @@
-"""`MatryoshkaReranker` and `TokenBudget`: what comes between any retriever of LlamaIndex and its language model."""
+"""Node postprocessors: `MatryoshkaReranker` orders retrieved nodes, `TokenBudget` keeps those that fit a context."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ _DISPATCHER = get_dispatcher(__name__)
 
 
 class MatryoshkaReranker(BaseNodePostprocessor):
-    """Stage two alone: nodes of any retriever, ordered by their cosine with the question at full dimension.
+    """Orders the nodes of any retriever by their cosine with the question, at full dimension.
 
         reranker = MatryoshkaReranker(embed_model=MatryoshkaEmbedding(), top_n=5)
         index.as_query_engine(llm=llm, similarity_top_k=50, node_postprocessors=[reranker])
 
-    The nodes' texts are embedded on each call, with the metadata that the model is to see.
+    The nodes' texts are embedded on each call, with the metadata that their `get_content(MetadataMode.EMBED)` includes.
     """
 
     embed_model: SerializeAsAny[BaseEmbedding] = Field(
-        default_factory=lambda: Settings.embed_model, description="What embeds; any of LlamaIndex's."
+        default_factory=lambda: Settings.embed_model, description="Any embedding model of LlamaIndex."
     )
     top_n: int | None = Field(default=None, gt=0, description="How many nodes to keep; None for all.")
 
@@ -64,7 +64,7 @@ class MatryoshkaReranker(BaseNodePostprocessor):
 
     def _start(self, nodes: list[NodeWithScore], query: QueryBundle | None) -> QueryBundle:
         if query is None:
-            raise InvalidInput("there is no question to rank by; pass query_bundle or query_str.")
+            raise InvalidInput("there is no question to rank by; pass query_bundle= or query_str=.")
         top_n = len(nodes) if self.top_n is None else self.top_n
         _DISPATCHER.event(
             ReRankStartEvent(query=query, nodes=nodes, top_n=top_n, model_name=self.embed_model.model_name)
@@ -80,22 +80,23 @@ class MatryoshkaReranker(BaseNodePostprocessor):
 
 
 class TokenBudget(BaseNodePostprocessor):
-    """The best nodes that fit a language model's context, counted in its tokens.
+    """Keeps the best nodes that fit a language model's context, counted in tokens.
 
         budget = TokenBudget(max_tokens=8000, reserve=1000)
         engine = index.as_query_engine(llm=llm, similarity_top_k=50, node_postprocessors=[budget])
-        budget.pack(nodes).left_out                           # positions of the nodes that don't fit
+        budget.fit(nodes).left_out                            # positions of the nodes that don't fit
 
-    Nodes are taken in their order, each with the metadata that the language model sees; one that doesn't fit is passed
-    over, but for the first, and the log "llama_index_mrl" says how many were left out. Works offline.
+    Nodes are taken in their order, each with the metadata that the language model sees. A node that doesn't fit is left
+    out, and shorter ones after it may still fit; the first node is always kept. The logger "llama_index_mrl" reports
+    how many were left out. Works offline.
 
     Raises:
-        InvalidInput: the numbers leave no room, or tiktoken knows no such encoding; on use.
-        MissingExtra: tiktoken is not installed; on use.
+        InvalidInput: on use, if `reserve` leaves no room or tiktoken has no such encoding.
+        MissingExtra: on use, if tiktoken is not installed.
     """
 
-    max_tokens: int = Field(description="What the model takes in all.")
-    reserve: int = Field(default=0, description="Tokens of it kept free for instructions, question and answer.")
+    max_tokens: int = Field(description="Size of the model's context.")
+    reserve: int = Field(default=0, description="Tokens to keep free for instructions, question and answer.")
     encoding: str | Callable[[str], int] = Field(
         default="o200k_base", description="tiktoken's name of an encoding or model, or a function that counts tokens."
     )
@@ -105,17 +106,17 @@ class TokenBudget(BaseNodePostprocessor):
         """Return the name LlamaIndex stores for this class."""
         return "TokenBudget"
 
-    def pack(self, nodes: Sequence[NodeWithScore]) -> ContextFit:
-        """Say which nodes fit, by position, which don't, and how many tokens those that do take."""
+    def fit(self, nodes: Sequence[NodeWithScore]) -> ContextFit:
+        """Return the positions of the nodes that fit and of the others, and how many tokens are used."""
         return fit_to_context(_texts(nodes, MetadataMode.LLM), self.max_tokens, self.reserve, self.encoding)
 
     def _postprocess_nodes(
         self, nodes: list[NodeWithScore], query_bundle: QueryBundle | None = None
     ) -> list[NodeWithScore]:
-        packed = self.pack(nodes)
-        if packed.left_out:
-            _LOG.info("%d of %d nodes fit; left out: %s", len(packed.kept), len(nodes), packed.left_out)
-        return [nodes[position] for position in packed.kept]
+        fit = self.fit(nodes)
+        if fit.left_out:
+            _LOG.info("%d of %d nodes fit; left out: %s", len(fit.kept), len(nodes), fit.left_out)
+        return [nodes[position] for position in fit.kept]
 
 
 def _texts(nodes: Sequence[NodeWithScore], mode: MetadataMode) -> list[str]:

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+from inspect import signature
 from typing import Any
 
 from llama_index.core.base.base_retriever import BaseRetriever
 from llama_index.core.base.embeddings.base import BaseEmbedding
+from llama_index.core.constants import DEFAULT_SIMILARITY_TOP_K
 from llama_index.core.schema import NodeWithScore, QueryBundle
 from llama_index.core.settings import Settings
 from llama_index.core.vector_stores.types import MetadataFilters, VectorStoreQuery, VectorStoreQueryResult
 
+from llama_index_mrl.embeddings import fingerprint_of, name_of
 from llama_index_mrl.vector_stores import MatryoshkaVectorStore
 from mrl_rag import Plan
+from mrl_rag.arguments import check_names
+from mrl_rag.binding import bind_model
+from mrl_rag.errors import InvalidInput, InvalidPlan
 
 
 class TwoStageRetriever(BaseRetriever):
@@ -24,27 +30,49 @@ class TwoStageRetriever(BaseRetriever):
     Args:
         vector_store: where to search.
         embed_model: what embeds the question; None for `Settings.embed_model`.
-        similarity_top_k: how many nodes at most.
+        similarity_top_k: how many nodes at most; LlamaIndex's default, 2.
         plan: dimensions and shortlist sizes; None for the index's default.
         filters: conditions on metadata.
         **kwargs: `BaseRetriever`'s own.
+
+    Raises:
+        InvalidInput: `vector_store` or `embed_model` is something else, or there is no such argument.
+        InvalidPlan: `plan` is not a `Plan`.
+        IndexMismatch: another model than `embed_model` filled the store.
     """
 
     def __init__(
         self,
         vector_store: MatryoshkaVectorStore,
         embed_model: BaseEmbedding | None = None,
-        similarity_top_k: int = 10,
+        similarity_top_k: int = DEFAULT_SIMILARITY_TOP_K,
         plan: Plan | None = None,
         filters: MetadataFilters | None = None,
         **kwargs: Any,
     ) -> None:
+        check_names(
+            kwargs, signature(TwoStageRetriever).parameters | signature(BaseRetriever).parameters, "TwoStageRetriever"
+        )
+        if not isinstance(vector_store, MatryoshkaVectorStore):
+            raise InvalidInput(f"vector_store is {vector_store!r}; it must be a MatryoshkaVectorStore.")
+        if not isinstance(embed_model, BaseEmbedding | None):
+            raise InvalidInput(f"embed_model is {embed_model!r}; it must be a BaseEmbedding of LlamaIndex.")
+        if not isinstance(plan, Plan | None):
+            raise InvalidPlan(f"plan is {plan!r}; it must be a Plan, as in plan=Plan(dims=(96, 384), sizes=(200,)).")
+        embed_model = embed_model or Settings.embed_model
+        name = vector_store.model_name or name_of(embed_model)
+        bind_model(vector_store.index, name, fingerprint_of(embed_model), "model_name")
         self._vector_store = vector_store
-        self._embed_model = embed_model or Settings.embed_model
+        self._embed_model = embed_model
         self._similarity_top_k = similarity_top_k
         self._plan = plan
         self._filters = filters
         super().__init__(**kwargs)
+
+    def __repr__(self) -> str:
+        return (
+            f"TwoStageRetriever({self._vector_store!r}, similarity_top_k={self._similarity_top_k}, plan={self._plan})"
+        )
 
     def _retrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
         vector = query_bundle.embedding

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Self
 
+from llama_index.core.base.embeddings.base import BaseEmbedding
 from llama_index.core.bridge.pydantic import ConfigDict, Field, PrivateAttr
 from llama_index.core.schema import BaseNode, ImageNode, IndexNode, MetadataMode, TextNode
 from llama_index.core.vector_stores.types import (
@@ -18,19 +18,19 @@ from llama_index.core.vector_stores.types import (
 )
 from llama_index.core.vector_stores.utils import metadata_dict_to_node, node_to_metadata_dict
 
+from llama_index_mrl.compat import DOCUMENT_KEY, NODE_KEYS, TYPE_KEY
+from llama_index_mrl.embeddings import MatryoshkaEmbedding, fingerprint_of, name_of
 from llama_index_mrl.filters import Where, condition
 from mrl_rag import Hit, Plan, Record, TwoStageIndex
-from mrl_rag.errors import InvalidInput
+from mrl_rag.binding import bind_model
+from mrl_rag.compat.chroma import settings_of
+from mrl_rag.errors import InvalidIds, InvalidInput
 
 if TYPE_CHECKING:
     from chromadb.api import ClientAPI
     from chromadb.api.models.Collection import Collection
 
-# LlamaIndex's name, in what it stores, for the document a node came from.
-_SOURCE = "document_id"
-# What LlamaIndex adds to a node's own metadata.
-_INTERNAL = {"_node_content", "_node_type", "document_id", "doc_id", "ref_doc_id"}
-# Candidates for MMR, a multiple of the nodes asked for, and its balance; the defaults of LlamaIndex's own stores.
+# Defaults of LlamaIndex's own stores: candidates for MMR, as a multiple of `similarity_top_k`, and its threshold.
 _MMR_PREFETCH = 4.0
 _MMR_THRESHOLD = 0.5
 
@@ -38,7 +38,7 @@ _MMR_THRESHOLD = 0.5
 class MatryoshkaVectorStore(BasePydanticVectorStore):
     """Chroma searched at a low dimension, the shortlist reranked at full dimension.
 
-        store = MatryoshkaVectorStore(persist_dir="./db")
+        store = MatryoshkaVectorStore(persist_dir="./db", embed_model=embed_model)
         store = MatryoshkaVectorStore("docs", host="localhost", port=8000)                 # beside `chroma run`
         store = MatryoshkaVectorStore(chroma_collection=client.create_collection("docs"))  # as ChromaVectorStore
         index = VectorStoreIndex.from_documents(
@@ -46,57 +46,62 @@ class MatryoshkaVectorStore(BasePydanticVectorStore):
         index = VectorStoreIndex.from_vector_store(store, embed_model=embed_model)         # filled already
         index.as_query_engine(llm=llm).query("a question")
 
-    Similarities are cosines at full dimension. Nodes come back as they were added, but for their embedding. Metadata
-    values that Chroma can't hold (None, dicts, empty or mixed lists) come back, too; filters see the key as missing.
-    Every filter operator and condition is there, as `llama_index_mrl.filters` says: comparisons of numbers, `==`,
-    `!=`, `in`, `nin`, `contains`, `any` and `all` are Chroma's work; for the others the metadata of all candidates is
-    read. Records written by LangChain or by plain `TwoStageIndex` come back as text nodes, and nodes whose text or
-    metadata these have changed come back changed.
+    Similarities are cosines at full dimension. Nodes are returned as they were added, without their embedding. Metadata
+    values that Chroma can't store (None, dicts, empty or mixed lists) are returned as well, but filters treat their
+    keys as missing. All filter operators and conditions work; `llama_index_mrl.filters` describes them. Chroma
+    evaluates `==`, `!=`, `in`, `nin`, `contains`, `any`, `all` and comparisons of numbers; for the others the metadata
+    of all candidates is read. Records that LangChain or `TwoStageIndex` wrote are returned as text nodes, and changes
+    that these made to the text or metadata of a node are kept.
 
-    `to_dict` and pickle carry where the index is, not what it holds; one in memory can't be pickled. `copy.deepcopy`
-    shares the index.
+    `to_dict` and pickles contain where the index is, not its records; an index in memory can't be pickled.
+    `copy.deepcopy` shares the index.
 
-    It stands in for `ChromaVectorStore`, with these differences. Similarities are not exp(-distance). A node whose id
-    is there already is replaced. `client` is the chromadb client; `index.collection()` is the collection. `get_nodes`
-    gives nodes in the order asked, or of their ids. `collection_name` comes first, and may be the collection itself.
-    Unknown arguments are refused.
+    It replaces `ChromaVectorStore`, with these differences. Similarities are cosines, not exp(-distance). Adding a node
+    whose id exists replaces it. `client` is the chromadb client; `index.collection()` is the collection. `get_nodes`
+    returns nodes in the order of the ids given. `collection_name` is the first argument, and may be a collection.
+    `delete_nodes` without arguments raises. Unknown arguments are refused.
 
     Args:
-        collection_name: of the Chroma collection.
-        persist_dir: a folder; None for memory, or where a client, collection or host is given.
+        collection_name: name of the Chroma collection, or the collection itself.
+        persist_dir: a folder; None for memory, unless a client, collection or host is given.
         client: a chromadb client to use instead of `persist_dir`.
-        full_dim: length of the vectors; None for the stored one, or that of the first vectors.
-        shortlist_dim: length that Chroma searches; None for the stored one, or `TwoStageIndex`'s default.
-        fingerprint: of the encoder, so that an index of another one is refused.
-        host: of a Chroma server.
-        port: of the server.
-        ssl: whether the server wants https.
-        headers: sent to the server, as for authorisation; `to_dict` leaves them out.
-        chroma_collection: gives client and name. It is a two-stage index's, or an empty one, which is taken over.
-        collection_kwargs: None, or the metric of every two-stage index, as "metadata" or "configuration".
-        index: a `TwoStageIndex` to use instead of all of the above.
+        full_dim: length of the vectors; None for that of the stored vectors, or of the first ones that are added.
+        shortlist_dim: length of the vectors that are searched first; None for `TwoStageIndex`'s default.
+        embed_model: the embedding model whose vectors are stored. The collection remembers it, and refuses another one.
+            None checks nothing.
+        model_name: name of that model; None takes it from `embed_model`. Pass the stored name where one model has two.
+        fingerprint: fingerprint of the encoder; None takes it from `embed_model` if that is a `MatryoshkaEmbedding`.
+        host: host of a Chroma server.
+        port: port of that server; None for 8000.
+        ssl: use https with that server.
+        headers: HTTP headers to send to that server; `to_dict` leaves them out.
+        chroma_collection: a collection to use, with its client. It must be empty, or that of a two-stage index.
+        collection_kwargs: None, {"metadata": {"hnsw:space": "cosine"}} or {"configuration": {"hnsw": {"space":
+            "cosine"}}}: cosine is the only metric.
+        index: a `TwoStageIndex` to use instead of all arguments that say where it is.
         **fields: `flat_metadata`, and `BasePydanticVectorStore`'s own.
 
     Raises:
         InvalidInput: `collection_kwargs` asks for another metric or setting.
-        PlainCollection: the collection was filled single-stage: `TwoStageIndex.from_chroma` makes a two-stage index of
-            it without encoding.
-        IndexMismatch: the collection was filled with another model or dimension.
+        PlainCollection: the collection was filled by plain Chroma; `TwoStageIndex.from_chroma` makes a two-stage index
+            of it without encoding.
+        IndexMismatch: another model, or another dimension, filled the collection.
         TwoStageIndexError: as `TwoStageIndex` does.
     """
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", protected_namespaces=())
 
     stores_text: bool = True
     flat_metadata: bool = Field(default=False, description="Refuse nodes with lists or dicts in their metadata.")
     collection_name: str = Field(default="llama_index", description="Name of the Chroma collection.")
     persist_dir: str | None = Field(default=None, description="A folder; None for memory or a server.")
     full_dim: int | None = Field(default=None, description="Length of the vectors.")
-    shortlist_dim: int | None = Field(default=None, description="Length that Chroma searches.")
+    shortlist_dim: int | None = Field(default=None, description="Length of the vectors searched first.")
     fingerprint: str | None = Field(default=None, description="Fingerprint of the encoder.")
+    model_name: str | None = Field(default=None, description="Name of the model whose vectors are stored.")
     host: str | None = Field(default=None, description="Host of the Chroma server.")
     port: int | None = Field(default=None, description="Port of the Chroma server.")
-    ssl: bool = Field(default=False, description="Whether the Chroma server wants https.")
+    ssl: bool = Field(default=False, description="Use https with the Chroma server.")
     headers: dict[str, str] | None = Field(default=None, exclude=True, repr=False, description="Sent to the server.")
 
     _index: TwoStageIndex = PrivateAttr()
@@ -110,6 +115,8 @@ class MatryoshkaVectorStore(BasePydanticVectorStore):
         shortlist_dim: int | None = None,
         fingerprint: str | None = None,
         *,
+        embed_model: BaseEmbedding | None = None,
+        model_name: str | None = None,
         host: str | None = None,
         port: int | str | None = None,
         ssl: bool = False,
@@ -123,22 +130,37 @@ class MatryoshkaVectorStore(BasePydanticVectorStore):
 
         _check_collection(collection_kwargs or {})
         if not isinstance(collection_name, str):
-            # ChromaVectorStore takes the collection first.
+            # As in ChromaVectorStore, whose first argument is the collection.
             chroma_collection, collection_name = collection_name, collection_name.name
         if chroma_collection is not None:
-            collection_name, place = chroma_collection.name, (chroma_collection.tenant, chroma_collection.database)
-            client = chromadb.Client(chroma_collection._client.get_settings(), *place)
+            client, collection_name = _client_of(chroma_collection), chroma_collection.name
         elif host is not None:
             client = chromadb.HttpClient(host, int(port or 8000), ssl, dict(headers or {}))
+        if not isinstance(embed_model, BaseEmbedding | None):
+            raise InvalidInput(f"embed_model is {embed_model!r}; it must be a BaseEmbedding of LlamaIndex.")
+        if embed_model is not None:
+            fingerprint, model_name = fingerprint or fingerprint_of(embed_model), model_name or name_of(embed_model)
+            full_dim = full_dim or (embed_model.length if isinstance(embed_model, MatryoshkaEmbedding) else None)
+        made = index is None
         if index is None:
-            index = TwoStageIndex(persist_dir, collection_name, full_dim, shortlist_dim, fingerprint, client=client)
+            index = TwoStageIndex(persist_dir, collection_name, full_dim, shortlist_dim, client=client)
         fields |= {"full_dim": full_dim, "shortlist_dim": shortlist_dim, "fingerprint": fingerprint}
-        fields |= {"collection_name": index.name, "headers": headers, **_place(index)}
-        super().__init__(**fields)
+        fields |= {"model_name": model_name, "collection_name": index.name, "headers": headers, **_place(index)}
+        try:
+            bind_model(index, model_name, fingerprint, "model_name")
+            super().__init__(**fields)
+        except BaseException:
+            if made:
+                index.close()
+            raise
         self._index = index
 
+    def __repr__(self) -> str:
+        model = f", model_name={self.model_name!r}" if self.model_name else ""
+        return f"MatryoshkaVectorStore({self._index!r}{model})"
+
     def close(self) -> None:
-        """Let go of files and connections. A client that was passed in stays open."""
+        """Close the index's files. A client that was passed in stays open."""
         self._index.close()
 
     def __enter__(self) -> Self:
@@ -149,7 +171,7 @@ class MatryoshkaVectorStore(BasePydanticVectorStore):
 
     @classmethod
     def from_collection(cls, collection: Collection) -> MatryoshkaVectorStore:
-        """Make a store of a Chroma collection; as `chroma_collection`."""
+        """Make a store of a Chroma collection; the same as `chroma_collection=`."""
         return cls(chroma_collection=collection)
 
     @classmethod
@@ -166,11 +188,11 @@ class MatryoshkaVectorStore(BasePydanticVectorStore):
         """Make a store in a folder or beside a server.
 
         Args:
-            collection_name: of the Chroma collection.
-            host: of a Chroma server.
-            port: of the server.
-            ssl: whether the server wants https.
-            headers: sent to the server.
+            collection_name: name of the Chroma collection.
+            host: host of a Chroma server.
+            port: port of that server; None for 8000.
+            ssl: use https with that server.
+            headers: HTTP headers to send to that server.
             persist_dir: a folder, instead of the server.
             **kwargs: the constructor's other arguments, `collection_kwargs` among them.
 
@@ -199,27 +221,27 @@ class MatryoshkaVectorStore(BasePydanticVectorStore):
         return self._index
 
     def __deepcopy__(self, memo: dict[int, Any] | None = None) -> MatryoshkaVectorStore:
-        """Copy the fields, and share the index."""
+        """Copy the fields and share the index."""
         return super().__deepcopy__((memo or {}) | {id(self._index): self._index})
 
     def __reduce__(self) -> tuple[Callable[..., MatryoshkaVectorStore], tuple[Any, ...]]:
-        """Carry where the index is.
+        """Pickle where the index is.
 
         Raises:
             InvalidInput: it is in memory, or in another database than Chroma's default.
         """
         if self.persist_dir is None and self.host is None:
             raise InvalidInput(
-                "this index is in memory, or in a database of its own, and can't be pickled; give it a persist_dir, or "
-                "use a server's default database."
+                "a store in memory, or in another database than Chroma's default, can't be pickled; pass persist_dir=, "
+                "or host=."
             )
         return _restored, (type(self), {name: getattr(self, name) for name in type(self).model_fields})
 
     def add(self, nodes: Sequence[BaseNode], **kwargs: Any) -> list[str]:
-        """Store nodes that carry their embedding; a node whose id is there already is replaced.
+        """Store nodes that have embeddings; a node whose id exists already is replaced.
 
         Args:
-            nodes: n nodes; of those with one id the last is stored.
+            nodes: n nodes; of nodes with equal ids the last is stored.
             **kwargs: not used; the base class asks for it.
 
         Returns:
@@ -242,7 +264,7 @@ class MatryoshkaVectorStore(BasePydanticVectorStore):
 
     def delete(self, ref_doc_id: str, **delete_kwargs: Any) -> None:
         """Remove every node of a document."""
-        self._index.delete(where={_SOURCE: ref_doc_id})
+        self._index.delete(where={DOCUMENT_KEY: ref_doc_id})
 
     async def adelete(self, ref_doc_id: str, **delete_kwargs: Any) -> None:
         """As `delete`, without blocking the event loop."""
@@ -251,10 +273,15 @@ class MatryoshkaVectorStore(BasePydanticVectorStore):
     def delete_nodes(
         self, node_ids: list[str] | None = None, filters: MetadataFilters | None = None, **delete_kwargs: Any
     ) -> None:
-        """Remove nodes by id, by filter, or by both; nothing without either."""
+        """Remove nodes by id, by filter, or by both; unknown ids are ignored.
+
+        Raises:
+            InvalidIds: there are no ids and no filters. `clear` removes every node.
+        """
         ids, where = self._narrowed(node_ids, filters, None)
-        if ids is not None or where is not None:
-            self._index.delete(ids, where)
+        if ids is None and where is None:
+            raise InvalidIds("delete_nodes() needs node_ids= or filters=. clear() removes every node.")
+        self._index.delete(ids, where)
 
     async def adelete_nodes(
         self, node_ids: list[str] | None = None, filters: MetadataFilters | None = None, **delete_kwargs: Any
@@ -263,7 +290,7 @@ class MatryoshkaVectorStore(BasePydanticVectorStore):
         await asyncio.to_thread(self.delete_nodes, node_ids, filters)
 
     def get_nodes(self, node_ids: list[str] | None = None, filters: MetadataFilters | None = None) -> list[BaseNode]:
-        """Return nodes by id, in the order asked and each once, by filter, or by both; all of them without either."""
+        """Return nodes by id, by filter, or by both; all nodes without either. With ids, in their order, each once."""
         ids, where = self._narrowed(node_ids, filters, None)
         return [_node(record) for record in self._index.get(ids, where, vectors=False)]
 
@@ -292,48 +319,41 @@ class MatryoshkaVectorStore(BasePydanticVectorStore):
         mmr_prefetch_k: int | None = None,
         **kwargs: Any,
     ) -> VectorStoreQueryResult:
-        """Search, in mode DEFAULT or MMR; `as_retriever(vector_store_kwargs={...})` gives what isn't in the query.
+        """Search in mode DEFAULT or MMR. Pass the other arguments by `as_retriever(vector_store_kwargs={...})`.
 
         Args:
-            query: LlamaIndex's query; `query_embedding` is a full vector. `doc_ids` and `node_ids` restrict it, but
-                for no node ids, or those of image and index nodes alone: LlamaIndex's `VectorStoreIndex` passes those
-                it has added with every query, and means all nodes. Where there is neither a vector nor a text, the
-                first `similarity_top_k` nodes that meet the conditions come in the order of their ids, without
-                similarities: so `VectorIndexAutoRetriever` asks for filters alone.
+            query: LlamaIndex's query; `query_embedding` is a full vector. `doc_ids` and `node_ids` restrict the search,
+                except where `node_ids` is empty or names only image and index nodes: `VectorStoreIndex` passes those
+                with every query and means all nodes. Without a vector and a text, the first `similarity_top_k` nodes
+                that meet the conditions are returned, without similarities, as `VectorIndexAutoRetriever` needs it.
             plan: dimensions and shortlist sizes; None for the index's default.
-            where: condition on metadata, in Chroma's language, besides the query's filters.
+            where: condition on metadata, in Chroma's language, added to the query's filters.
             where_document: condition on the text, in Chroma's language.
             mmr_threshold: 1 for the nearest only, 0 for the most different; None for the query's own, or 0.5.
-            mmr_prefetch_factor: how many of the nearest MMR chooses from, a multiple of the nodes asked for; 4.
-            mmr_prefetch_k: the same as a number.
+            mmr_prefetch_factor: how many nodes MMR chooses from, as a multiple of `similarity_top_k`; None for 4.
+            mmr_prefetch_k: the same as an absolute number; pass one of both.
             **kwargs: not used; the base class asks for it.
 
         Returns:
-            Nodes, their cosines and ids: nearest first, or in the order in which MMR chose them.
+            Nodes with their cosines and ids, nearest first, or in the order in which MMR chose them.
 
         Raises:
-            InvalidInput: a mode this store doesn't have, a filter with a value of the wrong kind, or a text without an
-                embedding.
+            InvalidInput: this store doesn't have the mode, a filter's value has the wrong type, or the query has a text
+                but no embedding.
             InvalidPlan: `similarity_top_k` is less than 1.
         """
         if query.mode not in (VectorStoreQueryMode.DEFAULT, VectorStoreQueryMode.MMR):
             mode = getattr(query.mode, "value", query.mode)
-            raise InvalidInput(f"mode={mode!r}: this store has 'default' and 'mmr'.")
+            raise InvalidInput(f"mode is {mode!r}; this store has the modes 'default' and 'mmr'.")
         if query.doc_ids is not None:
-            within = {_SOURCE: {"$in": list(query.doc_ids)}}
+            within = {DOCUMENT_KEY: {"$in": list(query.doc_ids)}}
             where = {"$and": [within, where]} if where else within
         if query.doc_ids == []:
             return _result([])
         ids, where = self._narrowed(self._restriction(query.node_ids), query.filters, where)
         k = query.similarity_top_k
         if query.query_embedding is None or not len(query.query_embedding):
-            if query.query_str:
-                raise InvalidInput(
-                    f"the query {query.query_str[:40]!r} has no embedding; search this store through an index or "
-                    "retriever, or call get_nodes."
-                )
-            nodes = [_node(record) for record in self._index.get(ids, where, where_document, limit=k)]
-            return VectorStoreQueryResult(nodes=nodes, ids=[node.node_id for node in nodes])
+            return self._first(query, ids, where, where_document)
         vectors = [query.query_embedding]
         if query.mode == VectorStoreQueryMode.DEFAULT:
             return _result(self._index.search(vectors, k, plan, where, where_document, ids=ids)[0])
@@ -345,12 +365,25 @@ class MatryoshkaVectorStore(BasePydanticVectorStore):
         hits = self._index.search_mmr(vectors, k, max(fetch_k, 1), threshold, plan, where, where_document, ids=ids)
         return _result(hits[0])
 
+    def _first(
+        self, query: VectorStoreQuery, ids: list[str] | None, where: Where | None, where_document: Where | None
+    ) -> VectorStoreQueryResult:
+        """Return the first nodes that meet the conditions of a query without a vector."""
+        if query.query_str:
+            raise InvalidInput(
+                f"the query {query.query_str[:40]!r} has no embedding; search this store through an index or "
+                "retriever, or call get_nodes."
+            )
+        records = self._index.get(ids, where, where_document, limit=query.similarity_top_k)
+        nodes = [_node(record) for record in records]
+        return VectorStoreQueryResult(nodes=nodes, ids=[node.node_id for node in nodes])
+
     async def aquery(self, query: VectorStoreQuery, **kwargs: Any) -> VectorStoreQueryResult:
         """As `query`, without blocking the event loop."""
         return await asyncio.to_thread(self.query, query, **kwargs)
 
     def _metadata(self, node: BaseNode) -> dict[str, Any]:
-        """Return what Chroma stores beside the text: the node itself as JSON, and of its metadata what Chroma holds."""
+        """Return the metadata to store: the node as JSON, and those of its own values that Chroma can store."""
         try:
             metadata = node_to_metadata_dict(node, remove_text=True, flat_metadata=self.flat_metadata)
         except ValueError as error:
@@ -360,13 +393,13 @@ class MatryoshkaVectorStore(BasePydanticVectorStore):
     def _restriction(self, node_ids: list[str] | None) -> list[str] | None:
         if not node_ids:
             return None
-        bookkeeping = self._index.metadatas({"_node_type": {"$in": [ImageNode.class_name(), IndexNode.class_name()]}})
-        return None if set(node_ids) <= set(bookkeeping) else node_ids
+        of_other_kinds = self._index.metadatas({TYPE_KEY: {"$in": [ImageNode.class_name(), IndexNode.class_name()]}})
+        return None if set(node_ids) <= set(of_other_kinds) else node_ids
 
     def _narrowed(
         self, node_ids: Sequence[str] | None, filters: MetadataFilters | None, where: Where | None
     ) -> tuple[list[str] | None, Where | None]:
-        """Return the same restrictions as ids and a condition in Chroma's language."""
+        """Return the same restrictions as ids and a `where` in Chroma's language."""
         ids = None if node_ids is None else list(node_ids)
         wanted = condition(filters)
         if wanted is None:
@@ -388,22 +421,22 @@ def _result(hits: Sequence[Hit]) -> VectorStoreQueryResult:
 
 
 def _node(found: Hit | Record) -> BaseNode:
-    if "_node_content" not in found.metadata:
+    if not found.metadata.keys() >= NODE_KEYS:
         return TextNode(id_=found.id, text=found.document or "", metadata=found.metadata)
-    # A multimodal node without text has none to be set.
+    # None, not "": a multimodal node without text can't be given one.
     node = metadata_dict_to_node(found.metadata, text=found.document or None)
-    # Another framework, or plain Chroma, may have changed the record since; it changes what Chroma holds.
-    own = {key: value for key, value in node.metadata.items() if key in _INTERNAL or not _storable(value)}
-    now = {key: value for key, value in found.metadata.items() if key not in _INTERNAL} | own
+    # Another framework may have changed the record's metadata since; what Chroma can't store is only in the node.
+    own = {key: value for key, value in node.metadata.items() if key in NODE_KEYS or not _storable(value)}
+    now = {key: value for key, value in found.metadata.items() if key not in NODE_KEYS} | own
     node.metadata = {key: now[key] for key in (*node.metadata, *now) if key in now}
     return node
 
 
 def _as_added(metadata: dict[str, Any]) -> dict[str, Any]:
-    """Return a record's metadata with what Chroma couldn't hold of its node's, an empty list for one."""
-    if "_node_content" not in metadata:
+    """Return a record's metadata together with its node's values that Chroma couldn't store, such as empty lists."""
+    if not metadata.keys() >= NODE_KEYS:
         return metadata
-    own = json.loads(metadata["_node_content"]).get("metadata") or {}
+    own = metadata_dict_to_node(metadata).metadata
     return {key: value for key, value in own.items() if not _storable(value)} | metadata
 
 
@@ -414,7 +447,7 @@ def _storable(value: Any) -> bool:
 
 
 def _check_collection(settings: Mapping[str, Any]) -> None:
-    """Take what asks for the metric that a two-stage index has anyway."""
+    """Accept settings that ask for cosine, which a two-stage index has anyway; refuse all others."""
     cosine = {"metadata": {"hnsw:space": "cosine"}, "configuration": {"hnsw": {"space": "cosine"}}}
     for name, given in settings.items():
         if given and given != cosine.get(name):
@@ -422,6 +455,15 @@ def _check_collection(settings: Mapping[str, Any]) -> None:
                 f"collection_kwargs has {name}={given!r}; the metric of a two-stage index is cosine, and its "
                 "collection's metadata is its own. Leave it out; `store.index.reindex(hnsw={...})` changes the graph."
             )
+
+
+def _client_of(collection: Collection) -> ClientAPI:
+    import chromadb
+
+    settings = settings_of(collection)
+    if settings is None:
+        raise InvalidInput("this collection doesn't tell where it is; pass client= and collection_name=.")
+    return chromadb.Client(settings, collection.tenant, collection.database)
 
 
 def _place(index: TwoStageIndex) -> dict[str, Any]:

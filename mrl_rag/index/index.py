@@ -131,9 +131,8 @@ class TwoStageIndex:
         client: a chromadb client to use instead of `path`.
         plan: for searches without one. None ranks every record of an index of up to 20,000 records and 8 million
             numbers (not on a server). A larger one takes a shortlist of 50 candidates, or as many as it has chosen, or
-            3 * k if that is more. It doubles the shortlist, up to three times, while a hit is found in its later half.
-            Stage one scans up to 25 million numbers in memory. Beyond that, on a server, and with a condition, it is a
-            search of Chroma's graph.
+            2 * k if that is more. It doubles the shortlist, up to three times, while a hit is in its last third. Stage
+            one searches inverted lists in memory; on a server, and with a condition, Chroma's graph.
         rotation: "auto": when a new index has more records than it ranks one by one, it fits an orthogonal map on them
             (uncentred PCA), and the shortlist keeps the first coordinates of the rotated vectors. Scores at full
             dimension stay the same, and the shortlist holds more of the true answers. On a server this is only done
@@ -144,7 +143,7 @@ class TwoStageIndex:
             archive larger than memory. None for "float16", or for that of the stored index. With a `client` that has
             no folder, the archive is float32 in Chroma.
         recall: share of the true top 10, 0 < recall <= 1, that a new index aims at when it chooses dimension, shortlist
-            size and graph settings. A stored index keeps what it has.
+            size and share of the inverted lists. A stored index keeps what it has.
         model: name of the encoder's model. It is stored with the fingerprint and shown in messages, and
             `TwoStageRetriever(None, path)` makes the encoder from it.
 
@@ -343,9 +342,9 @@ class TwoStageIndex:
     def _encoder(self) -> tuple[str | None, str | None]:
         opened = self._session.open()
         config = None if opened is None else opened.stores.config
-        if config is None or not config.fingerprint:
+        if config is None:
             return self._wanted.model, self._wanted.fingerprint
-        return config.model or self._wanted.model, config.fingerprint
+        return config.model or self._wanted.model, config.fingerprint or self._wanted.fingerprint
 
     @property
     def name(self) -> str:

@@ -20,7 +20,7 @@ _RECORDS_PER_LIST, _MAX_LISTS = 32, 8192
 # k-means is fitted on so many records per list.
 _SAMPLE_PER_LIST, _ITERATIONS = 20, 5
 # Vectors per matrix product with the centroids.
-_BATCH = 4096
+_BATCH = 1024
 
 
 @dataclass(frozen=True, eq=False)

@@ -6,10 +6,10 @@ import sys
 import chromadb
 import numpy as np
 import pytest
+from chroma_mrl import MatryoshkaEmbeddingFunction
 
 import mrl_rag.index.embedding_function
 from mrl_rag import TwoStageIndex, TwoStageRetriever
-from mrl_rag.chroma import MatryoshkaEmbeddingFunction
 from mrl_rag.errors import IndexMismatch, InvalidInput
 
 TEXTS = ["numpy.pad adds zeros around an array", "a thread pool runs functions", "json reads and writes text"]

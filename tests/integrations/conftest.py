@@ -15,6 +15,25 @@ def words():
 
 
 @pytest.fixture
+def named():
+    """Makes embeddings of another vendor, for LangChain or LlamaIndex, that know their model by name alone."""
+    from langchain_core.embeddings import DeterministicFakeEmbedding
+    from llama_index.core.embeddings import MockEmbedding
+
+    class HuggingFaceEmbeddings(DeterministicFakeEmbedding):
+        model_name: str = ""
+
+    def make(framework, model, size=64):
+        if framework == "llama_index":
+            made = MockEmbedding(embed_dim=size)
+            made.model_name = model
+            return made
+        return HuggingFaceEmbeddings(size=size, model_name=model)
+
+    return make
+
+
+@pytest.fixture
 def no_network(monkeypatch):
     def refuse(*args, **kwargs):
         raise OSError("the network is disabled")

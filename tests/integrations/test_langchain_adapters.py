@@ -9,7 +9,7 @@ from langchain_core.runnables import RunnablePassthrough
 from langchain_mrl import MatryoshkaEmbeddings, MatryoshkaVectorStore, TwoStageRetriever
 
 from mrl_rag import Plan
-from mrl_rag.errors import IndexMismatch, InvalidDimension, InvalidTexts, UnknownModel
+from mrl_rag.errors import IndexMismatch, InvalidDimension, InvalidInput, InvalidTexts, UnknownModel
 
 TEXTS = ["numpy.pad adds zeros around an array", "a thread pool runs functions", "json reads and writes text"]
 
@@ -111,11 +111,35 @@ def test_every_kind_of_retriever_a_store_makes(store):
         assert found[0].id == "a"
 
 
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"top_k": 3}, "'top_k'.* k,"),
+        ({"plan": 100}, "plan is 100"),
+        ({"vectorstore": MatryoshkaEmbeddings}, "must be a MatryoshkaVectorStore"),
+    ],
+    ids=str,
+)
+def test_a_retriever_refuses_wrong_arguments_when_it_is_made(store, wrong, said):
+    with pytest.raises(InvalidInput, match=said):
+        TwoStageRetriever(**({"vectorstore": store} | wrong))
+
+
+def test_k_is_langchains_default_unless_it_is_given(embeddings):
+    store = MatryoshkaVectorStore.from_texts([f"text {i}" for i in range(12)], embeddings)
+    found = TwoStageRetriever(vectorstore=store).invoke("text")
+    assert len(found) == len(store.similarity_search("text")) == len(store.as_retriever().invoke("text")) == 4
+
+
 def test_the_retrievers_fields_can_be_overridden_for_one_call(store):
     retriever = TwoStageRetriever(vectorstore=store, k=3, plan=Plan(dims=(96, 384), sizes=(3,)))
     assert len(retriever.invoke("text")) == 3
     assert len(retriever.invoke("text", k=1)) == 1
     assert [d.id for d in retriever.invoke("text", filter={"page": 1})] == ["b"]
+    narrow = TwoStageRetriever(vectorstore=store, k=3, filter={"page": 1}, score_threshold=0.99)
+    assert narrow.invoke("text") == []
+    assert len(narrow.invoke("text", score_threshold=None)) == 1
+    assert len(narrow.invoke("text", score_threshold=None, filter=None)) == 3
 
 
 async def test_the_async_retriever_takes_the_same_overrides(store):
@@ -145,12 +169,12 @@ def test_a_chain_answers_from_the_retrieved_text(store):
     assert TEXTS[0] in seen[0]
 
 
-def test_delete_by_id_filter_and_everything(store):
+def test_delete_by_id_filter_and_start_over(store):
     store.delete(["a", "nobody"])
     assert [d.id for d in store.get_by_ids(["c", "a", "b"])] == ["c", "b"]
     store.delete(filter={"page": 1})
     assert [d.id for d in store.get_by_ids(["c", "b"])] == ["c"]
-    store.delete()
+    store.reset_collection()
     assert len(store.index) == 0
 
 

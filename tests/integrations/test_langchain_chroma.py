@@ -172,6 +172,10 @@ def test_what_is_given_by_position_and_less_than_all(store_class, words, tmp_pat
     store.delete(["a", "b"], where_document={"$contains": "dog"})
     store.delete(where_document={"$contains": "sea"})
     assert store.get()["ids"] == ["a"]
+    for nothing in ({}, {"where": {}}):
+        with pytest.raises(ValueError, match=r"in delete|needs ids"):
+            store.delete(**nothing)
+    assert store.get()["ids"] == ["a"]
     store.reset_collection()
     assert (store._collection.count(), store.get()["ids"]) == (0, [])
     store.delete_collection()

@@ -67,7 +67,7 @@ async def test_what_fits_is_kept_in_order_and_the_rest_is_reported(caplog):
         kept = budget.compress_documents(documents, "a question")
     assert [d.metadata["n"] for d in kept] == [4, 5, 1]
     assert "2 of 5 documents left out: 10 tokens of 10" in caplog.text
-    assert (budget.pack(documents).left_out, budget.pack(documents).tokens) == ((1, 4), 10)
+    assert (budget.fit(documents).left_out, budget.fit(documents).tokens) == ((1, 4), 10)
     assert kept[0] is documents[0]
     assert await budget.acompress_documents(documents, "a question") == kept
     assert budget.compress_documents([], "x") == []
@@ -77,7 +77,7 @@ def test_the_first_is_kept_however_long_and_special_tokens_are_text(no_network):
     budget = TokenBudget(max_tokens=5)
     documents = [Document(page_content="<|endoftext|> " * 50), Document(page_content="short")]
     assert budget.compress_documents(documents, "") == documents[:1]
-    assert budget.pack(documents).tokens > 100
+    assert budget.fit(documents).tokens > 100
 
 
 @pytest.mark.parametrize(

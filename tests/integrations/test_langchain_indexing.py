@@ -5,9 +5,7 @@ from langchain_classic.indexes import SQLRecordManager
 from langchain_core.document_loaders import BaseLoader
 from langchain_core.documents import Document
 from langchain_core.indexing import InMemoryRecordManager, aindex, index
-from langchain_mrl import MatryoshkaDocumentIndex, MatryoshkaVectorStore
-
-from mrl_rag.errors import InvalidIds
+from langchain_mrl import MatryoshkaVectorStore
 
 
 def document(text, source):
@@ -102,14 +100,3 @@ def test_loaders_generators_and_doubles(records, store):
     assert run(Loader(), records, store, None, batch_size=2) == (3, 0, 2, 0)
     assert run((d for d in [A1, C1]), records, store, None) == (1, 0, 1, 0)
     assert texts(store) == ["a one", "a two", "b one", "c one"]
-
-
-def test_a_document_index_is_written_to_and_asked(records, store):
-    documents = MatryoshkaDocumentIndex(vectorstore=store, k=1)
-    assert run([A1, A2, B1], records, documents, "full") == (3, 0, 0, 0)
-    assert run([A1, C1], records, documents, "full") == (1, 0, 1, 2)
-    assert texts(store) == ["a one", "c one"]
-    assert documents.batch(["c one", "a one"], k=1)[0][0].page_content == "c one"
-    with pytest.raises(InvalidIds):
-        documents.delete()
-    assert len(store.index) == 2

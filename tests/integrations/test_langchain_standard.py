@@ -1,15 +1,14 @@
-"""LangChain's own standard suites, complete, sync and async; stores and indexes in each place one can live."""
+"""LangChain's own standard suites, complete, sync and async; stores in each place one can live."""
 
 import uuid
 
 import pytest
-from langchain_mrl import MatryoshkaDocumentIndex, MatryoshkaEmbeddings, MatryoshkaVectorStore, TwoStageRetriever
+from langchain_mrl import MatryoshkaEmbeddings, MatryoshkaVectorStore, TwoStageRetriever
 from langchain_tests.integration_tests import (
     EmbeddingsIntegrationTests,
     RetrieversIntegrationTests,
     VectorStoreIntegrationTests,
 )
-from langchain_tests.integration_tests.indexer import AsyncDocumentIndexTestSuite, DocumentIndexerTestSuite
 from langchain_tests.unit_tests import EmbeddingsUnitTests
 
 from mrl_rag.testing import DeterministicEncoder
@@ -50,18 +49,6 @@ class TestVectorStore(VectorStoreIntegrationTests):
     @pytest.fixture
     def vectorstore(self, place):
         return MatryoshkaVectorStore(self.get_embeddings(), **place)
-
-
-class TestDocumentIndex(DocumentIndexerTestSuite):
-    @pytest.fixture
-    def index(self, place, words):
-        return MatryoshkaDocumentIndex(vectorstore=MatryoshkaVectorStore(words, **place))
-
-
-class TestDocumentIndexAsync(AsyncDocumentIndexTestSuite):
-    @pytest.fixture
-    async def index(self, place, words):
-        return MatryoshkaDocumentIndex(vectorstore=MatryoshkaVectorStore(words, **place))
 
 
 class TestRetriever(RetrieversIntegrationTests):

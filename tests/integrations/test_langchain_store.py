@@ -139,12 +139,12 @@ def test_an_interruption_loses_the_batch_in_flight_alone(words):
 
 def test_a_bar_moves_where_there_is_a_terminal(words, monkeypatch, capsys):
     store = MatryoshkaVectorStore(words)
-    store.add_texts(TEXTS, progress=True)
+    store.add_texts(TEXTS, show_progress=True)
     assert capsys.readouterr().err == ""
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     store.add_texts(TEXTS)
     assert capsys.readouterr().err == ""
-    store.add_texts(TEXTS, batch_size=1, progress=True)
+    store.add_texts(TEXTS, batch_size=1, show_progress=True)
     assert "4/4" in capsys.readouterr().err
 
 
@@ -172,7 +172,7 @@ def test_a_misspelt_argument_of_a_search_is_refused(store):
     for search in (store.similarity_search, store.max_marginal_relevance_search, store.similarity_search_with_score):
         with pytest.raises(TypeError, match="filters"):
             search("a cat", filters={"page": 1})
-    with pytest.raises(TypeError, match="fetch_k and lambda_mult are for search_type='mmr'"):
+    with pytest.raises(TypeError, match="fetch_k"):
         store.as_retriever(search_kwargs={"fetch_k": 3}).invoke("a cat")
 
 
@@ -352,15 +352,18 @@ def test_deleting_then_querying(store):
     assert ids(store.get_by_ids(["d"])) == ["d"]
     store.delete([])
     assert len(store.index) == 1
-    store.delete()
+    store.reset_collection()
     assert store.similarity_search("a cat", k=4) == []
     store.add_texts(["a cat"], ids=["a"])
     assert ids(store.similarity_search("a cat", k=4)) == ["a"]
 
 
-def test_an_empty_or_misspelt_condition_deletes_nothing(store):
-    with pytest.raises(InvalidIds):
-        store.delete(filter={})
+def test_no_condition_an_empty_or_a_misspelt_one_deletes_nothing(store):
+    for nothing in ({}, {"filter": {}}, {"where": {}}, {"where_document": {}}, {"ids": None}):
+        with pytest.raises(InvalidIds, match="reset_collection"):
+            store.delete(**nothing)
+    with pytest.raises(InvalidInput, match="mean the same"):
+        store.delete(filter={"page": 1}, where={"page": 2})
     with pytest.raises(TypeError):
         store.delete(wher={"page": 1})
     assert len(store.index) == 4

@@ -99,11 +99,47 @@ def test_a_task_serves_queries_and_documents_alike(tiny_bert):
     [
         (InvalidDimension, {"dim": 0, "dtype": "float32"}),
         (UnknownModel, {"model_name": "nobody/nothing", "local_files_only": True}),
+        (InvalidInput, {"dimension": 64}),
+        (InvalidInput, {"model_name": object()}),
     ],
 )
 def test_bad_settings_are_refused_at_once(error, arguments):
     with pytest.raises(error):
         MatryoshkaEmbedding(**arguments)
+
+
+def test_the_models_name_comes_first():
+    with pytest.raises(UnknownModel, match="nomic-v15"):
+        MatryoshkaEmbedding("nomic-v15", local_files_only=True)
+
+
+@pytest.mark.parametrize("setting", [{"model_name": "minilm"}, {"max_length": 8}, {"dtype": "float32"}])
+def test_settings_of_an_encoder_that_exists_are_refused(minilm, setting):
+    with pytest.raises(InvalidInput, match=next(iter(setting))):
+        MatryoshkaEmbedding(encoder=minilm, **setting)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"top_k": 3}, "'top_k'.* similarity_top_k"),
+        ({"plan": 100}, "plan is 100"),
+        ({"embed_model": "minilm"}, "embed_model is 'minilm'"),
+        ({"vector_store": None}, "must be a MatryoshkaVectorStore"),
+    ],
+    ids=str,
+)
+def test_a_retriever_refuses_wrong_arguments_when_it_is_made(embed_model, wrong, said):
+    with pytest.raises(InvalidInput, match=said):
+        TwoStageRetriever(**({"vector_store": MatryoshkaVectorStore(), "embed_model": embed_model} | wrong))
+    with pytest.raises(InvalidInput, match="vector_store is MatryoshkaEmbedding"):
+        TwoStageRetriever(embed_model, MatryoshkaVectorStore())
+
+
+def test_k_is_llama_indexs_default_unless_it_is_given(store, embed_model):
+    found = TwoStageRetriever(store, embed_model).retrieve("text")
+    index = VectorStoreIndex.from_vector_store(store, embed_model=embed_model)
+    assert len(found) == len(index.as_retriever().retrieve("text")) == 2
 
 
 def test_a_node_comes_back_as_it_was(store, nodes, embed_model):

@@ -145,7 +145,7 @@ def test_the_budget_counts_what_the_language_model_sees(store, caplog):
     budget = TokenBudget(max_tokens=40, reserve=20, encoding="cl100k_base")
     with caplog.at_level(logging.INFO, "llama_index_mrl"):
         kept = budget.postprocess_nodes(nodes)
-    packed = budget.pack(nodes)
+    packed = budget.fit(nodes)
     assert 0 < len(kept) < 4
     assert kept == [nodes[i] for i in packed.kept]
     assert packed.tokens <= 20
@@ -159,7 +159,7 @@ def test_the_budget_takes_special_tokens_as_text_and_any_counter():
     nodes = [NodeWithScore(node=TextNode(text="<|endoftext|>" * 3)), NodeWithScore(node=TextNode(text="b c"))]
     assert TokenBudget(max_tokens=1000).postprocess_nodes(nodes) == nodes
     words = TokenBudget(max_tokens=3, encoding=lambda text: len(text.split()))
-    assert words.pack(nodes).tokens == 3
+    assert words.fit(nodes).tokens == 3
     assert words.postprocess_nodes([]) == []
 
 

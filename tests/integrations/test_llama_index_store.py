@@ -16,7 +16,7 @@ from llama_index.core.vector_stores.types import MetadataFilter, MetadataFilters
 from llama_index_mrl import MatryoshkaEmbedding, MatryoshkaVectorStore
 
 from mrl_rag import TwoStageIndex
-from mrl_rag.errors import DimensionMismatch, IndexMismatch, InvalidInput
+from mrl_rag.errors import DimensionMismatch, IndexMismatch, InvalidIds, InvalidInput
 from mrl_rag.testing import DeterministicEncoder
 
 ENCODER = DeterministicEncoder(32)
@@ -104,7 +104,9 @@ def test_a_deleted_node_is_found_no_more():
     store.add(text_nodes("a", "b"))
     store.delete_nodes(["a"])
     assert store.query(ask("a")).ids == ["b"]
-    store.delete_nodes()
+    for nothing in ({}, {"filters": MetadataFilters(filters=[])}):
+        with pytest.raises(InvalidIds, match="clear"):
+            store.delete_nodes(**nothing)
     store.delete_nodes([])
     assert store.query(ask("a")).ids == ["b"]
     store.delete("None")

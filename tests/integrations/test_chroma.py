@@ -3,8 +3,8 @@
 import chromadb
 import numpy as np
 import pytest
+from chroma_mrl import MatryoshkaEmbeddingFunction
 
-from mrl_rag.chroma import MatryoshkaEmbeddingFunction
 from mrl_rag.errors import IndexMismatch, InvalidInput, InvalidTexts
 from mrl_rag.testing import DeterministicEncoder
 
@@ -28,6 +28,14 @@ def test_queries_get_their_own_prompt():
     document, query = function(["a cat"])[0], function.embed_query(["a cat"])[0]
     np.testing.assert_array_equal(document, DeterministicEncoder(32).encode_documents(["a cat"], dim=8)[0])
     assert not np.allclose(document, query)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"), [({"model": "nomic-v1.5"}, "model"), ({"max_length": 8}, "max_length"), ({"encoder": 7}, "is 7")]
+)
+def test_an_encoder_comes_without_settings_for_making_one(wrong, said):
+    with pytest.raises(InvalidInput, match=said):
+        MatryoshkaEmbeddingFunction(**({"encoder": DeterministicEncoder(32)} | wrong))
 
 
 def test_an_encoder_object_is_asked_for_again(tmp_path):
