@@ -25,7 +25,7 @@ PASSAGES = {
 def make_engine(embed_model: MatryoshkaEmbedding, llm: LLM) -> RetrieverQueryEngine:
     """Index the passages in memory, and return an engine that answers from them."""
     # persist_dir="./db" keeps the index in a folder.
-    store = MatryoshkaVectorStore(fingerprint=embed_model.fingerprint)
+    store = MatryoshkaVectorStore(embed_model=embed_model)
     VectorStoreIndex.from_documents(
         [Document(doc_id=name, text=text, metadata={"source": name}) for name, text in PASSAGES.items()],
         storage_context=StorageContext.from_defaults(vector_store=store),
