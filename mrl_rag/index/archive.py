@@ -15,11 +15,12 @@ import json
 import os
 import threading
 import zlib
-from collections.abc import Callable, Container, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from hashlib import blake2b
 from itertools import chain, islice
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, ClassVar, Protocol, TypeAlias
 
 import lmdb
@@ -27,6 +28,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mrl_rag.errors import ArchiveError, IndexClosed, IndexNotWritable
+from mrl_rag.index.checks import Metadata
 from mrl_rag.index.config import ArchivePrecision
 from mrl_rag.index.gate import SharedGate
 from mrl_rag.lifetime import Dropped
@@ -77,6 +79,7 @@ class Archive(Protocol):
         vectors: Float32Array,
         documents: Sequence[str | None],
         staged: Container[str] = (),
+        removed_for_now: Mapping[str, Metadata] = MappingProxyType({}),
     ) -> None:
         """Store vectors, and the hashes of their documents.
 
@@ -85,7 +88,11 @@ class Archive(Protocol):
             vectors: float32 unit rows [n, full_dim].
             documents: n documents.
             staged: ids whose new vectors are only staged; `commit_staged` puts them in place of the old ones.
+            removed_for_now: the new metadata of those of `staged` that Chroma is going to remove and to store again.
         """
+
+    def staged_metadata(self) -> dict[str, Metadata]:
+        """Return what `removed_for_now` was for the ids that are still staged."""
 
     def staged(self) -> tuple[list[str], Float32Array]:
         """Return the ids with staged vectors, and these vectors, float32 [n, full_dim]."""
@@ -218,6 +225,7 @@ class LmdbArchive:
         vectors: Float32Array,
         documents: Sequence[str | None],
         staged: Container[str] = (),
+        removed_for_now: Mapping[str, Metadata] = MappingProxyType({}),
     ) -> None:
         """See `Archive.write`."""
         keys = _keys(ids)
@@ -234,7 +242,8 @@ class LmdbArchive:
                 if id_ in staged:
                     # The hash may be empty, so its length comes first. Rows and bits have fixed lengths.
                     row = bytes([len(hashes[position])]) + hashes[position] + rows[position].tobytes() + bit_row
-                    txn.put(key, row, db=self._staged)
+                    extra = json.dumps(dict(removed_for_now[id_])).encode() if id_ in removed_for_now else b""
+                    txn.put(key, row + extra, db=self._staged)
                 else:
                     slot += self._put(txn, key, hashes[position], rows[position].tobytes(), bit_row, slot)
 
@@ -243,13 +252,19 @@ class LmdbArchive:
     def staged(self) -> tuple[list[str], Float32Array]:
         """See `Archive.staged`."""
         with self._reading() as txn:
-            entries = [(key, *self._split(value)) for key, value in txn.cursor(self._staged)]
-            ids = [self._id(txn, key) for key, *_ in entries]
-        joined = _joined([row for _, _, row, _ in entries], self._row_bytes)
+            entries = [(key, self._split(value)[1]) for key, value in txn.cursor(self._staged)]
+            ids = [self._id(txn, key) for key, _ in entries]
+        joined = _joined([row for _, row in entries], self._row_bytes)
         rows, wrong = _verified(joined, [key for key, *_ in entries], self._row_bytes)
         # A staged row belongs to an upsert that never returned, so a damaged one can be left out.
         sound = sorted(set(range(len(ids))) - set(wrong))
         return [ids[position] for position in sound], unpack_rows(rows[sound], self._precision)
+
+    def staged_metadata(self) -> dict[str, Metadata]:
+        """See `Archive.staged_metadata`."""
+        with self._reading() as txn:
+            entries = [(self._id(txn, key), self._split(value)[3]) for key, value in txn.cursor(self._staged)]
+        return {id_: json.loads(extra) for id_, extra in entries if extra}
 
     def commit_staged(self, ids: Sequence[str], accepted: Container[str]) -> None:
         """See `Archive.commit_staged`."""
@@ -260,7 +275,7 @@ class LmdbArchive:
                 key = _key(id_)
                 value = txn.pop(key, db=self._staged)
                 if value is not None and id_ in accepted:
-                    hash_, row, bit_row = self._split(value)
+                    hash_, row, bit_row, _ = self._split(value)
                     slot += self._put(txn, key, hash_, row, bit_row, slot)
 
         self._write(work, ids)
@@ -426,11 +441,12 @@ class LmdbArchive:
             txn.put(at, bits, db=self._bits, append=place is None)
         return place is None
 
-    def _split(self, staged: bytes) -> tuple[bytes, bytes, bytes]:
-        """Return document hash, row and sign bits of a value of the database `staged`."""
+    def _split(self, staged: bytes) -> tuple[bytes, bytes, bytes, bytes]:
+        """Return document hash, row, sign bits and JSON of metadata of a value of the database `staged`."""
         start = 1 + staged[0]
         end = start + _CHECKSUM_BYTES + _padded(self._row_bytes)
-        return staged[1:start], staged[start:end], staged[end:]
+        last = end + (_CHECKSUM_BYTES + _padded(-(-self._full_dim // 8)) if self._has_bits else 0)
+        return staged[1:start], staged[start:end], staged[end:last], staged[last:]
 
     def _read(self, database: Any, ids: Sequence[str], length: int) -> tuple[list[str], Bytes]:
         found, rows, wrong = self._rows(database, ids, length)

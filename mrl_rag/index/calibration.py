@@ -93,7 +93,9 @@ class Fit:
             shortlist_dim=self.shortlist_dim,
             explained_energy=self.explained_energy,
             shortlist_size=0,
+            lists_share=0.0,
             recall=0.0,
+            measured_records=0,
         )
 
 

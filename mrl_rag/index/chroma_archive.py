@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from mrl_rag.errors import ArchiveError
 from mrl_rag.index.archive import Slots, document_hash
+from mrl_rag.index.checks import Metadata
 from mrl_rag.index.shortlist import Limits
 from mrl_rag.truncation import Float32Array
 
@@ -64,12 +66,17 @@ class ChromaArchive:
         vectors: Float32Array,
         documents: Sequence[str | None],
         staged: Container[str] = (),
+        removed_for_now: Mapping[str, Metadata] = MappingProxyType({}),
     ) -> None:
-        """See `Archive.write`."""
+        """See `Archive.write`; `removed_for_now` isn't kept."""
         for kind, is_staged in (("vector", False), ("staged", True)):
             rows = [row for row, id_ in enumerate(ids) if (id_ in staged) == is_staged]
             hashes = [document_hash(documents[row]) for row in rows]
             self._upsert(kind, [ids[row] for row in rows], vectors[rows], hashes)
+
+    def staged_metadata(self) -> dict[str, Metadata]:
+        """See `Archive.staged_metadata`: none is kept."""
+        return {}
 
     def staged(self) -> tuple[list[str], Float32Array]:
         """See `Archive.staged`."""

@@ -930,6 +930,8 @@ class TwoStageIndex:
         self._session.opened = Searcher(rebuilt.stores)
         if rebuilt.questions is not None:
             self._calibrate(rebuilt.questions, rebuilt.ids)
+        elif self._is_unmeasured(rebuilt.stores) and not lost:
+            self._calibrate(*own_questions(rebuilt.stores))
         return self._session.opened.stores
 
     def _adapt(self, stores: Stores, rows: Float32Array) -> None:
@@ -946,7 +948,7 @@ class TwoStageIndex:
                 _LOG.info("index %r fits its rotation on the vectors it has", self._session.name)
                 self._session.check_file()
                 self._rebuild(stores, rotation="fit")
-        elif config.fitted and not config.measured_records and len(stores.archive) >= MIN_MEASURED:
+        elif self._is_unmeasured(stores):
             # The upsert that fitted the rotation was interrupted.
             self._calibrate(*own_questions(stores))
         elif config.measured_records and len(stores.archive) >= _GROWTH * config.measured_records:
@@ -954,6 +956,11 @@ class TwoStageIndex:
         elif config.fitted and len(rows) >= _DRIFT_SAMPLE and self._warned != config.rotation:
             # Once per rotation is enough.
             self._warned = config.rotation if warn_of_drift(stores, rows) else self._warned
+
+    def _is_unmeasured(self, stores: Stores) -> bool:
+        config = stores.config
+        enough = not self._session.storage.shared and len(stores.archive) >= MIN_MEASURED
+        return enough and config.fitted and not config.measured_records
 
     def _calibrate(self, questions: Questions, ids: Sequence[str]) -> None:
         assert self._session.opened is not None

@@ -57,10 +57,13 @@ def rebuild(
     """
     config, questions = stores.config, None
     ids: list[str] = []
+    if rotation is not None or shortlist_dim not in (None, config.shortlist_dim):
+        # Measured for another dimension or rotation.
+        config = replace(config, shortlist_size=0, lists_share=0.0, recall=0.0, measured_records=0)
     if shortlist_dim is not None:
         config = replace(config, shortlist_dim=check_dim(shortlist_dim, config.full_dim), dim_fixed=True)
     if rotation == "none":
-        config = replace(config, rotation="none", explained_energy=0.0, shortlist_size=0, recall=0.0)
+        config = replace(config, rotation="none", explained_energy=0.0)
     elif rotation == "fit":
         ids, config, questions = _fit(stores, config)
     elif config.fitted and shortlist_dim is not None:

@@ -289,6 +289,7 @@ class ShortlistCollection:
             for id_, document in zip(ids, documents, strict=True)
             if document is None and old.get(id_, (None,))[0] is not None
         ]
+        # The archive has these records' metadata, so that `writer.recover` can store them after a crash.
         self.delete(loses_document)
         merged = [
             dict.fromkeys(old[id_][1]) | dict(metadata) if id_ in old else dict(metadata)

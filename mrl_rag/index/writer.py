@@ -49,7 +49,13 @@ def upsert(
     ids, vectors = [ids[row] for row in changed], vectors[changed]
     documents, metadatas = [documents[row] for row in changed], [metadatas[row] for row in changed]
     staged = {id_ for id_ in ids if id_ in hashes}
-    stores.archive.write(ids, vectors, documents, staged)
+    # Chroma can't drop a document alone: such a record is removed and stored again.
+    removed_for_now = {
+        id_: metadata
+        for id_, document, metadata in zip(ids, documents, metadatas, strict=True)
+        if id_ in staged and document is None and old.get(id_, (None,))[0] is not None
+    }
+    stores.archive.write(ids, vectors, documents, staged, removed_for_now)
     # Project the vectors in the archive's precision, so that a rebuild from the archive gives Chroma the same vectors.
     stores.shortlist.upsert(ids, stores.project(stores.archive.as_stored(vectors)), documents, metadatas, old)
     if staged:
@@ -90,11 +96,17 @@ def recover(stores: Stores) -> None:
     """Finish or undo the replacements that an interrupted upsert left staged.
 
     A staged vector is committed if Chroma's vector is nearer to it than to the archive's old one: then Chroma has the
-    new record.
+    new record. A record that Chroma had removed, to store it again without its document, is stored.
     """
     ids, vectors = stores.archive.staged()
     if not ids:
         return
+    removed = stores.archive.staged_metadata()
+    missing = [row for row, id_ in enumerate(ids) if id_ in removed.keys() - stores.shortlist.get(list(removed)).keys()]
+    if missing:
+        names = [ids[row] for row in missing]
+        rows = stores.project(vectors[missing])
+        stores.shortlist.upsert(names, rows, [None] * len(names), [removed[name] for name in names], {})
     stored = readable_vectors(stores, ids)
     new = dict(zip(ids, stores.project(vectors), strict=True))
     damaged = stores.archive.damaged(ids)

@@ -153,3 +153,14 @@ def test_an_interrupted_first_upsert_is_measured_by_the_next(tmp_path, score_all
     with TwoStageIndex(tmp_path) as index:
         index.upsert(["one more"], decaying(1, seed=5))
         assert index.recall >= 0.98
+
+
+def test_another_dimension_is_measured_anew(tmp_path, score_all_up_to):
+    score_all_up_to(1000, lists=True)
+    with fill(TwoStageIndex(tmp_path), decaying(2000, power=0.3)) as index:
+        before = index.recall
+        index.reindex(shortlist_dim=16)
+        assert index.shortlist_dim == 16
+        assert index.recall != before
+        index.reindex(rotation="none")
+        assert index.recall is None

@@ -150,6 +150,31 @@ def test_an_upsert_that_stopped_before_chroma_is_undone(tmp_path, vectors, monke
     assert again.search(vectors[:1])[0][0].score == pytest.approx(1, abs=1e-3)
 
 
+@pytest.mark.parametrize("precision", ["float16", "binary"])
+@pytest.mark.parametrize("then", ["repair", "write"])
+def test_a_record_that_was_losing_its_document_when_the_upsert_stopped_is_not_lost(
+    tmp_path, vectors, monkeypatch, precision, then
+):
+    index = TwoStageIndex(tmp_path, full_dim=32, shortlist_dim=8, precision=precision)
+    index.upsert(["a", "b"], vectors[:2], documents=["old", "kept"], metadatas=[{"page": 1}, None])
+    with monkeypatch.context() as patched:
+        patched.setattr("chromadb.api.models.Collection.Collection.upsert", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            index.upsert(["a"], vectors[2:3], metadatas=[{"page": 2, "tags": ["x", "y"]}])
+    index.close()
+    with TwoStageIndex(tmp_path) as again:
+        if then == "repair":
+            again.repair()
+        else:
+            again.upsert(["c"], vectors[3:4])
+        assert again.verify().ok
+        (record,) = again.get(["a"])
+        assert (record.document, record.metadata) == (None, {"page": 2, "tags": ["x", "y"]})
+        assert again.search(vectors[2])[0].id == "a"
+        assert again.search(vectors[2])[0].score == pytest.approx(1, abs=1e-2)
+        assert again.get(["b"])[0].document == "kept"
+
+
 def test_an_upsert_interrupted_on_a_server_is_reported_and_repaired(open_index, vectors, monkeypatch):
     index = open_index(full_dim=32, shortlist_dim=8)
     index.upsert(["a"], vectors[:1], documents=["old"])
