@@ -97,7 +97,8 @@ class Record:
         id: as it was upserted.
         document: its text; None where it has none.
         metadata: as it was upserted; empty where there was none.
-        vector: float32 [full_dim], unit length, in the archive's precision; None where it wasn't asked for.
+        vector: float32 [full_dim], unit length, in the archive's precision; None where it wasn't asked for, or is
+            missing, as `verify` says.
     """
 
     id: str
@@ -564,9 +565,6 @@ class TwoStageIndex:
             InvalidIds: an id is not a non-empty string.
             InvalidInput: a condition isn't in Chroma's language, or `limit` or `offset` is negative.
             ArchiveError: a record's full vector is damaged.
-
-        Warns:
-            UserWarning: records have no full vector, and get what Chroma has of it; `repair(encode=...)` mends that.
         """
         wanted = None if ids is None else list(dict.fromkeys(check_ids(ids, unique=False)))
         where, where_document = check_where(where, where_document)
@@ -585,8 +583,9 @@ class TwoStageIndex:
                 records = dict(islice(found.items(), offset, None if limit is None else offset + limit))
             if not vectors:
                 return [Record(id_, *stored, None) for id_, stored in records.items()]
-            there, rows = stores.full_vectors(list(records))
-            return [Record(id_, *records[id_], row) for id_, row in zip(there, unit_rows(rows), strict=True)]
+            there, rows = stores.archive.read(list(records))
+            vector_of = dict(zip(there, unit_rows(rows), strict=True))
+            return [Record(id_, *stored, vector_of.get(id_)) for id_, stored in records.items()]
 
         return self._session.current(work, [])
 

@@ -123,7 +123,12 @@ def look(folder):
             )
             result[f"get{name}"] = attempt(
                 lambda: [
-                    (r.id, bool(np.abs(r.vector - VECTORS[IDS.index(r.id)]).max() < 2e-3), r.document, r.metadata)
+                    (
+                        r.id,
+                        r.vector is None or bool(np.abs(r.vector - VECTORS[IDS.index(r.id)]).max() < 2e-3),
+                        r.document,
+                        r.metadata,
+                    )
                     for r in index.get()
                 ]
             )
@@ -154,7 +159,10 @@ def judge(result, what, undamaged):
         named = report is None or not report["ok"]
         for query, hits in zip(QUERIES, result[f"search{when}"].get("value", []), strict=False):
             for id_, score, _, _ in hits:
-                assert score == pytest.approx(float(query @ VECTORS[rows[id_]]), abs=1e-3), (what, when, id_)
+                # A record that has lost its full vector is scored by what Chroma has, with a warning.
+                lost = report is None or id_ in report["missing"]
+                right = score == pytest.approx(float(query @ VECTORS[rows[id_]]), abs=1e-3)
+                assert right or lost, (what, when, id_)
             assert named or not wrong_records(hits), (what, when)
         if not named:
             # Chroma's graph is approximate: one that lost a link is not wrong.
