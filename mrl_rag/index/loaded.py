@@ -10,6 +10,7 @@ import zipfile
 from collections.abc import Container, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -84,6 +85,12 @@ class LoadedVectors:
         """Return the number of records."""
         return len(self.codes) - len(self.removed)
 
+    @cached_property
+    def _kept(self) -> npt.NDArray[np.bool_]:
+        kept = np.ones(len(self.codes), dtype=np.bool_)
+        kept[self.removed] = False
+        return kept
+
     def nearest(self, queries: Float32Array, size: int, share: float, least: int) -> list[Candidates]:
         """Return the records nearest to each query by their codes, best first.
 
@@ -111,7 +118,7 @@ class LoadedVectors:
         """Return the nearest of `rows` to a query, int8 [d]; `codes` and `scales` are those of the rows."""
         scores = score_codes(query[None], codes, scales)[0]
         if len(self.removed):
-            kept = ~np.isin(rows, self.removed)
+            kept = self._kept[rows]
             rows, scores = rows[kept], scores[kept]
         if size < len(scores):
             best = np.argpartition(scores, -size)[-size:]
