@@ -4,12 +4,20 @@ from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Protocol
+
+
+class Advance(Protocol):
+    """Moves a progress bar."""
+
+    def __call__(self, done: float, note: str = "") -> object:
+        """Add the number of items that are done, and show a note behind the bar; "" leaves the note as it is."""
 
 
 @contextmanager
-def progress_bar(total: int | None, description: str, unit: str, shown: bool) -> Iterator[Callable[[float], object]]:
+def progress_bar(total: int | None, description: str, unit: str, shown: bool) -> Iterator[Advance]:
     """Yield a function to call with the number of items that are done.
 
     Args:
@@ -20,7 +28,7 @@ def progress_bar(total: int | None, description: str, unit: str, shown: bool) ->
     """
     if not shown:
         # tqdm without a bar starts a thread nonetheless, and takes a lock that a fork may leave locked in the child.
-        yield lambda done: None
+        yield lambda done, note="": None
         return
     from tqdm import TqdmWarning
 
@@ -30,7 +38,13 @@ def progress_bar(total: int | None, description: str, unit: str, shown: bool) ->
         from tqdm.auto import tqdm
 
     with tqdm(total=total, desc=description, unit=unit, disable=False if _in_notebook() else None) as bar:
-        yield bar.update
+
+        def advance(done: float, note: str = "") -> None:
+            if note:
+                bar.set_postfix_str(note, refresh=False)
+            bar.update(done)
+
+        yield advance
 
 
 def _in_notebook() -> bool:

@@ -25,6 +25,7 @@ FLOORS = {
     "retriever": 5,
     "evaluation": 4,
     "testing": 4,
+    "files": 6,
     "cli": 7,
 }
 MODULES = sorted(

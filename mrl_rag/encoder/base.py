@@ -138,6 +138,23 @@ class Encoder(ABC):
         _, task, dim = self._check([], task, dim)
         return self._encode_chunks(chunks, task, dim)
 
+    def count_tokens(self, texts: Sequence[str], task: Task = "document") -> list[int] | None:
+        """Return how many tokens the model reads of each text, its prompt and special tokens counted, nothing cut.
+
+        A text with at most `max_length` of them is encoded as a whole.
+
+        Args:
+            texts: n strings.
+            task: picks the prompt.
+
+        Returns:
+            n numbers; None from an encoder that can't count, as this one, unless it overrides `count_tokens`.
+
+        Raises:
+            InvalidTexts: `texts` is a bare string, or one of them is not a string.
+        """
+        return None
+
     def encode_queries(self, texts: Sequence[str], dim: int | None = None) -> Float32Array:
         """Encode questions, each with the query prompt; see `encode`."""
         return self.encode(texts, "query", dim)

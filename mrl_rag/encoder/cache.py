@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sqlite3
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from hashlib import blake2b
 from pathlib import Path
@@ -92,6 +92,10 @@ class CachedEncoder(Encoder):
     def dim(self) -> int:
         """Length of the vectors where a call names none: the encoder's."""
         return self.encoder.dim
+
+    def count_tokens(self, texts: Sequence[str], task: Task = "document") -> list[int] | None:
+        """Return how many tokens each text has; None where the encoder can't count."""
+        return self.encoder.count_tokens(texts, task)
 
     def _encode(self, texts: list[str], task: Task, dim: int, advance: Advance) -> Float32Array:
         prefix = f"{self.fingerprint}\0{task}\0".encode()

@@ -41,7 +41,7 @@ from mrl_rag.encoder.suitability import dim_warning, language_warning
 from mrl_rag.encoder.tokenizing import LongInputs, Tokenized, Tokenizer
 from mrl_rag.errors import EncoderClosed, InvalidInput
 from mrl_rag.lifetime import leave_to_parent, renew_after_fork
-from mrl_rag.tasks import Task, merge_prompts
+from mrl_rag.tasks import Task, check_task, check_texts, merge_prompts
 from mrl_rag.truncation import Float32Array, layer_norm, normalize, truncate
 
 if TYPE_CHECKING:
@@ -246,6 +246,10 @@ class MatryoshkaEncoder(PickledByArguments, Encoder):
             InvalidInput: the tokenizer is one in Python, which doesn't know.
         """
         return self._tokenizer.offsets(text)
+
+    def count_tokens(self, texts: Sequence[str], task: Task = "document") -> list[int]:
+        """Return how many tokens each text has, as in `Encoder.count_tokens`."""
+        return self._tokenizer.count(check_texts(texts), check_task(task))
 
     @cached_property
     def fingerprint(self) -> str:

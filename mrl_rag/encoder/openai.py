@@ -6,7 +6,7 @@ import base64
 import json
 import os
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -19,7 +19,7 @@ from mrl_rag.encoder.connection import REFUSED, Reply, host_of, read_key
 from mrl_rag.encoder.remote import MAX_CHARACTERS, RemoteEncoder, Requests, request_batches
 from mrl_rag.errors import InvalidInput, RemoteEncoderError
 from mrl_rag.lifetime import NATIVE_CODE
-from mrl_rag.tasks import Task
+from mrl_rag.tasks import Task, check_texts, with_prompt
 from mrl_rag.tokens import load_encoding, tokenize
 
 if TYPE_CHECKING:
@@ -152,6 +152,13 @@ class OpenAIEncoder(RemoteEncoder):
             max_retries=max_retries,
             timeout=timeout,
         )
+
+    def count_tokens(self, texts: Sequence[str], task: Task = "document") -> list[int] | None:
+        """Return how many tokens each text has, its prompt counted; None for a model that only the server knows."""
+        checked = check_texts(texts)
+        if self._encoding is None:
+            return None
+        return [len(tokenize(self._encoding, with_prompt(text, self.prompts[task]))) for text in checked]
 
     def _prepare(self, texts: list[str], task: Task) -> Requests:
         inputs = [text or " " for text in texts]

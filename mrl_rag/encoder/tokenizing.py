@@ -112,6 +112,16 @@ class Tokenizer:
             found.text_index.extend([position] * len(sequences))
         return found
 
+    def count(self, texts: Sequence[str], task: Task) -> list[int]:
+        """Return the length of each text's token sequence before truncation, prompt and special tokens counted."""
+        prompt = self._prompts[task]
+        with NATIVE_CODE:
+            encodings = self._backend.encode_batch([with_prompt(text, prompt) for text in texts])
+        return [
+            len(encoding.ids) + sum(len(part.ids) - self._specials for part in encoding.overflowing)
+            for encoding in encodings
+        ]
+
     def offsets(self, text: str) -> list[tuple[int, int]]:
         """Return where each token of a text starts and ends, special tokens left out, nothing truncated.
 

@@ -1,0 +1,123 @@
+"""Splits text into chunks by its structure, measured in the encoder's tokens."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from itertools import pairwise
+from typing import Any
+
+from mrl_rag.arguments import check_integer
+from mrl_rag.encoder import Encoder
+from mrl_rag.extras import require
+
+_CHUNK_TOKENS = 256
+# The least that a chunk must have room for beside prompt and special tokens.
+_LEAST_TOKENS = 8
+# For encoders that can't count; English has four and more.
+_CHARACTERS_PER_TOKEN = 3
+# First guess; each text that is split corrects it.
+_FIRST_RATIO = 3.5
+# The share of the room that a guess fills, so that few chunks turn out too long.
+_FILL = 0.9
+# Longer lines are cut before they are split: the time that takes grows with the square of a line's length, to 65 s for
+# one of 5 MB.
+_MAX_LINE = 20_000
+
+
+class Splitter:
+    """Splits texts into chunks of up to so many tokens.
+
+    Counting tokens for every place where a text could be split takes longer than encoding it. So texts are split by
+    characters, at a guess of how many fit; then all chunks are counted, and those that are too long are split again by
+    tokens.
+
+    Args:
+        encoder: its tokenizer counts.
+        chunk_tokens: tokens per chunk at most, the document prompt and special tokens counted; None for 256, or the
+            encoder's `max_length` if that is less.
+
+    Attributes:
+        chunk_tokens: tokens per chunk at most.
+
+    Raises:
+        InvalidInput: `chunk_tokens` is out of range.
+        MissingExtra: semantic-text-splitter is not installed.
+    """
+
+    def __init__(self, encoder: Encoder, chunk_tokens: int | None) -> None:
+        self._library = require("semantic_text_splitter", "files")
+        self._count = encoder.count_tokens
+        self._counts = self._count([""])
+        most = encoder.max_length
+        fixed = self._counts[0] if self._counts else 0
+        wanted = min(_CHUNK_TOKENS, most or _CHUNK_TOKENS) if chunk_tokens is None else chunk_tokens
+        self.chunk_tokens = check_integer("chunk_tokens", wanted, fixed + _LEAST_TOKENS, most)
+        self._room = self.chunk_tokens - fixed
+        self._ratios: dict[str, float] = {}
+
+    def split(self, text: str, syntax: str, grammar: Any = None) -> Iterator[tuple[int, str]]:
+        """Yield the chunks of a text, and the position of each in it.
+
+        Args:
+            text: any string.
+            syntax: "text", "markdown" or "code".
+            grammar: the tree-sitter grammar of code.
+        """
+        pieces = list(_short_lines(text))
+        if len(pieces) > 1:
+            syntax = "text"
+        for start, piece in pieces:
+            for offset, chunk in self._split(piece, syntax, grammar):
+                yield start + offset, chunk
+
+    def _split(self, text: str, syntax: str, grammar: Any) -> Iterator[tuple[int, str]]:
+        if self._counts is None:
+            characters = self.chunk_tokens * _CHARACTERS_PER_TOKEN
+            yield from self._by(syntax, grammar, characters).chunk_indices(text)
+            return
+        ratio = self._ratios.get(syntax, _FIRST_RATIO)
+        found = self._by(syntax, grammar, max(1, int(self._room * ratio * _FILL))).chunk_indices(text)
+        if not found:
+            return
+        counts = self._count([chunk for _, chunk in found])
+        assert counts is not None
+        tokens = sum(counts) - len(found) * (self.chunk_tokens - self._room)
+        self._ratios[syntax] = min(10.0, max(0.5, sum(len(chunk) for _, chunk in found) / max(tokens, 1)))
+        for (start, chunk), count in zip(found, counts, strict=True):
+            if count <= self.chunk_tokens:
+                yield start, chunk
+            else:
+                exact = self._by(syntax, grammar, self.chunk_tokens, self._count_one)
+                yield from ((start + offset, part) for offset, part in exact.chunk_indices(chunk))
+
+    def _count_one(self, text: str) -> int:
+        counts = self._count([text])
+        assert counts is not None
+        return counts[0]
+
+    def _by(self, syntax: str, grammar: Any, capacity: int, count: Callable[[str], int] | None = None) -> Any:
+        """Return the library's splitter."""
+        if syntax == "code":
+            kind = self._library.CodeSplitter
+            return kind(grammar, capacity) if count is None else kind.from_callback(grammar, count, capacity)
+        kind = self._library.MarkdownSplitter if syntax == "markdown" else self._library.TextSplitter
+        return kind(capacity) if count is None else kind.from_callback(count, capacity)
+
+
+def _short_lines(text: str) -> Iterator[tuple[int, str]]:
+    """Yield a text in pieces, with their positions: one piece, unless it has very long lines."""
+    ends = [match.end() for match in re.finditer("\n", text)]
+    if all(end - start <= _MAX_LINE for start, end in pairwise([0, *ends, len(text)])):
+        yield 0, text
+        return
+    start = 0
+    while start < len(text):
+        end = start + _MAX_LINE
+        if end < len(text):
+            # At the end of a line, or else at a space.
+            cut = text.rfind("\n", start, end)
+            cut = text.rfind(" ", start, end) if cut <= start else cut
+            end = cut + 1 if cut > start else end
+        yield start, text[start:end]
+        start = end
