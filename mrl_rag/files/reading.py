@@ -33,8 +33,15 @@ _BYTE_ORDER_MARKS = {
     codecs.BOM_UTF16_BE: "utf-16",
 }
 _MARKDOWN = frozenset({".md", ".markdown", ".mdx", ".mkd", ".qmd", ".rmd"})
-# These go through markitdown, which makes Markdown of them.
-_CONVERTED = frozenset({".docx", ".epub", ".htm", ".html", ".ipynb", ".xhtml"})
+# markitdown's classes, which make Markdown of these files. Its `MarkItDown` would guess what kind of file it is.
+_CONVERTED = {
+    ".docx": "DocxConverter",
+    ".epub": "EpubConverter",
+    ".htm": "HtmlConverter",
+    ".html": "HtmlConverter",
+    ".ipynb": "IpynbConverter",
+    ".xhtml": "HtmlConverter",
+}
 # tree-sitter grammars, by the ends of their languages' files: module and function.
 _GRAMMARS = {
     ".bash": ("tree_sitter_bash", "language"),
@@ -203,22 +210,16 @@ def _pdf(content: bytes) -> Document:
     return Document(parts, title=title)
 
 
-@cache
-def _markitdown() -> Any:
-    return require("markitdown", "files").MarkItDown(enable_plugins=False)
-
-
 def _converted(content: bytes, suffix: str) -> Document:
-    from markitdown import StreamInfo
-
-    charset = None
-    if suffix in (".html", ".htm", ".xhtml"):
-        content, charset = decode(content).encode(), "utf-8"
-    info = StreamInfo(extension=suffix, charset=charset)
+    markitdown = require("markitdown", "files")
+    converter = getattr(require("markitdown.converters", "files"), _CONVERTED[suffix])()
+    if _CONVERTED[suffix] == "HtmlConverter":
+        content = decode(content).encode()
+    info = markitdown.StreamInfo(extension=suffix, charset="utf-8")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            result = _markitdown().convert_stream(io.BytesIO(content), stream_info=info)
+            result = converter.convert(io.BytesIO(content), info)
     except Exception as error:  # markitdown passes on whatever its parsers raise
         reason = str(error).strip().splitlines()
         raise NotText(f"it can't be converted to text: {reason[-1] if reason else type(error).__name__}") from None

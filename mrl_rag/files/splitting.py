@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from itertools import pairwise
 from typing import Any
 
@@ -28,9 +28,9 @@ _MAX_LINE = 20_000
 class Splitter:
     """Splits texts into chunks of up to so many tokens.
 
-    Counting tokens for every place where a text could be split takes longer than encoding it. So texts are split by
-    characters, at a guess of how many fit; then all chunks are counted, and those that are too long are split again by
-    tokens.
+    Counting tokens for every place where a text could be split takes half as long as encoding it. So texts are split by
+    characters, at a guess of how many fit; then the tokens of all chunks are counted, and chunks that are too long are
+    split again, at a guess of their own.
 
     Args:
         encoder: its tokenizer counts.
@@ -47,13 +47,12 @@ class Splitter:
 
     def __init__(self, encoder: Encoder, chunk_tokens: int | None) -> None:
         self._library = require("semantic_text_splitter", "files")
-        self._count = encoder.count_tokens
-        self._counts = self._count([""])
+        self._encoder = encoder
+        # Tokens of prompt and special tokens; None if the encoder can't count.
+        self._fixed = next(iter(encoder.count_tokens([""]) or []), None)
         most = encoder.max_length
-        fixed = self._counts[0] if self._counts else 0
         wanted = min(_CHUNK_TOKENS, most or _CHUNK_TOKENS) if chunk_tokens is None else chunk_tokens
-        self.chunk_tokens = check_integer("chunk_tokens", wanted, fixed + _LEAST_TOKENS, most)
-        self._room = self.chunk_tokens - fixed
+        self.chunk_tokens = check_integer("chunk_tokens", wanted, (self._fixed or 0) + _LEAST_TOKENS, most)
         self._ratios: dict[str, float] = {}
 
     def split(self, text: str, syntax: str, grammar: Any = None) -> Iterator[tuple[int, str]]:
@@ -72,37 +71,46 @@ class Splitter:
                 yield start + offset, chunk
 
     def _split(self, text: str, syntax: str, grammar: Any) -> Iterator[tuple[int, str]]:
-        if self._counts is None:
-            characters = self.chunk_tokens * _CHARACTERS_PER_TOKEN
-            yield from self._by(syntax, grammar, characters).chunk_indices(text)
+        if self._fixed is None:
+            yield from self._by(syntax, grammar, self.chunk_tokens * _CHARACTERS_PER_TOKEN).chunk_indices(text)
             return
-        ratio = self._ratios.get(syntax, _FIRST_RATIO)
-        found = self._by(syntax, grammar, max(1, int(self._room * ratio * _FILL))).chunk_indices(text)
-        if not found:
-            return
-        counts = self._count([chunk for _, chunk in found])
-        assert counts is not None
-        tokens = sum(counts) - len(found) * (self.chunk_tokens - self._room)
-        self._ratios[syntax] = min(10.0, max(0.5, sum(len(chunk) for _, chunk in found) / max(tokens, 1)))
+        found = []
+        tokens = 0
+        for start, chunk, count in self._fit(text, syntax, grammar, self._ratios.get(syntax, _FIRST_RATIO)):
+            found.append((start, chunk))
+            tokens += count - self._fixed
+        if tokens:
+            self._ratios[syntax] = max(0.1, sum(len(chunk) for _, chunk in found) / tokens)
+        yield from found
+
+    def _fit(self, text: str, syntax: str, grammar: Any, ratio: float) -> Iterator[tuple[int, str, int]]:
+        """Yield the chunks, their positions and their numbers of tokens.
+
+        Args:
+            text: any string.
+            syntax: as for `split`.
+            grammar: as for `split`.
+            ratio: guess of the characters per token.
+        """
+        assert self._fixed is not None
+        room = self.chunk_tokens - self._fixed
+        found = self._by(syntax, grammar, max(1, int(room * ratio * _FILL))).chunk_indices(text)
+        counts = self._encoder.count_tokens([chunk for _, chunk in found]) or []
         for (start, chunk), count in zip(found, counts, strict=True):
-            if count <= self.chunk_tokens:
-                yield start, chunk
+            if count <= self.chunk_tokens or len(chunk) == 1:
+                yield start, chunk, count
             else:
-                exact = self._by(syntax, grammar, self.chunk_tokens, self._count_one)
-                yield from ((start + offset, part) for offset, part in exact.chunk_indices(chunk))
+                # Ends, since these pieces are shorter than the chunk.
+                again = self._fit(chunk, syntax, grammar, len(chunk) / (count - self._fixed))
+                yield from ((start + offset, piece, part) for offset, piece, part in again)
 
-    def _count_one(self, text: str) -> int:
-        counts = self._count([text])
-        assert counts is not None
-        return counts[0]
-
-    def _by(self, syntax: str, grammar: Any, capacity: int, count: Callable[[str], int] | None = None) -> Any:
-        """Return the library's splitter."""
+    def _by(self, syntax: str, grammar: Any, capacity: int) -> Any:
+        """Return a splitter by characters."""
         if syntax == "code":
-            kind = self._library.CodeSplitter
-            return kind(grammar, capacity) if count is None else kind.from_callback(grammar, count, capacity)
-        kind = self._library.MarkdownSplitter if syntax == "markdown" else self._library.TextSplitter
-        return kind(capacity) if count is None else kind.from_callback(count, capacity)
+            return self._library.CodeSplitter(grammar, capacity)
+        if syntax == "markdown":
+            return self._library.MarkdownSplitter(capacity)
+        return self._library.TextSplitter(capacity)
 
 
 def _short_lines(text: str) -> Iterator[tuple[int, str]]:

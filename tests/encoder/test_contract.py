@@ -1,6 +1,7 @@
 """One contract for every encoder, and an encoder of one's own in ten lines."""
 
 import pickle
+import warnings
 
 import numpy as np
 import pytest
@@ -137,3 +138,28 @@ def test_an_encoder_says_which_it_is_without_loading_or_asking(tiny_bert, tmp_pa
     assert repr(remote) == "OpenAIEncoder('org/tiny', full_dim=None, server='localhost')"
     assert repr(NomicEncoder(api_key="k")).startswith("NomicEncoder('nomic-embed-text-v1.5', full_dim=768, server=")
     assert repr(Letters()) == "Letters(full_dim=26)"
+
+
+class TestCountingTokens:
+    def test_a_text_with_as_many_tokens_as_the_encoder_reads_is_not_cut(self, make_tiny_bert, tmp_path):
+        prompts = {"query": "find: ", "document": "it says: "}
+        encoder = MatryoshkaEncoder(make_tiny_bert(prompts=prompts, max_length=32), dtype="float32", device="cpu")
+        cached = CachedEncoder(encoder, tmp_path / "cache")
+        for task in ("query", "document"):
+            texts = ["ab" * length for length in range(20)]
+            counts = cached.count_tokens(texts, task)
+            assert max(counts) > 32
+            assert counts == encoder.count_tokens(texts, task)
+            for text, count in zip(texts, counts, strict=True):
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore")
+                    encoder.encode([text], task)
+                assert encoder.last_truncation.tokens == max(count - 32, 0)
+
+    def test_openais_models_are_counted_here_and_others_are_not(self):
+        encoder = OpenAIEncoder("text-embedding-3-small", api_key="key", prompts={"document": "a b "})
+        assert encoder.count_tokens(["", "c d e"]) == [3, 5]
+        assert OpenAIEncoder("other", base_url="http://localhost:1/v1").count_tokens(["c"]) is None
+
+    def test_an_encoder_of_ones_own_need_not_count(self):
+        assert DeterministicEncoder().count_tokens(["a"]) is None
