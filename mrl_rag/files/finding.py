@@ -52,8 +52,21 @@ class Finder:
 
     def find(self) -> Iterator[Path]:
         """Yield the files, those of a folder in alphabetical order, each once however many links lead to it."""
-        for path in self.paths:
-            yield from self._walk(path, path)
+        for root in self.paths:
+            waiting = [root]
+            while waiting:
+                path = waiting.pop()
+                try:
+                    if not is_unicode(str(path)):
+                        self.unreadable(Problem(str(path), "its name is not valid Unicode; rename it"))
+                        continue
+                    found = path.stat()
+                    if stat.S_ISDIR(found.st_mode):
+                        waiting += reversed(self._inside(path, root, found))
+                    elif self._takes(path, root, found):
+                        yield path
+                except OSError as error:
+                    self.unreadable(Problem(str(path), _reason(path, error)))
 
     def excludes(self, path: Path) -> bool:
         """Say whether a file in one of the folders is left out by its name, or by that of a folder above it."""
@@ -63,35 +76,31 @@ class Finder:
                 return any(self._leaves_out(root.joinpath(*parts[: end + 1]), root) for end in range(len(parts)))
         return False
 
-    def _walk(self, path: Path, root: Path) -> Iterator[Path]:
-        if not is_unicode(str(path)):
-            self.unreadable(Problem(str(path), "its name is not valid Unicode; rename it"))
-            return
-        try:
-            found = path.stat()
-            identity = found.st_dev, found.st_ino
-            if stat.S_ISDIR(found.st_mode):
-                yield from self._walk_folder(path, root, identity)
-            elif not stat.S_ISREG(found.st_mode):
-                self.ignored(Problem(str(path), "it is not a file"))
-            elif path == root or not self.glob or _matches(path, root, self.glob):
-                if found.st_size > MAX_BYTES:
-                    size = f"{found.st_size / 2**20:,.0f} MB"
-                    self.unreadable(Problem(str(path), f"it has {size}, more than {MAX_BYTES >> 20} MB; split it"))
-                elif identity not in self._files:
-                    self._files.add(identity)
-                    yield path
-        except OSError as error:
-            self.unreadable(Problem(str(path), _reason(path, error)))
-
-    def _walk_folder(self, path: Path, root: Path, identity: tuple[int, int]) -> Iterator[Path]:
+    def _inside(self, path: Path, root: Path, found: os.stat_result) -> list[Path]:
+        """Return what is to be looked at in a folder, in alphabetical order."""
+        identity = found.st_dev, found.st_ino
         if identity in self._folders:
             self.ignored(Problem(str(path), "it leads to a folder that is read already"))
-        elif path == root or not (path / "chroma.sqlite3").exists():
-            self._folders.add(identity)
-            for name in sorted(os.listdir(path)):
-                if not self._leaves_out(path / name, root):
-                    yield from self._walk(path / name, root)
+            return []
+        if path != root and (path / "chroma.sqlite3").exists():
+            return []
+        self._folders.add(identity)
+        return [path / name for name in sorted(os.listdir(path)) if not self._leaves_out(path / name, root)]
+
+    def _takes(self, path: Path, root: Path, found: os.stat_result) -> bool:
+        if not stat.S_ISREG(found.st_mode):
+            self.ignored(Problem(str(path), "it is not a file"))
+            return False
+        if path != root and self.glob and not _matches(path, root, self.glob):
+            return False
+        if found.st_size > MAX_BYTES:
+            size = f"{found.st_size / 2**20:,.0f} MB"
+            self.unreadable(Problem(str(path), f"it has {size}, more than {MAX_BYTES >> 20} MB; split it"))
+            return False
+        identity = found.st_dev, found.st_ino
+        known = identity in self._files
+        self._files.add(identity)
+        return not known
 
     def _leaves_out(self, path: Path, root: Path) -> bool:
         hidden = path.name.startswith(".") or path.name in _LEFT_OUT

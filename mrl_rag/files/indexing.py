@@ -124,6 +124,23 @@ class _File:
     file_hash: str
 
 
+@dataclass
+class _Batch:
+    """Files that are stored together: enough chunks to be worth a call of the encoder.
+
+    Attributes:
+        read: how many files were read for it.
+        unchanged: how many of these haven't changed.
+        chunks: how many chunks the index has of those.
+        files: the others.
+    """
+
+    read: int = 0
+    unchanged: int = 0
+    chunks: int = 0
+    files: list[_File] = field(default_factory=list)
+
+
 class _Indexing:
     """One call of `index_files`."""
 
@@ -150,58 +167,57 @@ class _Indexing:
             upcoming = thread.submit(next, batches, None)
             while batch := upcoming.result():
                 upcoming = thread.submit(next, batches, None)
-                read, files = batch
-                self._store(files)
-                speed = self._done["encoded"] / (time.monotonic() - started)
-                advance(read, f"{self._done['chunks']:,} chunks, {speed:,.0f} chunks/s")
+                self._done.update(files=batch.unchanged, unchanged=batch.unchanged, chunks=batch.chunks)
+                for _ in self._store(batch.files):
+                    speed = self._done["encoded"] / (time.monotonic() - started)
+                    advance(0, f"{self._done['chunks']:,} chunks, {speed:,.0f} chunks/s")
+                advance(batch.read)
         self._languages.finish()
         if not keep_removed:
             self._remove_gone(finder)
         return FilesReport(**self._done, unreadable=tuple(self.unreadable), ignored=tuple(self.ignored))
 
-    def _batches(self, paths: list[Path], asked: set[Path]) -> Iterator[tuple[int, list[_File]]]:
-        """Yield files with so many chunks that they are worth a call of the encoder, and how many files were read."""
-        read, files, chunks = 0, list[_File](), 0
+    def _batches(self, paths: list[Path], asked: set[Path]) -> Iterator[_Batch]:
+        batch = _Batch()
         for path in paths:
-            found = self._read(path, path in asked)
-            read += 1
-            if found is not None:
-                files.append(found)
-                chunks += len(found.chunks)
-            if chunks >= _BATCH:
-                yield read, files
-                read, files, chunks = 0, [], 0
-        if read:
-            yield read, files
+            self._read(path, path in asked, batch)
+            if sum(len(file.chunks) for file in batch.files) >= _BATCH:
+                yield batch
+                batch = _Batch()
+        if batch.read:
+            yield batch
 
-    def _read(self, path: Path, asked: bool) -> _File | None:
-        """Return a file's chunks; None where it hasn't changed or can't be read.
+    def _read(self, path: Path, asked: bool, batch: _Batch) -> None:
+        """Read a file into a batch.
 
         Args:
             path: the file.
             asked: whether the caller named this file, and not only a folder above it.
+            batch: the batch.
         """
+        batch.read += 1
         try:
             content = path.read_bytes()
             file_hash = blake2b(self._settings + content, digest_size=16).hexdigest()
             stored = self._stored.get(str(path))
             if stored is not None and stored.is_complete(file_hash):
-                self._done.update(files=1, unchanged=1, chunks=stored.chunks)
-                return None
+                batch.unchanged += 1
+                batch.chunks += stored.chunks
+                return
             chunks, prose = chunks_of_file(path, content, self._splitter)
         except NotText as error:
             no_document = isinstance(error, NoDocument) and not asked
             (self.ignored if no_document else self.unreadable).append(Problem(str(path), str(error)))
-            return None
+            return
         except OSError as error:
             self.unreadable.append(Problem(str(path), (error.strerror or str(error)).lower()))
-            return None
+            return
         if prose:
             self._languages.look_at([chunk.text for chunk in chunks])
-        return _File(str(path), chunks, file_hash)
+        batch.files.append(_File(str(path), chunks, file_hash))
 
-    def _store(self, files: list[_File]) -> None:
-        """Store the chunks of files. Those whose text is stored already keep their vectors."""
+    def _store(self, files: list[_File]) -> Iterator[None]:
+        """Store the chunks of files, and yield now and then. Those whose text is stored already keep their vectors."""
         records = {}
         for file in files:
             seen = Counter[str]()
@@ -211,14 +227,15 @@ class _Indexing:
                 seen[chunk.text] += 1
                 metadata = {**chunk.metadata, "chunks": len(file.chunks), "file_hash": file.file_hash}
                 records[id_] = chunk.text, metadata
-            self._done.update(files=1, chunks=len(file.chunks))
         ids = list(records)
         for start in range(0, len(ids), 2 * _BATCH):
             self._upsert({id_: records[id_] for id_ in ids[start : start + 2 * _BATCH]})
+            yield
         for file in files:
             if file.path in self._stored:
                 stale = self._index.metadatas({"path": file.path}).keys() - records.keys()
                 self._delete(sorted(stale))
+        self._done.update(files=len(files))
 
     def _upsert(self, records: dict[str, tuple[str, dict[str, object]]]) -> None:
         vectors = {
@@ -239,7 +256,7 @@ class _Indexing:
                 [text for text, _ in records.values()],
                 [metadata for _, metadata in records.values()],
             )
-        self._done.update(encoded=len(new))
+        self._done.update(encoded=len(new), chunks=len(records))
 
     def _remove_gone(self, finder: Finder) -> None:
         """Remove the records of files below the folders that are gone or excluded."""
