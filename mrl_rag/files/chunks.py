@@ -14,7 +14,7 @@ from typing import Any
 
 from mrl_rag.encoder import Encoder
 from mrl_rag.files.finding import Finder, Problem, absolute
-from mrl_rag.files.reading import NotText, read
+from mrl_rag.files.reading import NoDocument, NotText, read
 from mrl_rag.files.splitting import Splitter
 
 
@@ -74,24 +74,24 @@ def load(
         glob: patterns of the files to take from folders, such as "*.md" or "api/*"; empty for every file.
         exclude: patterns of files and folders to leave out of folders.
         chunk_tokens: longest chunk; None for 256, or the encoder's `max_length` if that is less.
-        on_problem: called with each file that can't be read; None warns of it.
+        on_problem: called with each file that can't be read; None warns of it, but not of binary files in folders.
 
     Raises:
         InvalidInput: `paths` is a string or empty, or `chunk_tokens` is out of range.
         MissingExtra: a package that reads files is not installed.
     """
-    splitter = Splitter(encoder, chunk_tokens)
-    report = _warn if on_problem is None else on_problem
-    found = Finder(absolute(paths), glob, exclude, report, lambda problem: None)
-    return _load(found, splitter, report)
+    finder = Finder(absolute(paths), glob, exclude, on_problem or _warn, lambda problem: None)
+    return _load(finder, Splitter(encoder, chunk_tokens), on_problem)
 
 
-def _load(finder: Finder, splitter: Splitter, report: Callable[[Problem], object]) -> Iterator[Chunk]:
+def _load(finder: Finder, splitter: Splitter, on_problem: Callable[[Problem], object] | None) -> Iterator[Chunk]:
     for path in finder.find():
         try:
             yield from chunks_of_file(path, path.read_bytes(), splitter)[0]
         except (OSError, NotText) as error:
-            report(Problem(str(path), str(error)))
+            # A folder may have many pictures: nobody needs a warning of each.
+            if on_problem is not None or path in finder.paths or not isinstance(error, NoDocument):
+                (on_problem or _warn)(Problem(str(path), str(error)))
 
 
 def _warn(problem: Problem) -> None:
