@@ -137,9 +137,11 @@ class TwoStageRetriever:
         plan: Plan | None = None,
         where: Where | None = None,
         where_document: Where | None = None,
+        *,
+        explain: bool = False,
     ) -> list[Hit]:
         """Return the k nearest texts to a question, 10 where k isn't given; see `TwoStageIndex.search`."""
-        return self.search_many([question], k, plan, where, where_document)[0]
+        return self.search_many([question], k, plan, where, where_document, explain=explain)[0]
 
     @explain_other_names
     def search_many(
@@ -149,10 +151,12 @@ class TwoStageRetriever:
         plan: Plan | None = None,
         where: Where | None = None,
         where_document: Where | None = None,
+        *,
+        explain: bool = False,
     ) -> list[list[Hit]]:
         """Return the k nearest texts per question, all encoded and searched together; see `TwoStageIndex.search`."""
         vectors = self.encoder.encode_queries(check_texts(questions), self._dim)
-        return self.index.search(vectors, k, plan, where, where_document)
+        return self.index.search(vectors, k, plan, where, where_document, explain=explain)
 
     def repair(self) -> Report:
         """Mend the index, and encode records without a sound full vector again; see `TwoStageIndex.repair`."""

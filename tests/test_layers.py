@@ -26,6 +26,8 @@ FLOORS = {
     "evaluation": 4,
     "testing": 4,
     "files": 6,
+    "doctor": 6,
+    "__main__": 8,
     "cli": 7,
 }
 MODULES = sorted(

@@ -217,6 +217,28 @@ def find_model(
     return files
 
 
+def find_on_disk(model: str, strict: bool = False) -> Path | None:
+    """Return the folder of a model that needs no download; None where its files are not on this machine.
+
+    Args:
+        model: as for `MatryoshkaEncoder`.
+        strict: raise an error for files that are there and damaged, instead of returning None.
+
+    Raises:
+        ModelFilesError: with `strict`, files are damaged, or the installed weights are not the published ones.
+    """
+    try:
+        return find_model(
+            model, revision=None, trust_remote_code=False, local_files_only=True, pickled_weights=False
+        ).folder
+    except UnknownModel:
+        return None
+    except ModelFilesError:
+        if strict:
+            raise
+        return None
+
+
 def _find_local(model: str, spec: ModelSpec | None, revision: str | None) -> Path | None:
     folder = Path(model).expanduser()
     if folder.is_dir() and (spec is None or model != spec.name):

@@ -1,0 +1,429 @@
+"""The subcommands, and what a process makes of errors, warnings and interruptions."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from mrl_rag import MrlRagError, TwoStageIndex, TwoStageRetriever, __version__
+from mrl_rag.cli.conditions import parse_where
+from mrl_rag.errors import InvalidInput
+
+if TYPE_CHECKING:
+    from mrl_rag import Encoder
+
+FINE, TROUBLE, USAGE, INTERRUPTED = 0, 1, 2, 130
+_EXIT_CODES = "Exit codes: 0 fine, 1 trouble found, 2 usage or refused, 130 interrupted."
+
+app = typer.Typer(
+    name="mrl-rag",
+    help="Search your files from the shell, and look after their index.",
+    epilog=_EXIT_CODES,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
+
+Db = Annotated[Path, typer.Option("--db", help="Folder of the index.")]
+Collection = Annotated[str | None, typer.Option(help="Its collection; the only one there is, if not named.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
+Folder = Annotated[Path | None, typer.Argument(metavar="[DB]", help="Folder of the index, as --db.")]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command.
+
+    Args:
+        arguments: those after the command's name; None for those of the process.
+
+    Returns:
+        The exit status: 0 when all is fine, 1 when trouble was found, 2 when the command can't be carried out, 130 when
+        it was interrupted.
+    """
+    command = typer.main.get_command(app)
+    with _plain_warnings():
+        try:
+            status = command.main(args=arguments, prog_name="mrl-rag", standalone_mode=False)
+        except typer.TyperException as error:
+            error.show()
+            return USAGE
+        except MrlRagError as error:
+            _say(f"mrl-rag: {error}")
+            return USAGE
+        except (KeyboardInterrupt, typer.Abort):
+            _say("mrl-rag: interrupted; what was stored stays. Run the same command again to go on.")
+            return INTERRUPTED
+        except BrokenPipeError:
+            # The reader of the pipe, such as `head`, has had enough.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return FINE
+    return status if isinstance(status, int) else FINE
+
+
+@contextmanager
+def _plain_warnings() -> Iterator[None]:
+    """Show each warning once, as one line without its place in the code."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("once", UserWarning)
+        warnings.showwarning = lambda message, *rest, **settings: _say(f"mrl-rag: {message}")
+        yield
+
+
+def _say(text: str) -> None:
+    sys.stderr.write(f"{text}\n")
+
+
+def _print_json(value: object) -> None:
+    sys.stdout.write(json.dumps(value, ensure_ascii=False, indent=2, default=str) + "\n")
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        sys.stdout.write(f"mrl-rag {__version__}\n")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show it.")] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", help="Say what the index chooses and why.")] = False,
+) -> None:
+    if verbose:
+        logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+
+
+@app.command(epilog="Example: mrl-rag index ./notes README.md --exclude drafts")
+def index(
+    paths: Annotated[list[Path], typer.Argument(help="Files and folders.")],
+    db: Db = Path("./db"),
+    collection: Annotated[str, typer.Option(help="Its collection.")] = "docs",
+    model: Annotated[
+        str | None,
+        typer.Option(help="Model of a new index: a short name (see `mrl-rag models`), hub id or folder; else minilm."),
+    ] = None,
+    glob: Annotated[list[str] | None, typer.Option(help="Take only files like this from folders, as '*.md'.")] = None,
+    exclude: Annotated[list[str] | None, typer.Option(help="Leave out files and folders like this.")] = None,
+    keep_removed: Annotated[bool, typer.Option("--keep-removed", help="Keep what is gone from the folders.")] = False,
+    chunk_tokens: Annotated[int | None, typer.Option(help="Longest passage in tokens; 256 if not named.")] = None,
+    as_json: Json = False,
+) -> int:
+    """Put files into an index. Again: only what changed is encoded, and what is gone is removed."""
+    from mrl_rag.cli.output import print_files
+    from mrl_rag.files import index_files
+
+    known = db.is_dir() and collection in TwoStageIndex.names(db)
+    encoder = None if known and model is None else _encoder(model or "minilm")
+    with TwoStageRetriever(encoder, db, collection) as retriever:
+        report = index_files(
+            paths,
+            retriever,
+            glob=glob or (),
+            exclude=exclude or (),
+            keep_removed=keep_removed,
+            chunk_tokens=chunk_tokens,
+            progress=True,
+        )
+    if as_json:
+        _print_json(_as_dict(report))
+    else:
+        print_files(report)
+    return FINE if report.ok else TROUBLE
+
+
+@app.command(epilog="Example: mrl-rag search 'how do I pad an array?' -k 3 --where page=3")
+def search(
+    question: Annotated[str | None, typer.Argument(help="The question; none to be asked for questions.")] = None,
+    db: Db = Path("./db"),
+    collection: Collection = None,
+    k: Annotated[int, typer.Option("-k", help="How many passages.")] = 5,
+    where: Annotated[
+        list[str] | None,
+        typer.Option(help="Condition on metadata: KEY=VALUE, also with !=, <, <=, >, >=. All must hold."),
+    ] = None,
+    explain: Annotated[bool, typer.Option("--explain", help="Show what each stage made of a passage.")] = False,
+    as_json: Json = False,
+) -> int:
+    """Find the passages that answer a question. Without one, asks for questions and keeps the model loaded."""
+    from mrl_rag.cli.output import print_hits
+
+    condition = parse_where(where or [])
+    with TwoStageRetriever(None, db, _collection(db, collection)) as retriever:
+        for asked in [question] if question is not None else _questions():
+            hits = retriever.search(asked, k, where=condition, explain=explain)
+            if as_json:
+                _print_json([_as_dict(hit) for hit in hits])
+            else:
+                print_hits(asked, hits, explain)
+    return FINE
+
+
+def _questions() -> Iterator[str]:
+    """Yield the lines of standard input; on a terminal, ask for them."""
+    if not sys.stdin.isatty():
+        yield from (line.strip() for line in sys.stdin if line.strip())
+        return
+    with suppress(ImportError):
+        import readline  # noqa: F401  (gives `input` a history)
+    with suppress(EOFError):
+        while True:
+            if asked := input("? ").strip():
+                yield asked
+    sys.stdout.write("\n")
+
+
+@app.command(epilog="Example: mrl-rag info --db ./db")
+def info(folder: Folder = None, db: Db = Path("./db"), collection: Collection = None, as_json: Json = False) -> int:
+    """Show what is in a folder: collections, models, dimensions, recall, bytes."""
+    from mrl_rag.cli.output import print_info
+
+    found = []
+    for name in _collections(folder or db, collection):
+        with TwoStageIndex(folder or db, name) as opened:
+            found.append(opened.info())
+    if as_json:
+        _print_json([_as_dict(part) for part in found])
+    else:
+        print_info(found)
+    return FINE
+
+
+@app.command(epilog="Example: mrl-rag models --language multilingual")
+def models(
+    language: Annotated[
+        Literal["en", "zh", "multilingual"] | None,
+        typer.Option(help="Only models for this language; multilingual ones know it as well."),
+    ] = None,
+    as_json: Json = False,
+) -> int:
+    """List the models with a short name, and which of them are on this machine."""
+    from mrl_rag.cli.output import print_models
+    from mrl_rag.encoder import find_on_disk
+    from mrl_rag.models import MODELS
+
+    rows = [row for row in MODELS.values() if language is None or row.languages in (language, "multilingual")]
+    places = {row.name: find_on_disk(row.name) for row in rows}
+    if as_json:
+        keys = ("name", "hub_id", "full_dim", "dims", "max_length", "languages", "licence", "note")
+        _print_json([{**{key: getattr(row, key) for key in keys}, "folder": places[row.name]} for row in rows])
+    else:
+        print_models(rows, places)
+    return FINE
+
+
+@app.command(epilog="Example: mrl-rag doctor --db ./db")
+def doctor(
+    folder: Folder = None,
+    db: Annotated[Path | None, typer.Option("--db", help="Also check the indexes in this folder.")] = None,
+    as_json: Json = False,
+) -> int:
+    """Examine this machine, the default model and, where named, a folder's indexes."""
+    from mrl_rag.cli.output import print_findings
+    from mrl_rag.doctor import examine
+
+    findings = examine(folder or db)
+    if as_json:
+        _print_json([_as_dict(finding) for finding in findings])
+    else:
+        print_findings(findings)
+    return TROUBLE if any(finding.kind == "trouble" for finding in findings) else FINE
+
+
+@app.command(epilog="Example: mrl-rag export backup.parquet --db ./db")
+def export(
+    file: Annotated[Path, typer.Argument(help="New file: .parquet or .jsonl.")],
+    db: Db = Path("./db"),
+    collection: Collection = None,
+    as_json: Json = False,
+) -> int:
+    """Write all records to a file, a backup that any tool can read; others may search and write meanwhile."""
+    with TwoStageIndex(db, _collection(db, collection)) as opened:
+        records = opened.export(file, progress=True)
+    _report(as_json, f"{records:,} records in {file}", {"records": records, "file": str(file)})
+    return FINE
+
+
+@app.command("import", epilog="Example: mrl-rag import backup.parquet --db ./restored")
+def import_(
+    file: Annotated[Path, typer.Argument(help="A file that `mrl-rag export` wrote.")],
+    db: Db = Path("./db"),
+    collection: Annotated[str, typer.Option(help="Its collection.")] = "docs",
+    as_json: Json = False,
+) -> int:
+    """Store the records of an exported file. Records that are stored already are left alone."""
+    with TwoStageIndex(db, collection) as opened:
+        records = opened.import_records(file, progress=True)
+    _report(as_json, f"{records:,} records of {file} are in {db}", {"records": records, "db": str(db)})
+    return FINE
+
+
+@app.command(epilog="Example: mrl-rag reencode --db ./db --model nomic-v1.5")
+def reencode(
+    folder: Folder = None,
+    db: Db = Path("./db"),
+    collection: Collection = None,
+    model: Annotated[str | None, typer.Option(help="The new model.")] = None,
+    drop_old: Annotated[bool, typer.Option("--drop-old", help="Remove what the old model made.")] = False,
+    as_json: Json = False,
+) -> int:
+    """Change the model. The old vectors answer until the new ones are complete, and are kept until --drop-old."""
+    if model is None and not drop_old:
+        raise typer.BadParameter("name the new model by --model, or drop what old ones made by --drop-old.")
+    name = _collection(folder or db, collection)
+    with TwoStageIndex(folder or db, name) as opened:
+        kept = None
+        if model is not None:
+            with _encoder(model) as encoder:
+                kept = opened.reencode(
+                    lambda texts: encoder.encode_documents(texts, encoder.full_dim),
+                    model,
+                    encoder.fingerprint,
+                    progress=True,
+                )
+        dropped = opened.drop_old() if drop_old else []
+        lines = [f"{name}: model {opened.model}, {len(opened):,} records"]
+        lines += [f"the old one is kept as {kept}; --drop-old removes it"] if kept and not drop_old else []
+        lines += [f"removed {', '.join(dropped)}"] if dropped else []
+        _report(as_json, "\n".join(lines), {"model": opened.model, "kept": kept, "dropped": dropped})
+    return FINE
+
+
+@app.command(epilog="Example: mrl-rag compact --db ./db")
+def compact(folder: Folder = None, db: Db = Path("./db"), collection: Collection = None, as_json: Json = False) -> int:
+    """Give back the disk space that deletions and reindexing have left unused."""
+    from mrl_rag.cli.output import size
+
+    with TwoStageIndex(folder or db, _collection(folder or db, collection)) as opened:
+        freed = opened.compact()
+    _report(as_json, f"{size(freed)} given back", {"bytes": freed})
+    return FINE
+
+
+@app.command(epilog="Example: mrl-rag verify --db ./db")
+def verify(folder: Folder = None, db: Db = Path("./db"), collection: Collection = None, as_json: Json = False) -> int:
+    """Compare Chroma and the full vectors, record by record, and try the search."""
+    return _check(folder or db, collection, as_json, lambda opened: opened.verify())
+
+
+@app.command(epilog="Example: mrl-rag repair --encode --db ./db")
+def repair(
+    folder: Folder = None,
+    db: Db = Path("./db"),
+    collection: Collection = None,
+    encode: Annotated[
+        bool, typer.Option("--encode", help="Encode records without a sound full vector again, by the index's model.")
+    ] = False,
+    as_json: Json = False,
+) -> int:
+    """Mend what verify finds, losing nothing that was acknowledged."""
+
+    def mend(opened: TwoStageIndex) -> Any:
+        if not encode:
+            return opened.repair()
+        with TwoStageRetriever(None, opened) as retriever:
+            return retriever.repair()
+
+    return _check(folder or db, collection, as_json, mend)
+
+
+@app.command(epilog="Example: mrl-rag reindex --shortlist-dim 64 --db ./db")
+def reindex(
+    folder: Folder = None,
+    db: Db = Path("./db"),
+    collection: Collection = None,
+    shortlist_dim: Annotated[int | None, typer.Option(help="Dimension that is searched first; as now.")] = None,
+    rotation: Annotated[
+        Literal["fit", "none"] | None,
+        typer.Option(help="Fit a rotation to the vectors there are, or drop it; as now."),
+    ] = None,
+    as_json: Json = False,
+) -> int:
+    """Search at another dimension, encoding nothing."""
+
+    def rebuild(opened: TwoStageIndex) -> Any:
+        opened.reindex(shortlist_dim, rotation, progress=True)
+        return opened.verify()
+
+    return _check(folder or db, collection, as_json, rebuild)
+
+
+@app.command(epilog="Example: mrl-rag clear --db ./db --yes")
+def clear(
+    folder: Folder = None,
+    db: Db = Path("./db"),
+    collection: Collection = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Don't ask.")] = False,
+    as_json: Json = False,
+) -> int:
+    """Remove every record of an index."""
+    name = _collection(folder or db, collection)
+    with TwoStageIndex(folder or db, name) as opened:
+        records = len(opened)
+        if not yes:
+            typer.confirm(f"Remove {records:,} records of {name} in {folder or db}?", abort=True, err=True)
+        opened.clear()
+    _report(as_json, f"{records:,} records removed", {"removed": records})
+    return FINE
+
+
+def _check(db: Path, collection: str | None, as_json: bool, work: Any) -> int:
+    """Do something to an index, and print the report of its health that it returns."""
+    from mrl_rag.cli.output import print_health
+
+    with TwoStageIndex(db, _collection(db, collection)) as opened:
+        report = work(opened)
+        if as_json:
+            _print_json({**_as_dict(report), "ok": report.ok})
+        else:
+            print_health(opened, report, db)
+    return FINE if report.ok else TROUBLE
+
+
+def _report(as_json: bool, text: str, value: object) -> None:
+    if as_json:
+        _print_json(value)
+    else:
+        sys.stdout.write(f"{text}\n")
+
+
+def _encoder(model: str) -> Encoder:
+    from mrl_rag import MatryoshkaEncoder
+
+    return MatryoshkaEncoder(model)
+
+
+def _collections(db: Path, wanted: str | None) -> list[str]:
+    if not db.is_dir():
+        raise InvalidInput(f"there is no folder {db}; name the one with the index by --db, or fill it: mrl-rag index.")
+    there = TwoStageIndex.names(db)
+    if wanted is None and there:
+        return there
+    if wanted not in there:
+        asked = f"no index {wanted}" if wanted else "no index"
+        listed = (
+            f" Name one of these by --collection: {', '.join(there)}." if there else " Fill it: mrl-rag index PATH."
+        )
+        raise InvalidInput(f"{db} has {asked}.{listed}")
+    return [wanted]
+
+
+def _collection(db: Path, wanted: str | None) -> str:
+    there = _collections(db, wanted)
+    if len(there) > 1:
+        raise InvalidInput(f"{db} has several indexes. Name one of these by --collection: {', '.join(there)}.")
+    return there[0]
+
+
+def _as_dict(value: Any) -> dict[str, Any]:
+    from dataclasses import asdict
+
+    return asdict(value)
