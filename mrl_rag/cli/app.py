@@ -27,7 +27,7 @@ _EXIT_CODES = "Exit codes: 0 fine, 1 trouble found, 2 usage or refused, 130 inte
 app = typer.Typer(
     name="mrl-rag",
     help="Search your files from the shell, and look after their index.",
-    epilog=_EXIT_CODES,
+    epilog=f"Example: mrl-rag index ./notes, then mrl-rag search 'who wrote this?'. {_EXIT_CODES}",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
@@ -37,7 +37,7 @@ app = typer.Typer(
 Db = Annotated[Path, typer.Option("--db", help="Folder of the index.")]
 Collection = Annotated[str | None, typer.Option(help="Its collection; the only one there is, if not named.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
-Folder = Annotated[Path | None, typer.Argument(metavar="[DB]", help="Folder of the index, as --db.")]
+Folder = Annotated[Path | None, typer.Argument(metavar="DB", help="Folder of the index, as --db.")]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -55,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         try:
             status = command.main(args=arguments, prog_name="mrl-rag", standalone_mode=False)
         except typer.TyperException as error:
-            error.show()
+            _say(f"mrl-rag: {error.format_message()} See mrl-rag --help, or mrl-rag COMMAND --help.")
             return USAGE
         except MrlRagError as error:
             _say(f"mrl-rag: {error}")
@@ -104,15 +104,19 @@ def _options(
 
 @app.command(epilog="Example: mrl-rag index ./notes README.md --exclude drafts")
 def index(
-    paths: Annotated[list[Path], typer.Argument(help="Files and folders.")],
+    paths: Annotated[list[Path], typer.Argument(metavar="PATH...", help="Files and folders.")],
     db: Db = Path("./db"),
     collection: Annotated[str, typer.Option(help="Its collection.")] = "docs",
     model: Annotated[
         str | None,
         typer.Option(help="Model of a new index: a short name (see `mrl-rag models`), hub id or folder; else minilm."),
     ] = None,
-    glob: Annotated[list[str] | None, typer.Option(help="Take only files like this from folders, as '*.md'.")] = None,
-    exclude: Annotated[list[str] | None, typer.Option(help="Leave out files and folders like this.")] = None,
+    glob: Annotated[
+        list[str] | None, typer.Option(metavar="PATTERN", help="Take only files like '*.md' from folders.")
+    ] = None,
+    exclude: Annotated[
+        list[str] | None, typer.Option(metavar="PATTERN", help="Leave out files and folders like this.")
+    ] = None,
     keep_removed: Annotated[bool, typer.Option("--keep-removed", help="Keep what is gone from the folders.")] = False,
     chunk_tokens: Annotated[int | None, typer.Option(help="Longest passage in tokens; 256 if not named.")] = None,
     as_json: Json = False,
@@ -142,13 +146,15 @@ def index(
 
 @app.command(epilog="Example: mrl-rag search 'how do I pad an array?' -k 3 --where page=3")
 def search(
-    question: Annotated[str | None, typer.Argument(help="The question; none to be asked for questions.")] = None,
+    question: Annotated[str | None, typer.Argument(metavar="QUESTION", help="None to be asked.")] = None,
     db: Db = Path("./db"),
     collection: Collection = None,
     k: Annotated[int, typer.Option("-k", help="How many passages.")] = 5,
     where: Annotated[
         list[str] | None,
-        typer.Option(help="Condition on metadata: KEY=VALUE, also with !=, <, <=, >, >=. All must hold."),
+        typer.Option(
+            metavar="CONDITION", help="Condition on metadata: KEY=VALUE, also with !=, <, <=, >, >=. All must hold."
+        ),
     ] = None,
     explain: Annotated[bool, typer.Option("--explain", help="Show what each stage made of a passage.")] = False,
     as_json: Json = False,
@@ -183,7 +189,7 @@ def _questions() -> Iterator[str]:
 
 @app.command(epilog="Example: mrl-rag info --db ./db")
 def info(folder: Folder = None, db: Db = Path("./db"), collection: Collection = None, as_json: Json = False) -> int:
-    """Show what is in a folder: collections, models, dimensions, recall, bytes."""
+    """Show what a folder holds: models, dimensions, recall, bytes."""
     from mrl_rag.cli.output import print_info
 
     found = []
@@ -205,7 +211,7 @@ def models(
     ] = None,
     as_json: Json = False,
 ) -> int:
-    """List the models with a short name, and which of them are on this machine."""
+    """List the models, and which are on this machine."""
     from mrl_rag.cli.output import print_models
     from mrl_rag.encoder import find_on_disk
     from mrl_rag.models import MODELS
@@ -226,7 +232,7 @@ def doctor(
     db: Annotated[Path | None, typer.Option("--db", help="Also check the indexes in this folder.")] = None,
     as_json: Json = False,
 ) -> int:
-    """Examine this machine, the default model and, where named, a folder's indexes."""
+    """Examine this machine, the model and a folder's indexes."""
     from mrl_rag.cli.output import print_findings
     from mrl_rag.doctor import examine
 
@@ -240,12 +246,12 @@ def doctor(
 
 @app.command(epilog="Example: mrl-rag export backup.parquet --db ./db")
 def export(
-    file: Annotated[Path, typer.Argument(help="New file: .parquet or .jsonl.")],
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A new file: .parquet or .jsonl.")],
     db: Db = Path("./db"),
     collection: Collection = None,
     as_json: Json = False,
 ) -> int:
-    """Write all records to a file, a backup that any tool can read; others may search and write meanwhile."""
+    """Write all records to a file, as a backup. Others may search and write meanwhile."""
     with TwoStageIndex(db, _collection(db, collection)) as opened:
         records = opened.export(file, progress=True)
     _report(as_json, f"{records:,} records in {file}", {"records": records, "file": str(file)})
@@ -254,7 +260,7 @@ def export(
 
 @app.command("import", epilog="Example: mrl-rag import backup.parquet --db ./restored")
 def import_(
-    file: Annotated[Path, typer.Argument(help="A file that `mrl-rag export` wrote.")],
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A file that `mrl-rag export` wrote.")],
     db: Db = Path("./db"),
     collection: Annotated[str, typer.Option(help="Its collection.")] = "docs",
     as_json: Json = False,
@@ -275,7 +281,7 @@ def reencode(
     drop_old: Annotated[bool, typer.Option("--drop-old", help="Remove what the old model made.")] = False,
     as_json: Json = False,
 ) -> int:
-    """Change the model. The old vectors answer until the new ones are complete, and are kept until --drop-old."""
+    """Encode by another model. The old one answers until that is done, and is kept until --drop-old."""
     if model is None and not drop_old:
         raise typer.BadParameter("name the new model by --model, or drop what old ones made by --drop-old.")
     name = _collection(folder or db, collection)
@@ -299,7 +305,7 @@ def reencode(
 
 @app.command(epilog="Example: mrl-rag compact --db ./db")
 def compact(folder: Folder = None, db: Db = Path("./db"), collection: Collection = None, as_json: Json = False) -> int:
-    """Give back the disk space that deletions and reindexing have left unused."""
+    """Give back unused disk space."""
     from mrl_rag.cli.output import size
 
     with TwoStageIndex(folder or db, _collection(folder or db, collection)) as opened:
@@ -310,7 +316,7 @@ def compact(folder: Folder = None, db: Db = Path("./db"), collection: Collection
 
 @app.command(epilog="Example: mrl-rag verify --db ./db")
 def verify(folder: Folder = None, db: Db = Path("./db"), collection: Collection = None, as_json: Json = False) -> int:
-    """Compare Chroma and the full vectors, record by record, and try the search."""
+    """Compare Chroma and the full vectors, and try the search."""
     return _check(folder or db, collection, as_json, lambda opened: opened.verify())
 
 
@@ -324,7 +330,7 @@ def repair(
     ] = False,
     as_json: Json = False,
 ) -> int:
-    """Mend what verify finds, losing nothing that was acknowledged."""
+    """Mend what verify finds, losing nothing."""
 
     def mend(opened: TwoStageIndex) -> Any:
         if not encode:
@@ -409,10 +415,8 @@ def _collections(db: Path, wanted: str | None) -> list[str]:
         return there
     if wanted not in there:
         asked = f"no index {wanted}" if wanted else "no index"
-        listed = (
-            f" Name one of these by --collection: {', '.join(there)}." if there else " Fill it: mrl-rag index PATH."
-        )
-        raise InvalidInput(f"{db} has {asked}.{listed}")
+        listed = f"Name one of these by --collection: {', '.join(there)}." if there else "Fill it: mrl-rag index PATH."
+        raise InvalidInput(f"{db} has {asked}. {listed}")
     return [wanted]
 
 

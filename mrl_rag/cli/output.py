@@ -28,51 +28,10 @@ _WIDEST = 100
 _PASSAGE_LINES = 6
 # Words of questions that say nothing about the answer.
 _COMMON = frozenset(
-    [
-        "a",
-        "an",
-        "and",
-        "are",
-        "as",
-        "at",
-        "be",
-        "by",
-        "can",
-        "do",
-        "does",
-        "for",
-        "from",
-        "have",
-        "how",
-        "i",
-        "if",
-        "in",
-        "is",
-        "it",
-        "me",
-        "my",
-        "not",
-        "of",
-        "on",
-        "or",
-        "that",
-        "the",
-        "there",
-        "this",
-        "to",
-        "was",
-        "we",
-        "what",
-        "when",
-        "where",
-        "which",
-        "who",
-        "why",
-        "will",
-        "with",
-        "you",
-        "your",
-    ]
+    """
+    a an and are as at be by can do does for from have how i if in is it me my not of on or that the there this to was
+    we what when where which who why will with you your
+    """.split()  # noqa: SIM905
 )
 
 
