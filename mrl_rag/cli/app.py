@@ -55,7 +55,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         try:
             status = command.main(args=arguments, prog_name="mrl-rag", standalone_mode=False)
         except typer.TyperException as error:
-            _say(f"mrl-rag: {error.format_message()} See mrl-rag --help, or mrl-rag COMMAND --help.")
+            message = error.format_message().rstrip(".")
+            _say(f"mrl-rag: {message}. See mrl-rag --help, or mrl-rag COMMAND --help.")
             return USAGE
         except MrlRagError as error:
             _say(f"mrl-rag: {error}")
@@ -104,7 +105,7 @@ def _options(
 
 @app.command(epilog="Example: mrl-rag index ./notes README.md --exclude drafts")
 def index(
-    paths: Annotated[list[Path], typer.Argument(metavar="PATH...", help="Files and folders.")],
+    paths: Annotated[list[Path], typer.Argument(metavar="PATH", help="Files and folders.")],
     db: Db = Path("./db"),
     collection: Annotated[str, typer.Option(help="Its collection.")] = "docs",
     model: Annotated[

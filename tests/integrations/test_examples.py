@@ -14,6 +14,7 @@ sys.path.append(str(EXAMPLES))
 from docstrings import read_passages, summarize, title  # noqa: E402
 
 SAYS = {
+    "hybrid_search": ["  both     asyncio.sleep", "  both     calendar.monthrange"],
     "langchain_rag": ["shutil.copytree", "Question: How do I copy a whole folder?"],
     "langchain_agent_tool": ["model calls search_python_docs", "tool says: shutil.disk_usage", "ai says: It is"],
     "migrate_from_chroma": ["records were copied", "Chroma     shutil.copytree", "two-stage  shutil.copytree"],
