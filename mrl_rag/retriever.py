@@ -158,6 +158,26 @@ class TwoStageRetriever:
         """Mend the index, and encode records without a sound full vector again; see `TwoStageIndex.repair`."""
         return self.index.repair(self._encode_documents)
 
+    def reencode(
+        self, encoder: Encoder, *, shortlist_dim: int | None = None, progress: bool = False, drop_old: bool = False
+    ) -> str | None:
+        """Change the model without downtime; see `TwoStageIndex.reencode`. Afterwards `encoder` answers the questions.
+
+        Args:
+            encoder: the new encoder, which stays open when this object is closed.
+            shortlist_dim: as for a new `TwoStageIndex`.
+            progress: show a bar when standard error is a terminal.
+            drop_old: remove the old collection after the switch.
+
+        Returns:
+            The name under which the old collection is kept; None where there is none.
+
+        Raises:
+            InvalidInput: `encoder` is not an `Encoder`.
+            MrlRagError: as `TwoStageIndex.reencode` does.
+        """
+        raise NotImplementedError
+
     @property
     def _dim(self) -> int:
         # Not the encoder's own `dim`: the index cuts for itself.

@@ -51,6 +51,7 @@ from mrl_rag.index.checks import (
 from mrl_rag.index.chroma_errors import chroma_errors
 from mrl_rag.index.config import ArchivePrecision, IndexConfig, Wanted
 from mrl_rag.index.filters import check_where
+from mrl_rag.index.info import IndexInfo
 from mrl_rag.index.plan import Plan, check_is_plan, check_k, check_plan
 from mrl_rag.index.rebuild import rebuild
 from mrl_rag.index.search import Hit, Request, Searcher, max_exact, mmr
@@ -862,6 +863,93 @@ class TwoStageIndex:
                 rows = as_rows(encode(list(documents)))
                 self._check_length(rows, "the vectors that `encode` gives", stores.config.full_dim)
                 writer.upsert(stores, list(records), unit_rows(rows), documents, metadatas)
+
+    def reencode(
+        self,
+        encode: Callable[[list[str]], npt.ArrayLike],
+        model: str | None = None,
+        fingerprint: str | None = None,
+        *,
+        shortlist_dim: int | None = None,
+        progress: bool = False,
+        drop_old: bool = False,
+    ) -> str | None:
+        """Change the model without downtime: encode every document again, and switch in one step.
+
+            index.reencode(encoder.encode_documents, "nomic-v1.5", encoder.fingerprint)
+
+        A new collection, with its own full vectors, is filled beside the old one, which answers searches meanwhile, in
+        this and other processes. Threads of this process may go on writing: what they changed is encoded before the
+        switch, and while the last of it is, their writes wait. After an interruption, call again with the same encoder:
+        what was encoded is not encoded again. After the switch this index takes vectors of the new model. Other indexes
+        that were opened with the old model's fingerprint, or had read its name, get an `IndexMismatch`.
+
+        Ids, documents, metadata and their order stay. The new collection chooses its own dimension and rotation, as one
+        that is filled for the first time; precision, target recall and the graph's settings are the old one's.
+
+        On a server other clients may search, and follow within a second after the switch. What they write during the
+        switch can be lost to the new collection; it is in the old one.
+
+        Args:
+            encode: makes float [n, full_dim] of n documents.
+            model: name of the new model.
+            fingerprint: of the new encoder. An index that has this fingerprint already is left as it is.
+            shortlist_dim: as for a new `TwoStageIndex`.
+            progress: show a bar when standard error is a terminal.
+            drop_old: remove the old collection after the switch. Otherwise it is kept, under another name.
+
+        Returns:
+            The name under which the old collection is kept; None where there is none.
+
+        Raises:
+            InvalidTexts: records have no document; nothing was done.
+            InvalidVectors: `encode` gives vectors of another number or length.
+            IndexNotWritable: another process writes to the folder.
+        """
+        raise NotImplementedError
+
+    def drop_old(self, unfinished: bool = False) -> list[str]:
+        """Remove the old collections that `reencode` has kept, and their full vectors.
+
+        Args:
+            unfinished: also remove what an interrupted `reencode` has encoded.
+
+        Returns:
+            The names of the removed collections.
+        """
+        raise NotImplementedError
+
+    def compact(self) -> int:
+        """Give back the disk space that deletions, `reindex`, `reencode` and crashes have left unused.
+
+        Returns:
+            How many bytes smaller the folder is; 0 in memory.
+
+        Raises:
+            InvalidInput: the index is on a server.
+            IndexNotWritable: another process writes to the folder, or the disk is full.
+        """
+        raise NotImplementedError
+
+    def export(self, file: str | os.PathLike[str], progress: bool = False) -> int:
+        """Write all records to a Parquet file (`.parquet`) or JSON lines (`.jsonl`): the backup of an index.
+
+        Returns:
+            The number of records.
+        """
+        raise NotImplementedError
+
+    def import_records(self, file: str | os.PathLike[str], progress: bool = False) -> int:
+        """Store the records of a file that `export` wrote.
+
+        Returns:
+            The number of records in the file.
+        """
+        raise NotImplementedError
+
+    def info(self) -> IndexInfo:
+        """Return what the index is, and how many bytes its parts take; no record is read."""
+        raise NotImplementedError
 
     def close(self) -> None:
         """Close the files. A client that was passed in stays open; an index in memory is lost."""
