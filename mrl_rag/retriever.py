@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Sequence
 from contextlib import ExitStack
 from hashlib import blake2b
+from pathlib import Path
 from typing import Self
 
 from mrl_rag.binding import model_of
@@ -13,6 +15,8 @@ from mrl_rag.encoder import Encoder, MatryoshkaEncoder
 from mrl_rag.errors import DimensionMismatch, IndexMismatch, InvalidIds, InvalidInput, MrlRagError
 from mrl_rag.index import Hit, Plan, Report, TwoStageIndex
 from mrl_rag.index.checks import Metadata, Where, check_ids, check_metadatas, explain_other_names
+from mrl_rag.index.gate import SharedGate
+from mrl_rag.index.reencode import Documents
 from mrl_rag.progress import progress_bar
 from mrl_rag.tasks import check_texts
 from mrl_rag.truncation import Float32Array
@@ -30,7 +34,8 @@ class TwoStageRetriever:
                 hit.score, hit.document, hit.metadata
         retriever = TwoStageRetriever(None, "./db")          # with the model that filled the index
 
-    The index remembers the encoder's name and fingerprint, and refuses any other.
+    The index remembers the encoder's name and fingerprint, and refuses any other. If another process changes the model
+    (`reencode`), a retriever made without an encoder follows at its next search; any other raises an `IndexMismatch`.
 
     Args:
         encoder: any encoder of this package. None makes the one that filled the index: a `MatryoshkaEncoder` with the
@@ -39,7 +44,8 @@ class TwoStageRetriever:
         collection: name of the collection in that folder; None for "docs".
 
     Raises:
-        InvalidInput: an argument is of another type, or `collection` is given with a `TwoStageIndex`.
+        InvalidInput: an argument is of another type, `collection` is given with a `TwoStageIndex`, or `encoder` is None
+            and the folder has no such index.
         IndexMismatch: another encoder filled the index; or `encoder` is None, and the one that filled it is not known
             or can't be made from its name.
         DimensionMismatch: the index holds longer vectors than the encoder makes.
@@ -61,11 +67,16 @@ class TwoStageRetriever:
             raise InvalidInput(f"index is {index!r}; it must be a TwoStageIndex, a folder, or None for one in memory.")
         if isinstance(index, TwoStageIndex) and collection is not None:
             raise InvalidInput(f"collection={collection!r} goes with a folder; {index!r} has a collection already.")
+        if encoder is None and isinstance(index, str | os.PathLike):
+            _check_stored(index, collection or "docs")
         with ExitStack() as opened:
             if not isinstance(index, TwoStageIndex):
                 index = opened.enter_context(TwoStageIndex(index, collection or "docs"))
+            # The encoder that this object made, and closes.
+            self._made: Encoder | None = None
+            opened.callback(self._replace_made, None)
             if encoder is None:
-                encoder = opened.enter_context(_encoder_that_filled(index))
+                encoder = self._made = _encoder_that_filled(index)
             index.bind(model_of(encoder), encoder.fingerprint)
             if index.full_dim is not None and index.full_dim > encoder.full_dim:
                 raise DimensionMismatch(
@@ -75,6 +86,9 @@ class TwoStageRetriever:
             self._opened = opened.pop_all()
         self.encoder: Encoder = encoder
         self.index: TwoStageIndex = index
+        # Shared by threads that write, so that none stores a vector of the old encoder after a change of the model.
+        self._gate = SharedGate()
+        self._following = threading.Lock()
 
     def index_texts(
         self,
@@ -119,15 +133,16 @@ class TwoStageRetriever:
         return names
 
     def _index_batch(self, ids: list[str], texts: list[str], metadatas: list[Metadata | None]) -> None:
-        changed = self.index.changed(ids, texts, metadatas)
-        if changed:
-            documents = [texts[row] for row in changed]
-            self.index.upsert(
-                [ids[row] for row in changed],
-                self._encode_documents(documents),
-                documents,
-                [metadatas[row] for row in changed],
-            )
+        with self._gate.shared():
+            changed = self.index.changed(ids, texts, metadatas)
+            if changed:
+                documents = [texts[row] for row in changed]
+                self.index.upsert(
+                    [ids[row] for row in changed],
+                    self._encode_documents(documents),
+                    documents,
+                    [metadatas[row] for row in changed],
+                )
 
     @explain_other_names
     def search(
@@ -151,8 +166,41 @@ class TwoStageRetriever:
         where_document: Where | None = None,
     ) -> list[list[Hit]]:
         """Return the k nearest texts per question, all encoded and searched together; see `TwoStageIndex.search`."""
-        vectors = self.encoder.encode_queries(check_texts(questions), self._dim)
-        return self.index.search(vectors, k, plan, where, where_document)
+        texts = check_texts(questions)
+        while True:
+            encoder = self.encoder
+            try:
+                vectors = encoder.encode_queries(texts, self._dim)
+                answers = self.index.search(vectors, k, plan, where, where_document)
+            except MrlRagError as error:
+                # Another thread may have changed the model meanwhile, or another process.
+                if encoder is self.encoder and not (isinstance(error, IndexMismatch) and self._follow(encoder)):
+                    raise
+            else:
+                if encoder is self.encoder:
+                    return answers
+
+    def _follow(self, before: Encoder) -> bool:
+        """Make the encoder that fills the index now, where this object made the one before; return whether it did."""
+        with self._following:
+            if self.encoder is before:
+                if self._made is None:
+                    return False
+                self.index.rebind(None, None)
+                try:
+                    encoder = _encoder_that_filled(self.index)
+                except MrlRagError:
+                    self.index.rebind(model_of(before), before.fingerprint)
+                    raise
+                self.index.rebind(model_of(encoder), encoder.fingerprint)
+                self.encoder = encoder
+                self._replace_made(encoder)
+            return True
+
+    def _replace_made(self, encoder: Encoder | None) -> None:
+        if self._made is not None:
+            self._made.close()
+        self._made = encoder
 
     def repair(self) -> Report:
         """Mend the index, and encode records without a sound full vector again; see `TwoStageIndex.repair`."""
@@ -176,7 +224,26 @@ class TwoStageRetriever:
             InvalidInput: `encoder` is not an `Encoder`.
             MrlRagError: as `TwoStageIndex.reencode` does.
         """
-        raise NotImplementedError
+        if not isinstance(encoder, Encoder):
+            raise InvalidInput(
+                f"encoder is {encoder!r}; it must be an Encoder, such as MatryoshkaEncoder('nomic-v1.5')."
+            )
+
+        def switched() -> None:
+            self.encoder = encoder
+
+        kept = self.index._reencode(
+            Documents(lambda texts: encoder.encode_documents(texts, encoder.full_dim), None),
+            model_of(encoder),
+            encoder.fingerprint,
+            shortlist_dim,
+            progress,
+            drop_old,
+            self._gate.exclusive(),
+            switched,
+        )
+        self._replace_made(None)
+        return kept
 
     @property
     def _dim(self) -> int:
@@ -198,6 +265,20 @@ class TwoStageRetriever:
 
     def __repr__(self) -> str:
         return f"TwoStageRetriever({self.encoder!r}, {self.index!r})"
+
+
+def _check_stored(folder: str | os.PathLike[str], collection: str) -> None:
+    names = TwoStageIndex.names(Path(folder).expanduser())
+    if collection not in names:
+        there = (
+            f"it has {', '.join(map(repr, names))}. Pass one of these as collection="
+            if names
+            else "nothing is stored there"
+        )
+        raise InvalidInput(
+            f"encoder is None, and {os.fspath(folder)!r} has no index {collection!r} to take the model from: {there}. "
+            "Or pass an encoder, to fill a new index."
+        )
 
 
 def _encoder_that_filled(index: TwoStageIndex) -> MatryoshkaEncoder:

@@ -6,7 +6,7 @@ import logging
 import os
 import uuid
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from itertools import islice
 from numbers import Real
@@ -51,9 +51,10 @@ from mrl_rag.index.checks import (
 from mrl_rag.index.chroma_errors import chroma_errors
 from mrl_rag.index.config import ArchivePrecision, IndexConfig, Wanted
 from mrl_rag.index.filters import check_where
-from mrl_rag.index.info import IndexInfo
+from mrl_rag.index.info import IndexInfo, info_of
 from mrl_rag.index.plan import Plan, check_is_plan, check_k, check_plan
 from mrl_rag.index.rebuild import rebuild
+from mrl_rag.index.reencode import Documents, catch_up, check_documents_there, goes_on, next_name
 from mrl_rag.index.search import Hit, Request, Searcher, max_exact, mmr
 from mrl_rag.index.session import REPAIR_SECONDS, VERIFY_SECONDS, Session
 from mrl_rag.index.shortlist import (
@@ -61,9 +62,11 @@ from mrl_rag.index.shortlist import (
     empty_collection,
     index_names,
     is_ours,
+    kept,
     leftovers,
     pages,
 )
+from mrl_rag.index.shortlist import unfinished as begun
 from mrl_rag.index.storage import Storage, Stores
 from mrl_rag.index.verify import Report, verify
 from mrl_rag.lifetime import release_dropped
@@ -404,6 +407,15 @@ class TwoStageIndex:
             )
         self._wanted.model, self._wanted.fingerprint = model, fingerprint
 
+    def rebind(self, model: str | None, fingerprint: str | None) -> None:
+        """Take vectors of another encoder from here on: another process may have changed the model by `reencode`.
+
+        Args:
+            model: name of the encoder's model; None for whichever fills the index now.
+            fingerprint: of the encoder; None likewise. Another one than the stored is refused at the next call.
+        """
+        self._take(model, fingerprint, None)
+
     def __len__(self) -> int:
         """Return how many records there are."""
         return self._session.current(lambda searcher: searcher.stores.shortlist.count(), 0)
@@ -518,25 +530,25 @@ class TwoStageIndex:
     def clear(self) -> None:
         """Remove every record, and keep the collection and the settings stored with it; `drop` removes those, too."""
         if self._session.open() is not None:
-            self.delete(self._session.current(lambda searcher: searcher.stores.shortlist.ids(None, None), []))
+            self.delete(self.ids())
 
     def drop(self) -> None:
         """Remove the index itself: records, full vectors and settings. The next upsert makes a new one.
 
-        Readers in other threads and processes get the records as they were, or none.
+        What `reencode` has kept or left unfinished is removed as well. Readers in other threads and processes get the
+        records as they were, or none.
         """
         from chromadb.errors import NotFoundError
 
         with self._session.writing():
             opened = self._session.open()
-            if opened is None:
-                with suppress(NotFoundError):
-                    self.client.delete_collection(self._session.name)
-                return
-            # Chroma first: a crash in between leaves an archive that no collection uses.
-            self.client.delete_collection(opened.stores.shortlist.name)
-            self._session.opened = None
-            self._session.storage.remove_archive(opened.stores)
+            with suppress(NotFoundError):
+                self.client.delete_collection(self._session.name)
+            if opened is not None:
+                # Chroma first: a crash in between leaves an archive that no collection uses.
+                self._session.opened = None
+                self._session.storage.remove_archive(opened.stores.config, opened.stores.archive)
+            self.drop_old(unfinished=True)
 
     @explain_other_names
     def get(
@@ -589,6 +601,10 @@ class TwoStageIndex:
             return [Record(id_, *stored, vector_of.get(id_)) for id_, stored in records.items()]
 
         return self._session.current(work, [])
+
+    def ids(self) -> list[str]:
+        """Return the ids of all records, in Chroma's order; see `get`."""
+        return self._session.current(lambda searcher: searcher.stores.shortlist.ids(None, None), [])
 
     def metadatas(self, where: Where | None = None) -> dict[str, dict[str, Any]]:
         """Return the metadata of records by id, without reading vectors.
@@ -871,6 +887,7 @@ class TwoStageIndex:
         fingerprint: str | None = None,
         *,
         shortlist_dim: int | None = None,
+        text_of: Callable[[Record], str] | None = None,
         progress: bool = False,
         drop_old: bool = False,
     ) -> str | None:
@@ -879,34 +896,149 @@ class TwoStageIndex:
             index.reencode(encoder.encode_documents, "nomic-v1.5", encoder.fingerprint)
 
         A new collection, with its own full vectors, is filled beside the old one, which answers searches meanwhile, in
-        this and other processes. Threads of this process may go on writing: what they changed is encoded before the
-        switch, and while the last of it is, their writes wait. After an interruption, call again with the same encoder:
-        what was encoded is not encoded again. After the switch this index takes vectors of the new model. Other indexes
-        that were opened with the old model's fingerprint, or had read its name, get an `IndexMismatch`.
+        this and other processes. Threads of this process may go on writing: what they change is encoded before the
+        switch, and while the last of it is, their writes wait. Vectors that they pass after the switch must be the new
+        model's. After an interruption, call again with the same encoder: what was encoded is not encoded again.
 
-        Ids, documents, metadata and their order stay. The new collection chooses its own dimension and rotation, as one
-        that is filled for the first time; precision, target recall and the graph's settings are the old one's.
+        After the switch this index takes vectors of the new model. Other indexes that had the old one open get an
+        `IndexMismatch`, if models or fingerprints are known; without these they search the new collection.
+
+        Ids, documents, metadata and the order of both stay; a record that is deleted and stored again meanwhile may
+        keep its old place. The new collection chooses its dimension and rotation, as one that is filled for the first
+        time. Precision, target recall and the graph's settings are the old one's.
 
         On a server other clients may search, and follow within a second after the switch. What they write during the
-        switch can be lost to the new collection; it is in the old one.
+        switch can be missing in the new collection; it is in the old one.
 
         Args:
-            encode: makes float [n, full_dim] of n documents.
+            encode: makes float [n, full_dim] of n texts, up to 512 at a time.
             model: name of the new model.
-            fingerprint: of the new encoder. An index that has this fingerprint already is left as it is.
+            fingerprint: of the new encoder. An index that has this fingerprint already is left as it is. Without one,
+                an interrupted call is gone on with if a document that it has encoded gets the same vector again.
             shortlist_dim: as for a new `TwoStageIndex`.
+            text_of: makes the text to encode of a record; None for its document.
             progress: show a bar when standard error is a terminal.
-            drop_old: remove the old collection after the switch. Otherwise it is kept, under another name.
+            drop_old: remove the old collection after the switch. Otherwise it is kept, under another name, until
+                `drop_old` is called; `TwoStageIndex(path, kept_name)` opens it.
 
         Returns:
-            The name under which the old collection is kept; None where there is none.
+            The name under which an old collection is kept; None where none is.
 
         Raises:
             InvalidTexts: records have no document; nothing was done.
-            InvalidVectors: `encode` gives vectors of another number or length.
+            InvalidVectors: `encode` gives vectors of another number or length, or NaN or infinity.
+            InvalidDimension: `shortlist_dim` is not an integer from 1 to the new full dimension.
             IndexNotWritable: another process writes to the folder.
         """
-        raise NotImplementedError
+        return self._reencode(
+            Documents(encode, text_of),
+            model,
+            fingerprint,
+            shortlist_dim,
+            progress,
+            drop_old,
+            nullcontext(),
+            lambda: None,
+        )
+
+    def _reencode(
+        self,
+        documents: Documents,
+        model: str | None,
+        fingerprint: str | None,
+        shortlist_dim: int | None,
+        progress: bool,
+        drop_old: bool,
+        held: AbstractContextManager[object],
+        switched: Callable[[], object],
+    ) -> str | None:
+        """See `reencode`.
+
+        Args:
+            documents: makes the vectors.
+            model: as there.
+            fingerprint: as there.
+            shortlist_dim: as there.
+            progress: as there.
+            drop_old: as there.
+            held: entered while the last documents are encoded and the collections switched.
+            switched: called after the switch, before any search or write can reach the new collection.
+        """
+        if shortlist_dim is not None:
+            check_dim(shortlist_dim, _MAX_DIM)
+        with self._session.writing():
+            # From here on other processes can't write.
+            opened = self._session.open()
+        if opened is None or (fingerprint and opened.stores.config.fingerprint == fingerprint):
+            self._take(model, fingerprint, shortlist_dim if opened is None else None)
+            switched()
+        else:
+            check_documents_there(self, self.ids())
+            with self._beside(opened.stores, documents, model, fingerprint, shortlist_dim) as target:
+                catch_up(self, target, documents, progress)
+                with held, self._session.writing():
+                    # What was changed meanwhile.
+                    catch_up(self, target, documents)
+                    self._switch(target)
+                    self._take(model, fingerprint, None)
+                    switched()
+        if drop_old:
+            self.drop_old()
+        return next(iter(self.kept()), None)
+
+    def _take(self, model: str | None, fingerprint: str | None, shortlist_dim: int | None) -> None:
+        """Take vectors of another encoder from here on."""
+        self._wanted = replace(
+            self._wanted, full_dim=None, shortlist_dim=shortlist_dim, model=model, fingerprint=fingerprint
+        )
+        self._session.take(self._wanted)
+
+    def _beside(
+        self,
+        stores: Stores,
+        documents: Documents,
+        model: str | None,
+        fingerprint: str | None,
+        shortlist_dim: int | None,
+    ) -> TwoStageIndex:
+        """Return the index that is filled for another encoder; it is empty, or an interrupted call has begun it."""
+        storage, config = self._session.storage, stores.config
+        name = next_name(self.name, model, fingerprint)
+        for left in leftovers(self.client, name):
+            self.client.delete_collection(left)
+        target = TwoStageIndex(
+            storage.folder if storage.reopens else None,
+            name,
+            shortlist_dim=None,
+            client=None if storage.reopens else self.client,
+            model=model,
+            fingerprint=fingerprint,
+            rotation="none" if config.rotation == "none" else "auto",
+            recall=config.target_recall,
+            precision=None if config.precision == "float32" else config.precision,
+        )
+        try:
+            if not fingerprint and not goes_on(target, documents):
+                target.drop()
+            target._wanted.shortlist_dim = shortlist_dim
+            target._wanted.key_orders, target._wanted.hnsw = stores.shortlist.key_orders, stores.shortlist.hnsw
+        except BaseException:
+            target.close()
+            raise
+        return target
+
+    def _switch(self, target: TwoStageIndex) -> None:
+        old, new = self._session.open(), target._session.open()
+        if old is not None and new is not None:
+            new.stores.shortlist.replace_and_keep(old.stores.shortlist)
+        elif old is not None:
+            # It has no records.
+            self.drop()
+
+    def kept(self) -> list[str]:
+        """Return the names of the old collections that `reencode` has kept; each can be opened by its name."""
+        with chroma_errors():
+            return kept(self.client, self.name)
 
     def drop_old(self, unfinished: bool = False) -> list[str]:
         """Remove the old collections that `reencode` has kept, and their full vectors.
@@ -917,7 +1049,15 @@ class TwoStageIndex:
         Returns:
             The names of the removed collections.
         """
-        raise NotImplementedError
+        storage = self._session.storage
+        with self._session.writing():
+            names = kept(self.client, self.name) + (begun(self.client, self.name) if unfinished else [])
+            for name in names:
+                shortlist = ShortlistCollection.open(self.client, name)
+                self.client.delete_collection(name)
+                if shortlist is not None:
+                    storage.remove_archive(shortlist.config)
+        return names
 
     def compact(self) -> int:
         """Give back the disk space that deletions, `reindex`, `reencode` and crashes have left unused.
@@ -949,7 +1089,12 @@ class TwoStageIndex:
 
     def info(self) -> IndexInfo:
         """Return what the index is, and how many bytes its parts take; no record is read."""
-        raise NotImplementedError
+        return self._session.current(
+            lambda searcher: info_of(
+                searcher.stores, self._session.storage.folder, self.kept(), begun(self.client, self.name)
+            ),
+            IndexInfo(self.name, self.model, self.fingerprint, 0, self.full_dim, self.shortlist_dim, self.rotation),
+        )
 
     def close(self) -> None:
         """Close the files. A client that was passed in stays open; an index in memory is lost."""
@@ -974,6 +1119,7 @@ class TwoStageIndex:
             dim_fixed=self._wanted.shortlist_dim is not None,
             target_recall=self._wanted.recall,
             model=self._wanted.model or "",
+            key_orders=self._wanted.key_orders,
         )
         # The archive first: a collection without one would be damaged.
         archive = self._session.storage.open_archive(config, create=True)
@@ -987,7 +1133,7 @@ class TwoStageIndex:
             config = fitted.applied_to(config)
             archive.save_rotation(config.rotation, fitted.rotation)
             self._questions = None if fitted.questions is None else (fitted.questions, ids)
-        shortlist = ShortlistCollection.create(self.client, self._session.name, config)
+        shortlist = ShortlistCollection.create(self.client, self._session.name, config, self._wanted.hnsw)
         self._session.opened = Searcher(self._session.storage.stores(shortlist, archive))
         return self._session.opened
 

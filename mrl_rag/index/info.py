@@ -3,6 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mrl_rag.index.documents import vector_segment
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from mrl_rag.index.storage import Stores
 
 
 @dataclass(frozen=True)
@@ -34,11 +43,51 @@ class IndexInfo:
     full_dim: int | None
     shortlist_dim: int | None
     rotation: str
-    recall: float | None
-    precision: str | None
+    recall: float | None = None
+    precision: str | None = None
     kept: tuple[str, ...] = ()
     unfinished: tuple[str, ...] = ()
     chroma_bytes: int | None = None
     graph_bytes: int | None = None
     vectors_bytes: int | None = None
     cache_bytes: int | None = None
+
+
+def info_of(stores: Stores, folder: Path | None, kept: Sequence[str], unfinished: Sequence[str]) -> IndexInfo:
+    """Return what an index is.
+
+    Args:
+        stores: of the index.
+        folder: where they are; None on a server.
+        kept: as in `IndexInfo`.
+        unfinished: as in `IndexInfo`.
+    """
+    config, sizes = stores.config, {}
+    if folder is not None:
+        graph = vector_segment(folder, stores.shortlist.id)
+        sizes = {
+            "chroma_bytes": disk_bytes(folder / "chroma.sqlite3"),
+            "graph_bytes": None if graph is None else disk_bytes(folder / graph),
+            "vectors_bytes": disk_bytes(folder / f"archive-{config.archive}.lmdb"),
+            "cache_bytes": disk_bytes(folder / f"archive-{config.archive}.shortlist.npz"),
+        }
+    return IndexInfo(
+        stores.shortlist.name,
+        config.model or None,
+        config.fingerprint or None,
+        stores.count(),
+        config.full_dim,
+        config.shortlist_dim,
+        "fit" if config.fitted else config.rotation,
+        config.recall or None,
+        config.precision,
+        tuple(kept),
+        tuple(unfinished),
+        **sizes,
+    )
+
+
+def disk_bytes(path: Path) -> int:
+    """Return the size of a file, or of the files in a folder; 0 where there is none."""
+    files = [path, *path.rglob("*")]
+    return sum(file.stat().st_size for file in files if file.is_file() and not file.is_symlink())
