@@ -19,11 +19,13 @@ import numpy.typing as npt
 from mrl_rag.arguments import check_integer
 from mrl_rag.compat.chroma import settings_of
 from mrl_rag.errors import (
+    DimensionMismatch,
     IndexMismatch,
     InvalidIds,
     InvalidInput,
     InvalidVectors,
     MrlRagError,
+    TwoStageIndexError,
 )
 from mrl_rag.index import writer
 from mrl_rag.index.calibration import (
@@ -49,7 +51,11 @@ from mrl_rag.index.checks import (
     explain_other_names,
 )
 from mrl_rag.index.chroma_errors import chroma_errors
+from mrl_rag.index.compact import compact, folder_bytes
 from mrl_rag.index.config import ArchivePrecision, IndexConfig, Wanted
+from mrl_rag.index.export import BATCH, Batch, Header, almost_unit, read_whole, written
+from mrl_rag.index.export import check_file as check_export
+from mrl_rag.index.export import read as read_export
 from mrl_rag.index.filters import check_where
 from mrl_rag.index.info import IndexInfo, info_of
 from mrl_rag.index.plan import Plan, check_is_plan, check_k, check_plan
@@ -455,6 +461,18 @@ class TwoStageIndex:
                 raise InvalidIds(f"there are {len(ids)} ids and {len(sequence)} {name}; give one of each per record.")
         check_documents(texts)
         checked = check_metadatas([None] * len(ids) if metadatas is None else metadatas)
+        self._store(ids, rows, texts, checked, unit_rows, progress)
+
+    def _store(
+        self,
+        ids: list[str],
+        rows: Float32Array,
+        documents: Sequence[str | None],
+        metadatas: Sequence[Metadata],
+        scaled: Callable[[Float32Array], Float32Array],
+        progress: bool = False,
+    ) -> None:
+        """Store checked records; `scaled` makes unit rows of rows, float32 [n, full_dim]."""
         if not ids:
             return
         with self._session.writing():
@@ -464,7 +482,7 @@ class TwoStageIndex:
             with progress_bar(len(ids), "index", "record", progress) as advance:
                 for batch in stores.shortlist.batches(range(len(ids))):
                     part = slice(batch[0], batch[-1] + 1)
-                    writer.upsert(stores, ids[part], unit_rows(rows[part]), texts[part], checked[part])
+                    writer.upsert(stores, ids[part], scaled(rows[part]), documents[part], metadatas[part])
                     advance(len(batch))
             self._adapt(stores, rows)
 
@@ -1062,30 +1080,134 @@ class TwoStageIndex:
     def compact(self) -> int:
         """Give back the disk space that deletions, `reindex`, `reencode` and crashes have left unused.
 
+        Chroma's file is rewritten without what was deleted (`chroma vacuum`), and the file of full vectors, if a tenth
+        of it is unused. Graphs and files of full vectors that no collection uses are removed. `reindex` before this
+        also rebuilds Chroma's graph without what was deleted. `repair` doesn't call this.
+
+        Nothing is lost when it is interrupted. Other processes can't write meanwhile. They may search: they wait while
+        Chroma's file is rewritten, and then read the new files. It needs as much free space as the folder takes.
+
         Returns:
-            How many bytes smaller the folder is; 0 in memory.
+            How many bytes smaller the files of mrl-rag and Chroma are; 0 in memory.
 
         Raises:
             InvalidInput: the index is on a server.
             IndexNotWritable: another process writes to the folder, or the disk is full.
+            TwoStageIndexError: Chroma's own file is damaged.
         """
-        raise NotImplementedError
+        storage = self._session.storage
+        if storage.folder is None:
+            raise InvalidInput(f"index {self.name!r} is on a server; run `chroma vacuum` where that keeps its files.")
+        with self._session.writing():
+            opened = self._session.open()
+            if opened is None or storage.temporary:
+                return 0
+            self._session.check_file()
+            before = folder_bytes(storage.folder)
+            stores = compact(storage, opened.stores, storage.folder)
+            if stores is not opened.stores:
+                self._session.opened = Searcher(stores)
+            return before - folder_bytes(storage.folder)
 
     def export(self, file: str | os.PathLike[str], progress: bool = False) -> int:
-        """Write all records to a Parquet file (`.parquet`) or JSON lines (`.jsonl`): the backup of an index.
+        """Write all records to a file that any tool can read: the backup of an index.
 
-        Returns:
-            The number of records.
-        """
-        raise NotImplementedError
+            index.export("docs.parquet")                  # columns id, document, metadata (JSON), vector
+            index.export("docs.jsonl")                    # an object per line, with "model" and "fingerprint" in each
 
-    def import_records(self, file: str | os.PathLike[str], progress: bool = False) -> int:
-        """Store the records of a file that `export` wrote.
+        Others may read and write meanwhile. The file has every record that is there from the beginning to the end, as
+        it was at some moment in between, with the vector of its document; no record that is added after the beginning;
+        and none that is deleted before it is read. The model and its fingerprint are in the file, in Parquet in the
+        schema's metadata as JSON under "mrl_rag".
+
+        The file appears, or replaces another, once it is complete and on the disk. Memory holds 500 records, and all
+        ids.
+
+        Args:
+            file: ends in `.parquet`, which needs the extra `parquet`, or in `.jsonl`.
+            progress: show a bar when standard error is a terminal.
 
         Returns:
             The number of records in the file.
+
+        Raises:
+            InvalidInput: the name ends otherwise, the file can't be written, or nothing was ever stored in the index.
+            MissingExtra: it is Parquet, and pyarrow is not installed.
+            ArchiveError: a full vector is missing, damaged or of another text; `repair(encode=...)` mends that.
+            TwoStageIndexError: the index was dropped meanwhile, or its model changed.
         """
-        raise NotImplementedError
+        path, opened = check_export(file), self._session.open()
+        if opened is None:
+            raise InvalidInput(f"nothing is stored in index {self.name!r}, so there is nothing to export.")
+        header, ids, count = Header.of(opened.stores), self.ids(), 0
+
+        def work(searcher: Searcher) -> Batch | None:
+            return read_whole(searcher.stores, part) if Header.of(searcher.stores) == header else None
+
+        with written(path, header) as writer, progress_bar(len(ids), "export", "record", progress) as advance:
+            for start in range(0, len(ids), BATCH):
+                part = ids[start : start + BATCH]
+                batch = self._session.current(work, None)
+                if batch is None:
+                    raise TwoStageIndexError(
+                        f"index {self.name!r} was dropped meanwhile, or another model fills it. Export it again."
+                    )
+                writer.write(batch)
+                count += len(batch.ids)
+                advance(len(part))
+        return count
+
+    def import_records(self, file: str | os.PathLike[str], progress: bool = False) -> int:
+        """Store the records of a file that `export` wrote; a record whose id exists is replaced, others stay.
+
+            TwoStageIndex("./db", "docs").import_records("docs.parquet")
+
+        The whole file is checked before anything is stored. Vectors come back bit for bit in a float16 archive. After
+        an interruption, call again: what is stored already, unchanged, is left alone. An index that doesn't know its
+        model takes the file's.
+
+        Args:
+            file: ends in `.parquet` or `.jsonl`.
+            progress: show a bar when standard error is a terminal.
+
+        Returns:
+            The number of records in the file.
+
+        Raises:
+            InvalidInput: the file is missing or damaged, has other columns or types, or has an id twice. JSON lines
+                that end early, after a whole line, can't be told from a shorter file.
+            MissingExtra: it is Parquet, and pyarrow is not installed.
+            IndexMismatch: the index was filled by another model.
+            DimensionMismatch: the index has vectors of another length.
+            IndexNotWritable: another process writes to the folder.
+        """
+        path, count = check_export(file), 0
+        for header, batch in read_export(path):
+            if not count:
+                self._check_header(header)
+            count += len(batch.ids)
+        with progress_bar(count, "import", "record", progress) as advance:
+            for header, batch in read_export(path):
+                self._wanted.model = self._wanted.model or header.model
+                self._wanted.fingerprint = self._wanted.fingerprint or header.fingerprint
+                self._store(batch.ids, batch.vectors, batch.documents, batch.metadatas, almost_unit)
+                advance(len(batch.ids))
+        return count
+
+    def _check_header(self, header: Header) -> None:
+        """Refuse the records of another encoder."""
+        ours, theirs = (self.model, self.fingerprint), (header.model, header.fingerprint)
+        if self.full_dim not in (None, header.full_dim):
+            raise DimensionMismatch(
+                f"the file has vectors of {header.full_dim} numbers, and index {self.name!r} of {self.full_dim}. "
+                "Import it into a new collection."
+            )
+        both = [(our, their) for our, their in zip(reversed(ours), reversed(theirs), strict=True) if our and their]
+        if both and both[0][0] != both[0][1]:
+            raise IndexMismatch(
+                f"the file is of the model {header.model!r} (fingerprint {header.fingerprint!r}), and index "
+                f"{self.name!r} of {self.model!r} ({self.fingerprint!r}). Import it into a new collection."
+            )
 
     def info(self) -> IndexInfo:
         """Return what the index is, and how many bytes its parts take; no record is read."""
