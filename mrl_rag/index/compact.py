@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 import subprocess
 import sys
 import uuid
@@ -78,13 +77,16 @@ def remove_unused(folder: Path) -> None:
         if named and path.is_file() and named[1] not in archives:
             path.unlink(missing_ok=True)
         elif _is_graph(path) and path.name not in segments:
-            shutil.rmtree(path)
+            for file in path.iterdir():
+                file.unlink()
+            path.rmdir()
 
 
 def _is_graph(path: Path) -> bool:
     if not _GRAPH_FOLDER.fullmatch(path.name) or path.is_symlink() or not path.is_dir():
         return False
-    return {file.name for file in path.iterdir()} <= _GRAPH_FILES
+    files = list(path.iterdir())
+    return bool(files) and all(file.name in _GRAPH_FILES and file.is_file() for file in files)
 
 
 def _compact_archive(storage: Storage, stores: Stores, folder: Path) -> Stores:

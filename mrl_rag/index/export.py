@@ -6,17 +6,19 @@ have an object per record, with the model in each.
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import time
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
+import numpy.typing as npt
 
 from mrl_rag.errors import ArchiveError, InvalidInput
 from mrl_rag.extras import require
@@ -279,45 +281,34 @@ def _parquet_header(pa: Any, schema: Any) -> Header:
 
 def _json_batches(path: Path) -> Iterator[tuple[Header, Batch, str]]:
     with path.open(encoding="utf-8") as file:
-        for number, lines in enumerate(_in_batches(file)):
-            records = []
-            for line, text in enumerate(lines, number * BATCH + 1):
-                try:
-                    records.append(_json_record(text))
-                except (ValueError, KeyError, TypeError) as error:
-                    raise ValueError(f"line {line}: {type(error).__name__}: {error}") from error
-            headers = [header for header, *_ in records]
-            for line, header in enumerate(headers, number * BATCH + 1):
+        records = (_json_record(text, line) for line, text in enumerate(file, 1))
+        for start in itertools.count(1, BATCH):
+            batch = list(itertools.islice(records, BATCH))
+            if not batch:
+                return
+            headers, ids, documents, metadatas, vectors = (list(column) for column in zip(*batch, strict=True))
+            for line, header in enumerate(headers, start):
                 if header != headers[0]:
-                    raise ValueError(f"line {line} is of {header}, and the lines before of {headers[0]}")
-            ids, documents, metadatas, vectors = (
-                list(column) for column in zip(*(r[1:] for r in records), strict=True)
-            )
-            yield headers[0], Batch(ids, documents, metadatas, as_rows(vectors)), f"line {number * BATCH + 1}"
+                    raise ValueError(f"line {line} is of {header}, and those before of {headers[0]}")
+            yield headers[0], Batch(ids, documents, metadatas, as_rows(np.stack(vectors))), f"line {start}"
 
 
-def _in_batches(lines: Iterable[str]) -> Iterator[list[str]]:
-    batch: list[str] = []
-    for line in lines:
-        batch.append(line)
-        if len(batch) == BATCH:
-            yield batch
-            batch = []
-    if batch:
-        yield batch
-
-
-def _json_record(line: str) -> tuple[Header, str, str | None, dict[str, Any], list[float]]:
-    record = json.loads(line)
-    if not isinstance(record, dict):
-        raise ValueError("it is no JSON object")
-    vector = record["vector"]
-    if not isinstance(vector, list) or not vector or not all(type(number) in (int, float) for number in vector):
-        raise ValueError("vector is no list of numbers")
-    header = Header(record["model"] or "", record["fingerprint"] or "", len(vector), "float32")
-    if not isinstance(header.model, str) or not isinstance(header.fingerprint, str):
-        raise ValueError("model or fingerprint is no string")
-    return header, record["id"], record["document"], _mapping(record["metadata"]), vector
+def _json_record(text: str, line: int) -> tuple[Header, str, str | None, dict[str, Any], npt.NDArray[np.float64]]:
+    try:
+        record = json.loads(text)
+        if not isinstance(record, dict):
+            raise ValueError("it is no JSON object")
+        vector = record["vector"]
+        if not isinstance(vector, list) or not vector or not all(type(number) in (int, float) for number in vector):
+            raise ValueError("vector is no list of numbers")
+        header = Header(record["model"] or "", record["fingerprint"] or "", len(vector), "float32")
+        if not isinstance(header.model, str) or not isinstance(header.fingerprint, str):
+            raise ValueError("model or fingerprint is no string")
+        return header, record["id"], record["document"], _mapping(record["metadata"]), np.array(vector, np.float64)
+    except KeyError as error:
+        raise ValueError(f"line {line} has no {error}") from error
+    except (ValueError, OverflowError) as error:
+        raise ValueError(f"line {line}: {error}") from error
 
 
 def _mapping(metadata: object) -> dict[str, Any]:

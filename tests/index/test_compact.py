@@ -151,7 +151,7 @@ def test_a_client_that_a_compaction_has_overtaken_is_refused_or_right(tmp_path, 
 
 def test_only_what_nobody_uses_is_removed(tmp_path):
     used_by_chroma = chromadb.PersistentClient(tmp_path).create_collection("plain")
-    used_by_chroma.add([str(n) for n in range(1200)], np.eye(1200, 16), documents=["text"] * 1200)
+    used_by_chroma.add(IDS, VECTORS[:, :16], documents=TEXTS)
     index, other = fill(TwoStageIndex(tmp_path)), TwoStageIndex(tmp_path, "other")
     other.upsert(IDS[:10], VECTORS[:10], TEXTS[:10])
     theirs = {
@@ -175,7 +175,7 @@ def test_only_what_nobody_uses_is_removed(tmp_path):
     assert not graph.exists()
     assert all(file.read_text() == "mine" for file in theirs)
     assert sum(path.is_symlink() for path in tmp_path.iterdir()) == 1
-    assert used_by_chroma.query(np.eye(1, 16), n_results=1)["ids"] == [["0"]]
+    assert used_by_chroma.query(VECTORS[7:8, :16], n_results=1)["ids"] == [["id-7"]]
     assert index.verify().ok
     assert nearest(other, [3]) == ["id-3"]
     index.close()
