@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Sequence
 from contextlib import ExitStack
 from hashlib import blake2b
+from pathlib import Path
 from typing import Self
+
+import numpy as np
 
 from mrl_rag.binding import model_of
 from mrl_rag.encoder import Encoder, MatryoshkaEncoder
 from mrl_rag.errors import DimensionMismatch, IndexMismatch, InvalidIds, InvalidInput, MrlRagError
 from mrl_rag.index import Hit, Plan, Report, TwoStageIndex
 from mrl_rag.index.checks import Metadata, Where, check_ids, check_metadatas, explain_other_names
+from mrl_rag.index.gate import SharedGate
+from mrl_rag.index.reencode import Documents
 from mrl_rag.progress import progress_bar
 from mrl_rag.tasks import check_texts
 from mrl_rag.truncation import Float32Array
@@ -30,7 +36,8 @@ class TwoStageRetriever:
                 hit.score, hit.document, hit.metadata
         retriever = TwoStageRetriever(None, "./db")          # with the model that filled the index
 
-    The index remembers the encoder's name and fingerprint, and refuses any other.
+    The index remembers the encoder's name and fingerprint, and refuses any other. If another process changes the model
+    (`reencode`), a retriever made without an encoder follows at its next search; any other raises an `IndexMismatch`.
 
     Args:
         encoder: any encoder of this package. None makes the one that filled the index: a `MatryoshkaEncoder` with the
@@ -39,7 +46,8 @@ class TwoStageRetriever:
         collection: name of the collection in that folder; None for "docs".
 
     Raises:
-        InvalidInput: an argument is of another type, or `collection` is given with a `TwoStageIndex`.
+        InvalidInput: an argument is of another type, `collection` is given with a `TwoStageIndex`, or `encoder` is None
+            and the folder has no such index.
         IndexMismatch: another encoder filled the index; or `encoder` is None, and the one that filled it is not known
             or can't be made from its name.
         DimensionMismatch: the index holds longer vectors than the encoder makes.
@@ -61,11 +69,16 @@ class TwoStageRetriever:
             raise InvalidInput(f"index is {index!r}; it must be a TwoStageIndex, a folder, or None for one in memory.")
         if isinstance(index, TwoStageIndex) and collection is not None:
             raise InvalidInput(f"collection={collection!r} goes with a folder; {index!r} has a collection already.")
+        if encoder is None and isinstance(index, str | os.PathLike):
+            _check_stored(index, collection or "docs")
         with ExitStack() as opened:
             if not isinstance(index, TwoStageIndex):
                 index = opened.enter_context(TwoStageIndex(index, collection or "docs"))
+            # The encoder that this object made, and closes.
+            self._made: Encoder | None = None
+            opened.callback(self._replace_made, None)
             if encoder is None:
-                encoder = opened.enter_context(_encoder_that_filled(index))
+                encoder = self._made = _encoder_that_filled(index)
             index.bind(model_of(encoder), encoder.fingerprint)
             if index.full_dim is not None and index.full_dim > encoder.full_dim:
                 raise DimensionMismatch(
@@ -75,6 +88,9 @@ class TwoStageRetriever:
             self._opened = opened.pop_all()
         self.encoder: Encoder = encoder
         self.index: TwoStageIndex = index
+        # Shared by threads that write, so that none stores a vector of the old encoder after a change of the model.
+        self._gate = SharedGate()
+        self._following = threading.Lock()
 
     def index_texts(
         self,
@@ -83,7 +99,7 @@ class TwoStageRetriever:
         metadatas: Sequence[Metadata | None] | None = None,
         progress: bool = False,
     ) -> list[str]:
-        """Encode and store texts, in batches of 512. Those that are stored already, unchanged, are not encoded again.
+        """Encode and store texts, in batches of 512. Only texts that aren't stored already are encoded.
 
         Args:
             texts: n strings.
@@ -119,15 +135,18 @@ class TwoStageRetriever:
         return names
 
     def _index_batch(self, ids: list[str], texts: list[str], metadatas: list[Metadata | None]) -> None:
-        changed = self.index.changed(ids, texts, metadatas)
-        if changed:
-            documents = [texts[row] for row in changed]
-            self.index.upsert(
-                [ids[row] for row in changed],
-                self._encode_documents(documents),
-                documents,
-                [metadatas[row] for row in changed],
-            )
+        with self._gate.shared():
+            changed = self.index.changed(ids, texts, metadatas)
+            if not changed:
+                return
+            text_of = {ids[row]: texts[row] for row in changed}
+            # Where only the metadata changed, the vector stays.
+            vector_of = self.index.vectors_of(list(text_of), list(text_of.values()))
+            new = {id_: text for id_, text in text_of.items() if id_ not in vector_of}
+            if new:
+                vector_of |= dict(zip(new, self._encode_documents(list(new.values())), strict=True))
+            vectors = np.stack([vector_of[id_] for id_ in text_of])
+            self.index.upsert(list(text_of), vectors, list(text_of.values()), [metadatas[row] for row in changed])
 
     @explain_other_names
     def search(
@@ -155,12 +174,84 @@ class TwoStageRetriever:
         explain: bool = False,
     ) -> list[list[Hit]]:
         """Return the k nearest texts per question, all encoded and searched together; see `TwoStageIndex.search`."""
-        vectors = self.encoder.encode_queries(check_texts(questions), self._dim)
-        return self.index.search(vectors, k, plan, where, where_document, explain=explain)
+        texts = check_texts(questions)
+        while True:
+            encoder = self.encoder
+            try:
+                vectors = encoder.encode_queries(texts, self._dim)
+                answers = self.index.search(vectors, k, plan, where, where_document, explain=explain)
+            except MrlRagError as error:
+                # Another thread may have changed the model meanwhile, or another process.
+                if encoder is self.encoder and not (isinstance(error, IndexMismatch) and self._follow(encoder)):
+                    raise
+            else:
+                if encoder is self.encoder:
+                    return answers
+
+    def _follow(self, before: Encoder) -> bool:
+        """Make the encoder that fills the index now, where this object made the one before; return whether it did."""
+        with self._following:
+            if self.encoder is before:
+                if self._made is None:
+                    return False
+                self.index.rebind(None, None)
+                try:
+                    encoder = _encoder_that_filled(self.index)
+                except MrlRagError:
+                    self.index.rebind(model_of(before), before.fingerprint)
+                    raise
+                self.index.rebind(model_of(encoder), encoder.fingerprint)
+                self.encoder = encoder
+                self._replace_made(encoder)
+            return True
+
+    def _replace_made(self, encoder: Encoder | None) -> None:
+        if self._made is not None:
+            self._made.close()
+        self._made = encoder
 
     def repair(self) -> Report:
         """Mend the index, and encode records without a sound full vector again; see `TwoStageIndex.repair`."""
         return self.index.repair(self._encode_documents)
+
+    def reencode(
+        self, encoder: Encoder, *, shortlist_dim: int | None = None, progress: bool = False, drop_old: bool = False
+    ) -> str | None:
+        """Change the model without downtime; see `TwoStageIndex.reencode`. Afterwards `encoder` answers the questions.
+
+        Args:
+            encoder: the new encoder, which stays open when this object is closed.
+            shortlist_dim: as for a new `TwoStageIndex`.
+            progress: show a bar when standard error is a terminal.
+            drop_old: remove the old collection after the switch.
+
+        Returns:
+            The name under which the old collection is kept; None where there is none.
+
+        Raises:
+            InvalidInput: `encoder` is not an `Encoder`.
+            MrlRagError: as `TwoStageIndex.reencode` does.
+        """
+        if not isinstance(encoder, Encoder):
+            raise InvalidInput(
+                f"encoder is {encoder!r}; it must be an Encoder, such as MatryoshkaEncoder('nomic-v1.5')."
+            )
+
+        def switched() -> None:
+            self.encoder = encoder
+
+        kept = self.index._reencode(
+            Documents(lambda texts: encoder.encode_documents(texts, encoder.full_dim), None),
+            model_of(encoder),
+            encoder.fingerprint,
+            shortlist_dim,
+            progress,
+            drop_old,
+            self._gate.exclusive(),
+            switched,
+        )
+        self._replace_made(None)
+        return kept
 
     @property
     def _dim(self) -> int:
@@ -182,6 +273,20 @@ class TwoStageRetriever:
 
     def __repr__(self) -> str:
         return f"TwoStageRetriever({self.encoder!r}, {self.index!r})"
+
+
+def _check_stored(folder: str | os.PathLike[str], collection: str) -> None:
+    names = TwoStageIndex.names(Path(folder).expanduser())
+    if collection not in names:
+        there = (
+            f"it has {', '.join(map(repr, names))}. Pass one of these as collection="
+            if names
+            else "nothing is stored there"
+        )
+        raise InvalidInput(
+            f"encoder is None, and {os.fspath(folder)!r} has no index {collection!r} to take the model from: {there}. "
+            "Or pass an encoder, to fill a new index."
+        )
 
 
 def _encoder_that_filled(index: TwoStageIndex) -> MatryoshkaEncoder:

@@ -47,7 +47,8 @@ def test_only_what_changed_is_encoded(retriever):
     assert retriever.index_texts(TEXTS) == ids
     assert retriever.encoder.given == TEXTS
     retriever.index_texts(["changed", TEXTS[1]], ids=ids[:2], metadatas=[None, {"new": 1}])
-    assert retriever.encoder.given == [*TEXTS, "changed", TEXTS[1]]
+    assert retriever.encoder.given == [*TEXTS, "changed"]
+    assert retriever.index.get([ids[1]])[0].metadata == {"new": 1}
     assert [record.document for record in retriever.index.get(ids)] == ["changed", *TEXTS[1:]]
 
 
@@ -211,3 +212,22 @@ def test_another_librarys_name_of_an_argument_is_answered_with_ours(retriever):
         retriever.search("a question", filter={"page": 1})
     with pytest.raises(UnknownArgument, match=r"search_many has no argument top_k=; it is k= here"):
         retriever.search_many(["a question"], top_k=3)
+
+
+def test_new_metadata_alone_encode_nothing(minilm, monkeypatch):
+    with TwoStageRetriever(minilm) as retriever:
+        retriever.index_texts(["a thread", "a file"], ids=["a", "b"], metadatas=[{"page": 1}, {"page": 2}])
+        before = {record.id: record.vector for record in retriever.index.get()}
+        encoded = []
+        encode = type(minilm)._encode
+
+        def noting(self, texts, *arguments):
+            encoded.extend(texts)
+            return encode(self, texts, *arguments)
+
+        monkeypatch.setattr(type(minilm), "_encode", noting)
+        retriever.index_texts(["a thread", "a socket"], ids=["a", "b"], metadatas=[{"page": 3}, {"page": 2}])
+        assert encoded == ["a socket"]
+        after = {record.id: record for record in retriever.index.get()}
+        assert after["a"].metadata == {"page": 3}
+        np.testing.assert_array_equal(after["a"].vector, before["a"])

@@ -479,6 +479,52 @@ class MatryoshkaVectorStore(VectorStore):
         self.index.drop()
         self.index.collection(create=True)
 
+    def reencode(
+        self,
+        embedding: Embeddings,
+        *,
+        model: str | None = None,
+        shortlist_dim: int | None = None,
+        show_progress: bool = False,
+        drop_old: bool = False,
+    ) -> str | None:
+        """Change the embeddings without downtime: embed every document again, and switch in one step.
+
+        The old collection answers searches meanwhile. After an interruption, call again with the same embeddings; what
+        was embedded is not embedded again. Don't add through this store before it has returned. See
+        `TwoStageIndex.reencode`.
+
+        Args:
+            embedding: the new embeddings, any of LangChain's, which the store has afterwards.
+            model: name of their model; None takes it from them.
+            shortlist_dim: length of the vectors that are searched first; None for `TwoStageIndex`'s default.
+            show_progress: show a bar when standard error is a terminal.
+            drop_old: remove the old collection after the switch; otherwise `store.index.drop_old()` does.
+
+        Returns:
+            The name under which the old collection is kept; None where there is none.
+
+        Raises:
+            InvalidInput: `embedding` is not an `Embeddings`.
+            InvalidTexts: records have no text; nothing was done.
+            MrlRagError: as `TwoStageIndex.reencode` does.
+        """
+        embedding, _ = _embedding_and_name(embedding, _NAME, None)  # type: ignore[assignment]
+        if embedding is None:
+            raise InvalidInput("embedding is None; pass the new embeddings.")
+        kept = self.index.reencode(
+            embedding.embed_documents,
+            model or model_name(embedding),
+            fingerprint(embedding),
+            shortlist_dim=shortlist_dim,
+            progress=show_progress,
+            drop_old=drop_old,
+        )
+        self._embedding = embedding
+        if self._settings is not None:
+            self._settings |= {"embedding": embedding, "model": model}
+        return kept
+
     def get_by_ids(self, ids: Sequence[str], /) -> list[Document]:
         """Return documents in the order asked, each once, unknown ids left out."""
         return [_document(record) for record in self.index.get(ids, vectors=False)]

@@ -308,6 +308,53 @@ class MatryoshkaVectorStore(BasePydanticVectorStore):
         """As `clear`, without blocking the event loop."""
         await asyncio.to_thread(self.clear)
 
+    def reencode(
+        self,
+        embed_model: BaseEmbedding,
+        *,
+        model_name: str | None = None,
+        shortlist_dim: int | None = None,
+        show_progress: bool = False,
+        drop_old: bool = False,
+    ) -> str | None:
+        """Change the embedding model without downtime: embed every node again, and switch in one step.
+
+        Each node is embedded as LlamaIndex does it: its text with the metadata that it shows to embedding models. The
+        old collection answers queries meanwhile. After an interruption, call again with the same model; what was
+        embedded is not embedded again. Add no nodes before it has returned, and give indexes and query engines over
+        this store the new model. See `TwoStageIndex.reencode`.
+
+        Args:
+            embed_model: the new embedding model, any of LlamaIndex's.
+            model_name: its name; None takes it from the model.
+            shortlist_dim: length of the vectors that are searched first; None for `TwoStageIndex`'s default.
+            show_progress: show a bar when standard error is a terminal.
+            drop_old: remove the old collection after the switch; otherwise `store.index.drop_old()` does.
+
+        Returns:
+            The name under which the old collection is kept; None where there is none.
+
+        Raises:
+            InvalidInput: `embed_model` is not a `BaseEmbedding`.
+            InvalidTexts: records have no text; nothing was done.
+            MrlRagError: as `TwoStageIndex.reencode` does.
+        """
+        if not isinstance(embed_model, BaseEmbedding):
+            raise InvalidInput(f"embed_model is {embed_model!r}; it must be a BaseEmbedding of LlamaIndex.")
+        name, mark = model_name or name_of(embed_model), fingerprint_of(embed_model)
+        kept = self._index.reencode(
+            embed_model.get_text_embedding_batch,
+            name,
+            mark,
+            shortlist_dim=shortlist_dim,
+            text_of=_embedded_text,
+            progress=show_progress,
+            drop_old=drop_old,
+        )
+        self.model_name, self.fingerprint = name, mark
+        self.full_dim, self.shortlist_dim = None, shortlist_dim
+        return kept
+
     def query(
         self,
         query: VectorStoreQuery,
@@ -430,6 +477,13 @@ def _node(found: Hit | Record) -> BaseNode:
     now = {key: value for key, value in found.metadata.items() if key not in NODE_KEYS} | own
     node.metadata = {key: now[key] for key in (*node.metadata, *now) if key in now}
     return node
+
+
+def _embedded_text(record: Record) -> str:
+    """Return the text that LlamaIndex embeds for a node; that of a record of another framework alone."""
+    if not record.metadata.keys() >= NODE_KEYS:
+        return record.document or ""
+    return _node(record).get_content(metadata_mode=MetadataMode.EMBED)
 
 
 def _as_added(metadata: dict[str, Any]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""chromadb: the client of a collection, the clients that a process shares, and the causes of its errors."""
+"""chromadb: the client of a collection, the clients a process shares, the causes of its errors, and its command."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ if TYPE_CHECKING:
     from chromadb.api.models.Collection import Collection
     from chromadb.config import Settings
 
+# The program of the `chroma` command, whose script may be in a folder that this process doesn't know.
+COMMAND = "import chromadb_rust_bindings, sys; chromadb_rust_bindings.cli(sys.argv)"
 TESTED = ">=1.5.9,<1.6"
 
 # What SQLite says within an error of Chroma's: the folder can't be written; a pattern has more than 50,000 bytes, or a

@@ -10,8 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from pathlib import Path
-
-import numpy as np
+from typing import Any
 
 from mrl_rag.files.chunks import Chunk, chunks_of_file
 from mrl_rag.files.finding import Finder, Problem, absolute
@@ -237,26 +236,11 @@ class _Indexing:
                 self._delete(sorted(stale))
         self._done.update(files=len(files))
 
-    def _upsert(self, records: dict[str, tuple[str, dict[str, object]]]) -> None:
-        vectors = {
-            record.id: record.vector
-            for record in self._index.get(list(records))
-            if record.vector is not None and record.document == records[record.id][0]
-        }
-        new = [id_ for id_ in records if id_ not in vectors]
-        if new:
-            encoder = self._retriever.encoder
-            dim = self._index.full_dim or encoder.full_dim
-            encoded = encoder.encode_documents([records[id_][0] for id_ in new], dim)
-            vectors |= dict(zip(new, encoded, strict=True))
-        if records:
-            self._index.upsert(
-                list(records),
-                np.stack([vectors[id_] for id_ in records]),
-                [text for text, _ in records.values()],
-                [metadata for _, metadata in records.values()],
-            )
-        self._done.update(encoded=len(new), chunks=len(records))
+    def _upsert(self, records: dict[str, tuple[str, dict[str, Any]]]) -> None:
+        ids, texts = list(records), [text for text, _ in records.values()]
+        new = len(ids) - len(self._index.vectors_of(ids, texts))
+        self._retriever.index_texts(texts, ids, [metadata for _, metadata in records.values()])
+        self._done.update(encoded=new, chunks=len(ids))
 
     def _remove_gone(self, finder: Finder) -> None:
         """Remove the records of files below the folders that are gone or excluded."""

@@ -417,6 +417,24 @@ class LmdbArchive:
             )
         return np.ascontiguousarray(rows.view("<f4").T, dtype=np.float32)
 
+    @property
+    def unused_share(self) -> float:
+        """Share of the file's pages that hold nothing, 0 to 1."""
+        names = self._places, self._vectors, self._bits, self._staged, self._rotations, self._long_ids, self._changes
+        with self._reading() as txn:
+            used = sum(_pages(txn.stat(database)) for database in names)
+        return max(0.0, 1 - used / self._file.pages)
+
+    def copy_to(self, path: Path) -> None:
+        """Write a copy without unused pages to a new file, and have it written to the disk."""
+        with self._translated_errors():
+            self._file.copy_to(path)
+
+    def forget_changes(self) -> None:
+        """Forget which ids earlier transactions have changed: a copy begins to count them anew."""
+        with self._translated_errors():
+            self._file.write(lambda txn: txn.drop(self._changes, delete=False))
+
     def drop_rotations(self, but: str) -> None:
         """See `Archive.drop_rotations`."""
 
@@ -584,6 +602,18 @@ class _LmdbFile:
         with self.reading() as txn:
             return int(txn.id())
 
+    @property
+    def pages(self) -> int:
+        """The number of pages in the file, used or not."""
+        return int(self._env.info()["last_pgno"]) + 1
+
+    def copy_to(self, path: Path) -> None:
+        """Write a copy without unused pages to a new file, and have it written to the disk."""
+        with self._gate.shared():
+            self._env.copy(str(path), compact=True)
+        for part in (path, path.parent):
+            sync(part)
+
     def database(self, name: str, create: bool) -> Any:
         """Open a named database in the file."""
         return self._env.open_db(name.encode(), create=create)
@@ -659,6 +689,22 @@ def _logged_ids(value: bytes | None) -> list[str] | None:
         return None
     ids: list[str] = json.loads(value[_CRC_BYTES:])
     return ids
+
+
+def sync(path: Path) -> None:
+    """Have a file, or the names in a folder, written to the disk."""
+    if os.name == "nt" and path.is_dir():
+        # Windows can't open a folder.
+        return
+    descriptor = os.open(path, os.O_RDWR if path.is_file() else os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _pages(stat: Mapping[str, int]) -> int:
+    return stat["branch_pages"] + stat["leaf_pages"] + stat["overflow_pages"]
 
 
 def _transaction_key(transaction: int) -> bytes:

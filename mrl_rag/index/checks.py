@@ -30,8 +30,11 @@ _RESERVED = ("$", "#", "chroma:")
 # Metadata values per record: Chroma writes each with six SQLite variables, and SQLite has 32,766. With more, this write
 # and every later one fails.
 _MAX_VALUES = 5460
-# Characters of a collection's name: Chroma takes 512, and `reindex` adds 45 for a while.
-_MAX_NAME = 460
+# Characters of a collection's name: Chroma takes 512, `reencode` adds 22, and `reindex` 45 for a while.
+_MAX_NAME = 440
+# What `reencode` adds to an index's name: for the collection that it fills, and for the old one that it keeps.
+NEXT, KEPT = "-mrl_rag-next-", "-mrl_rag-kept-"
+_ADDED = re.compile(rf"(?:{NEXT}|{KEPT})[0-9a-f]{{8}}$")
 
 
 def explain_other_names(method: Callable[P, Answer]) -> Callable[P, Answer]:
@@ -69,7 +72,7 @@ def check_name(name: str) -> str:
     """
     if (
         not isinstance(name, str)
-        or not re.fullmatch(rf"[a-zA-Z0-9][a-zA-Z0-9._-]{{1,{_MAX_NAME - 2}}}[a-zA-Z0-9]", name)
+        or not re.fullmatch(rf"[a-zA-Z0-9][a-zA-Z0-9._-]{{1,{_MAX_NAME - 2}}}[a-zA-Z0-9]", _ADDED.sub("", name))
         or ".." in name
         or re.fullmatch(r"\d+(\.\d+){3}", name)
     ):

@@ -26,6 +26,8 @@ class Wanted:
         fingerprint: of the encoder.
         rotation: of a new index, "auto" or "none".
         recall: share of the true top 10 that a new index aims at.
+        key_orders: the orders of metadata keys that a new index begins with, as `KeyOrders.text`.
+        hnsw: settings of a new index's graph, over Chroma's defaults.
     """
 
     full_dim: int | None
@@ -35,6 +37,8 @@ class Wanted:
     fingerprint: str | None
     rotation: Literal["auto", "none"]
     recall: float
+    key_orders: str = ""
+    hnsw: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -135,6 +139,21 @@ class IndexConfig:
             raise IndexMismatch(
                 f"the archive of collection {name!r} is {self.precision}; {wanted.precision} was asked for. Leave "
                 "precision out to open it as it is, or fill a new collection."
+            )
+
+    def check_follows(self, name: str, before: IndexConfig) -> None:
+        """Refuse to go on with other stores than before, if these are of another model.
+
+        Raises:
+            IndexMismatch: the model or its fingerprint differs, where both are known.
+        """
+        if self.archive == before.archive:
+            return
+        self.check_encoder(name, before.model, before.fingerprint)
+        if before.model and self.model and not (before.fingerprint and self.fingerprint) and before.model != self.model:
+            raise IndexMismatch(
+                f"collection {name!r} was filled by {before.model!r} when it was opened, and by {self.model!r} since. "
+                "Open it again with that model."
             )
 
     def check_encoder(self, name: str, model: str | None, fingerprint: str | None) -> None:

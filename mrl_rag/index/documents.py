@@ -66,6 +66,11 @@ class DocumentReader:
         # Version of the file that was last found to have an empty queue, and the collection's key orders in it.
         self._known: tuple[bytes, KeyOrders] | None = None
 
+    @property
+    def version(self) -> bytes | None:
+        """The file's change counter, which grows with each write by any process; None if it can't be read."""
+        return None if self._file is None else self._file.version
+
     def read(self, ids: Sequence[str]) -> dict[str, Document] | None:
         """Return document and metadata of each of `ids`; None if Chroma must be asked."""
 
@@ -184,6 +189,12 @@ class _ChromaFile:
                 if self._version() == before and not os.path.exists(self._journal):
                     return found
         return None
+
+    @property
+    def version(self) -> bytes | None:
+        """The file change counter; None once the file is closed."""
+        with self._lock:
+            return None if self._closed else self._version()
 
     def _version(self) -> bytes:
         """Return the file change counter; sqlite.org/fileformat.html, section 1.3.7."""

@@ -43,6 +43,8 @@ class Folder:
         generation: number of clients before the current one.
         graphs: by (path as it was passed to Chroma, name of the archive). For each spelling of the path, Chroma has
             another graph in memory.
+        archives: by (path as it was passed to Chroma, id of the collection), the name of the archive that the
+            collection had when the client was new.
     """
 
     _all: ClassVar[dict[Path, Folder]] = {}
@@ -58,6 +60,7 @@ class Folder:
         self.lock = threading.RLock()
         self.gate = SharedGate()
         self.graphs: dict[tuple[str, str], Graph] = {}
+        self.archives: dict[tuple[str, str], str] = {}
         self._client: ClientAPI | None = None
         self._file: tuple[int, int] | None = None
         self._users: set[object] = set()
@@ -113,6 +116,7 @@ class Folder:
             self._client = None
             self.generation += 1
             self.graphs.clear()
+            self.archives.clear()
             close_reader(self.path)
         if self._file_lock is not None and self._file not in (None, _identity(self.path)):
             # The locked file was removed with the folder.

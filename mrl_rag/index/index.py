@@ -6,7 +6,7 @@ import logging
 import os
 import uuid
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from itertools import islice
 from numbers import Real
@@ -19,13 +19,16 @@ import numpy.typing as npt
 from mrl_rag.arguments import check_integer
 from mrl_rag.compat.chroma import settings_of
 from mrl_rag.errors import (
+    DimensionMismatch,
     IndexMismatch,
     InvalidIds,
     InvalidInput,
     InvalidVectors,
     MrlRagError,
+    TwoStageIndexError,
 )
 from mrl_rag.index import writer
+from mrl_rag.index.archive import document_hash
 from mrl_rag.index.calibration import (
     MIN_MEASURED,
     Questions,
@@ -49,10 +52,16 @@ from mrl_rag.index.checks import (
     explain_other_names,
 )
 from mrl_rag.index.chroma_errors import chroma_errors
+from mrl_rag.index.compact import compact, folder_bytes
 from mrl_rag.index.config import ArchivePrecision, IndexConfig, Wanted
+from mrl_rag.index.export import BATCH, Batch, Header, almost_unit, read_whole, written
+from mrl_rag.index.export import check_file as check_export
+from mrl_rag.index.export import read as read_export
 from mrl_rag.index.filters import check_where
+from mrl_rag.index.info import IndexInfo, info_of
 from mrl_rag.index.plan import Plan, check_is_plan, check_k, check_plan
 from mrl_rag.index.rebuild import rebuild
+from mrl_rag.index.reencode import Documents, catch_up, check_documents_there, goes_on, next_name
 from mrl_rag.index.search import Hit, Request, Searcher, max_exact, mmr
 from mrl_rag.index.session import REPAIR_SECONDS, VERIFY_SECONDS, Session
 from mrl_rag.index.shortlist import (
@@ -60,9 +69,11 @@ from mrl_rag.index.shortlist import (
     empty_collection,
     index_names,
     is_ours,
+    kept,
     leftovers,
     pages,
 )
+from mrl_rag.index.shortlist import unfinished as begun
 from mrl_rag.index.storage import Storage, Stores
 from mrl_rag.index.verify import Report, verify
 from mrl_rag.lifetime import release_dropped
@@ -403,6 +414,15 @@ class TwoStageIndex:
             )
         self._wanted.model, self._wanted.fingerprint = model, fingerprint
 
+    def rebind(self, model: str | None, fingerprint: str | None) -> None:
+        """Take vectors of another encoder from here on: another process may have changed the model by `reencode`.
+
+        Args:
+            model: name of the encoder's model; None for whichever fills the index now.
+            fingerprint: of the encoder; None likewise. Another one than the stored is refused at the next call.
+        """
+        self._take(model, fingerprint, None)
+
     def __len__(self) -> int:
         """Return how many records there are."""
         return self._session.current(lambda searcher: searcher.stores.shortlist.count(), 0)
@@ -442,6 +462,18 @@ class TwoStageIndex:
                 raise InvalidIds(f"there are {len(ids)} ids and {len(sequence)} {name}; give one of each per record.")
         check_documents(texts)
         checked = check_metadatas([None] * len(ids) if metadatas is None else metadatas)
+        self._store(ids, rows, texts, checked, unit_rows, progress)
+
+    def _store(
+        self,
+        ids: list[str],
+        rows: Float32Array,
+        documents: Sequence[str | None],
+        metadatas: Sequence[Metadata],
+        scaled: Callable[[Float32Array], Float32Array],
+        progress: bool = False,
+    ) -> None:
+        """Store checked records; `scaled` makes unit rows of rows, float32 [n, full_dim]."""
         if not ids:
             return
         with self._session.writing():
@@ -451,7 +483,7 @@ class TwoStageIndex:
             with progress_bar(len(ids), "index", "record", progress) as advance:
                 for batch in stores.shortlist.batches(range(len(ids))):
                     part = slice(batch[0], batch[-1] + 1)
-                    writer.upsert(stores, ids[part], unit_rows(rows[part]), texts[part], checked[part])
+                    writer.upsert(stores, ids[part], scaled(rows[part]), documents[part], metadatas[part])
                     advance(len(batch))
             self._adapt(stores, rows)
 
@@ -517,25 +549,25 @@ class TwoStageIndex:
     def clear(self) -> None:
         """Remove every record, and keep the collection and the settings stored with it; `drop` removes those, too."""
         if self._session.open() is not None:
-            self.delete(self._session.current(lambda searcher: searcher.stores.shortlist.ids(None, None), []))
+            self.delete(self.ids())
 
     def drop(self) -> None:
         """Remove the index itself: records, full vectors and settings. The next upsert makes a new one.
 
-        Readers in other threads and processes get the records as they were, or none.
+        What `reencode` has kept or left unfinished is removed as well. Readers in other threads and processes get the
+        records as they were, or none.
         """
         from chromadb.errors import NotFoundError
 
         with self._session.writing():
             opened = self._session.open()
-            if opened is None:
-                with suppress(NotFoundError):
-                    self.client.delete_collection(self._session.name)
-                return
-            # Chroma first: a crash in between leaves an archive that no collection uses.
-            self.client.delete_collection(opened.stores.shortlist.name)
-            self._session.opened = None
-            self._session.storage.remove_archive(opened.stores)
+            with suppress(NotFoundError):
+                self.client.delete_collection(self._session.name)
+            if opened is not None:
+                # Chroma first: a crash in between leaves an archive that no collection uses.
+                self._session.opened = None
+                self._session.storage.remove_archive(opened.stores.config, opened.stores.archive)
+            self.drop_old(unfinished=True)
 
     @explain_other_names
     def get(
@@ -588,6 +620,10 @@ class TwoStageIndex:
             return [Record(id_, *stored, vector_of.get(id_)) for id_, stored in records.items()]
 
         return self._session.current(work, [])
+
+    def ids(self) -> list[str]:
+        """Return the ids of all records, in Chroma's order; see `get`."""
+        return self._session.current(lambda searcher: searcher.stores.shortlist.ids(None, None), [])
 
     def metadatas(self, where: Where | None = None) -> dict[str, dict[str, Any]]:
         """Return the metadata of records by id, without reading vectors.
@@ -645,6 +681,34 @@ class TwoStageIndex:
             ]
 
         return self._session.current(work, list(range(len(ids))))
+
+    def vectors_of(self, ids: Sequence[str], documents: Sequence[str]) -> dict[str, Float32Array]:
+        """Return the full vectors that needn't be computed again: those of records that have the same document.
+
+        Args:
+            ids: n ids.
+            documents: n texts.
+
+        Returns:
+            float32 [full_dim] by id. Left out are records that aren't stored, have another document, or whose vector is
+            missing or of a document that was changed through Chroma.
+
+        Raises:
+            InvalidIds: an id is not a non-empty string, or the lengths differ.
+        """
+        ids = check_ids(ids, unique=False)
+        if len(ids) != len(documents):
+            raise InvalidIds(f"there are {len(ids)} ids and {len(documents)} documents; give one of each per record.")
+        wanted = dict(zip(ids, map(document_hash, documents), strict=True))
+
+        def work(searcher: Searcher) -> dict[str, Float32Array]:
+            archive = searcher.stores.archive
+            hashes = archive.document_hashes(list(wanted))
+            same = [id_ for id_, hash_ in wanted.items() if hashes.get(id_) == hash_]
+            found, vectors = archive.read(sorted(set(same) - archive.damaged(same)))
+            return dict(zip(found, unit_rows(vectors), strict=True))
+
+        return self._session.current(work, {})
 
     @explain_other_names
     def search(
@@ -863,6 +927,326 @@ class TwoStageIndex:
                 self._check_length(rows, "the vectors that `encode` gives", stores.config.full_dim)
                 writer.upsert(stores, list(records), unit_rows(rows), documents, metadatas)
 
+    def reencode(
+        self,
+        encode: Callable[[list[str]], npt.ArrayLike],
+        model: str | None = None,
+        fingerprint: str | None = None,
+        *,
+        shortlist_dim: int | None = None,
+        text_of: Callable[[Record], str] | None = None,
+        progress: bool = False,
+        drop_old: bool = False,
+    ) -> str | None:
+        """Change the model without downtime: encode every document again, and switch in one step.
+
+            index.reencode(encoder.encode_documents, "nomic-v1.5", encoder.fingerprint)
+
+        A new collection, with its own full vectors, is filled beside the old one, which answers searches meanwhile, in
+        this and other processes. Threads of this process may go on writing: what they change is encoded before the
+        switch, and while the last of it is, their writes wait. Vectors that they pass after the switch must be the new
+        model's. After an interruption, call again with the same encoder: what was encoded is not encoded again.
+
+        After the switch this index takes vectors of the new model. Other indexes that had the old one open get an
+        `IndexMismatch`, if models or fingerprints are known; without these they search the new collection.
+
+        Ids, documents, metadata and the order of both stay; a record that is deleted and stored again meanwhile may
+        keep its old place. The new collection chooses its dimension and rotation, as one that is filled for the first
+        time. Precision, target recall and the graph's settings are the old one's.
+
+        On a server other clients may search, and follow within a second after the switch. What they write during the
+        switch can be missing in the new collection; it is in the old one.
+
+        Args:
+            encode: makes float [n, full_dim] of n texts, up to 512 at a time.
+            model: name of the new model.
+            fingerprint: of the new encoder. An index that has this fingerprint already is left as it is. Without one,
+                an interrupted call is gone on with if a document that it has encoded gets the same vector again.
+            shortlist_dim: as for a new `TwoStageIndex`.
+            text_of: makes the text to encode of a record; None for its document.
+            progress: show a bar when standard error is a terminal.
+            drop_old: remove the old collection after the switch. Otherwise it is kept, under another name, until
+                `drop_old` is called; `TwoStageIndex(path, kept_name)` opens it.
+
+        Returns:
+            The name under which an old collection is kept; None where none is.
+
+        Raises:
+            InvalidTexts: records have no document; nothing was done.
+            InvalidVectors: `encode` gives vectors of another number or length, or NaN or infinity.
+            InvalidDimension: `shortlist_dim` is not an integer from 1 to the new full dimension.
+            IndexNotWritable: another process writes to the folder.
+        """
+        return self._reencode(
+            Documents(encode, text_of),
+            model,
+            fingerprint,
+            shortlist_dim,
+            progress,
+            drop_old,
+            nullcontext(),
+            lambda: None,
+        )
+
+    def _reencode(
+        self,
+        documents: Documents,
+        model: str | None,
+        fingerprint: str | None,
+        shortlist_dim: int | None,
+        progress: bool,
+        drop_old: bool,
+        held: AbstractContextManager[object],
+        switched: Callable[[], object],
+    ) -> str | None:
+        """See `reencode`.
+
+        Args:
+            documents: makes the vectors.
+            model: as there.
+            fingerprint: as there.
+            shortlist_dim: as there.
+            progress: as there.
+            drop_old: as there.
+            held: entered while the last documents are encoded and the collections switched.
+            switched: called after the switch, before any search or write can reach the new collection.
+        """
+        if shortlist_dim is not None:
+            check_dim(shortlist_dim, _MAX_DIM)
+        with self._session.writing():
+            # From here on other processes can't write.
+            opened = self._session.open()
+        if opened is None or (fingerprint and opened.stores.config.fingerprint == fingerprint):
+            self._take(model, fingerprint, shortlist_dim if opened is None else None)
+            switched()
+        else:
+            check_documents_there(self, self.ids())
+            with self._beside(opened.stores, documents, model, fingerprint, shortlist_dim) as target:
+                catch_up(self, target, documents, progress)
+                with held, self._session.writing():
+                    # What was changed meanwhile.
+                    catch_up(self, target, documents)
+                    self._switch(target)
+                    self._take(model, fingerprint, None)
+                    switched()
+        if drop_old:
+            self.drop_old()
+        return next(iter(self.kept()), None)
+
+    def _take(self, model: str | None, fingerprint: str | None, shortlist_dim: int | None) -> None:
+        """Take vectors of another encoder from here on."""
+        self._wanted = replace(
+            self._wanted, full_dim=None, shortlist_dim=shortlist_dim, model=model, fingerprint=fingerprint
+        )
+        self._session.take(self._wanted)
+
+    def _beside(
+        self,
+        stores: Stores,
+        documents: Documents,
+        model: str | None,
+        fingerprint: str | None,
+        shortlist_dim: int | None,
+    ) -> TwoStageIndex:
+        """Return the index that is filled for another encoder; it is empty, or an interrupted call has begun it."""
+        storage, config = self._session.storage, stores.config
+        name = next_name(self.name, model, fingerprint)
+        for left in leftovers(self.client, name):
+            self.client.delete_collection(left)
+        target = TwoStageIndex(
+            storage.folder if storage.reopens else None,
+            name,
+            shortlist_dim=None,
+            client=None if storage.reopens else self.client,
+            model=model,
+            fingerprint=fingerprint,
+            rotation="none" if config.rotation == "none" else "auto",
+            recall=config.target_recall,
+            precision=None if config.precision == "float32" else config.precision,
+        )
+        try:
+            if not fingerprint and not goes_on(target, documents):
+                target.drop()
+            target._wanted.shortlist_dim = shortlist_dim
+            target._wanted.key_orders, target._wanted.hnsw = stores.shortlist.key_orders, stores.shortlist.hnsw
+        except BaseException:
+            target.close()
+            raise
+        return target
+
+    def _switch(self, target: TwoStageIndex) -> None:
+        old, new = self._session.open(), target._session.open()
+        if old is not None and new is not None:
+            new.stores.shortlist.replace_and_keep(old.stores.shortlist)
+        elif old is not None:
+            # It has no records.
+            self.drop()
+
+    def kept(self) -> list[str]:
+        """Return the names of the old collections that `reencode` has kept; each can be opened by its name."""
+        with chroma_errors():
+            return kept(self.client, self.name)
+
+    def drop_old(self, unfinished: bool = False) -> list[str]:
+        """Remove the old collections that `reencode` has kept, and their full vectors.
+
+        Args:
+            unfinished: also remove what an interrupted `reencode` has encoded.
+
+        Returns:
+            The names of the removed collections.
+        """
+        storage = self._session.storage
+        with self._session.writing():
+            names = kept(self.client, self.name) + (begun(self.client, self.name) if unfinished else [])
+            for name in names:
+                shortlist = ShortlistCollection.open(self.client, name)
+                self.client.delete_collection(name)
+                if shortlist is not None:
+                    storage.remove_archive(shortlist.config)
+        return names
+
+    def compact(self) -> int:
+        """Give back the disk space that deletions, `reindex`, `reencode` and crashes have left unused.
+
+        Chroma's file is rewritten without what was deleted (`chroma vacuum`), and the file of full vectors, if a tenth
+        of it is unused. Graphs and files of full vectors that no collection uses are removed. `reindex` before this
+        also rebuilds Chroma's graph without what was deleted. `repair` doesn't call this.
+
+        Nothing is lost when it is interrupted. Other processes can't write meanwhile. They may search: they wait while
+        Chroma's file is rewritten, and then read the new files. It needs as much free space as the folder takes.
+
+        Returns:
+            How many bytes smaller the files of mrl-rag and Chroma are; 0 in memory.
+
+        Raises:
+            InvalidInput: the index is on a server.
+            IndexNotWritable: another process writes to the folder, or the disk is full.
+            TwoStageIndexError: Chroma's own file is damaged.
+        """
+        storage = self._session.storage
+        if storage.folder is None:
+            raise InvalidInput(f"index {self.name!r} is on a server; run `chroma vacuum` where that keeps its files.")
+        with self._session.writing():
+            opened = self._session.open()
+            if opened is None or storage.temporary:
+                return 0
+            self._session.check_file()
+            before = folder_bytes(storage.folder)
+            stores = compact(storage, opened.stores, storage.folder)
+            if stores is not opened.stores:
+                self._session.opened = Searcher(stores)
+            return before - folder_bytes(storage.folder)
+
+    def export(self, file: str | os.PathLike[str], progress: bool = False) -> int:
+        """Write all records to a file that any tool can read: the backup of an index.
+
+            index.export("docs.parquet")                  # columns id, document, metadata (JSON), vector
+            index.export("docs.jsonl")                    # an object per line, with "model" and "fingerprint" in each
+
+        Others may read and write meanwhile. The file has every record that is there from the beginning to the end, as
+        it was at some moment in between, with the vector of its document; no record that is added after the beginning;
+        and none that is deleted before it is read. The model and its fingerprint are in the file, in Parquet in the
+        schema's metadata as JSON under "mrl_rag".
+
+        The file appears, or replaces another, once it is complete and on the disk. Memory holds 500 records, and all
+        ids.
+
+        Args:
+            file: ends in `.parquet`, which needs the extra `parquet`, or in `.jsonl`.
+            progress: show a bar when standard error is a terminal.
+
+        Returns:
+            The number of records in the file.
+
+        Raises:
+            InvalidInput: the name ends otherwise, the file can't be written, or nothing was ever stored in the index.
+            MissingExtra: it is Parquet, and pyarrow is not installed.
+            ArchiveError: a full vector is missing, damaged or of another text; `repair(encode=...)` mends that.
+            TwoStageIndexError: the index was dropped meanwhile, or its model changed.
+        """
+        path, opened = check_export(file), self._session.open()
+        if opened is None:
+            raise InvalidInput(f"nothing is stored in index {self.name!r}, so there is nothing to export.")
+        header, ids, count = Header.of(opened.stores), self.ids(), 0
+
+        def work(searcher: Searcher) -> Batch | None:
+            return read_whole(searcher.stores, part) if Header.of(searcher.stores) == header else None
+
+        with written(path, header) as writer, progress_bar(len(ids), "export", "record", progress) as advance:
+            for start in range(0, len(ids), BATCH):
+                part = ids[start : start + BATCH]
+                batch = self._session.current(work, None)
+                if batch is None:
+                    raise TwoStageIndexError(
+                        f"index {self.name!r} was dropped meanwhile, or another model fills it. Export it again."
+                    )
+                writer.write(batch)
+                count += len(batch.ids)
+                advance(len(part))
+        return count
+
+    def import_records(self, file: str | os.PathLike[str], progress: bool = False) -> int:
+        """Store the records of a file that `export` wrote; a record whose id exists is replaced, others stay.
+
+            TwoStageIndex("./db", "docs").import_records("docs.parquet")
+
+        The whole file is checked before anything is stored. Vectors come back bit for bit in a float16 archive. After
+        an interruption, call again: what is stored already, unchanged, is left alone. An index that doesn't know its
+        model takes the file's.
+
+        Args:
+            file: ends in `.parquet` or `.jsonl`.
+            progress: show a bar when standard error is a terminal.
+
+        Returns:
+            The number of records in the file.
+
+        Raises:
+            InvalidInput: the file is missing or damaged, has other columns or types, or has an id twice. JSON lines
+                that end early, after a whole line, can't be told from a shorter file.
+            MissingExtra: it is Parquet, and pyarrow is not installed.
+            IndexMismatch: the index was filled by another model.
+            DimensionMismatch: the index has vectors of another length.
+            IndexNotWritable: another process writes to the folder.
+        """
+        path, count = check_export(file), 0
+        for header, batch in read_export(path):
+            if not count:
+                self._check_header(header)
+            count += len(batch.ids)
+        with progress_bar(count, "import", "record", progress) as advance:
+            for header, batch in read_export(path):
+                self._wanted.model = self._wanted.model or header.model
+                self._wanted.fingerprint = self._wanted.fingerprint or header.fingerprint
+                self._store(batch.ids, batch.vectors, batch.documents, batch.metadatas, almost_unit)
+                advance(len(batch.ids))
+        return count
+
+    def _check_header(self, header: Header) -> None:
+        """Refuse the records of another encoder."""
+        ours, theirs = (self.model, self.fingerprint), (header.model, header.fingerprint)
+        if self.full_dim not in (None, header.full_dim):
+            raise DimensionMismatch(
+                f"the file has vectors of {header.full_dim} numbers, and index {self.name!r} of {self.full_dim}. "
+                "Import it into a new collection."
+            )
+        both = [(our, their) for our, their in zip(reversed(ours), reversed(theirs), strict=True) if our and their]
+        if both and both[0][0] != both[0][1]:
+            raise IndexMismatch(
+                f"the file is of the model {header.model!r} (fingerprint {header.fingerprint!r}), and index "
+                f"{self.name!r} of {self.model!r} ({self.fingerprint!r}). Import it into a new collection."
+            )
+
+    def info(self) -> IndexInfo:
+        """Return what the index is, and how many bytes its parts take; no record is read."""
+        return self._session.current(
+            lambda searcher: info_of(
+                searcher.stores, self._session.storage.folder, self.kept(), begun(self.client, self.name)
+            ),
+            IndexInfo(self.name, self.model, self.fingerprint, 0, self.full_dim, self.shortlist_dim, self.rotation),
+        )
+
     def close(self) -> None:
         """Close the files. A client that was passed in stays open; an index in memory is lost."""
         self._session.close()
@@ -886,6 +1270,7 @@ class TwoStageIndex:
             dim_fixed=self._wanted.shortlist_dim is not None,
             target_recall=self._wanted.recall,
             model=self._wanted.model or "",
+            key_orders=self._wanted.key_orders,
         )
         # The archive first: a collection without one would be damaged.
         archive = self._session.storage.open_archive(config, create=True)
@@ -899,7 +1284,7 @@ class TwoStageIndex:
             config = fitted.applied_to(config)
             archive.save_rotation(config.rotation, fitted.rotation)
             self._questions = None if fitted.questions is None else (fitted.questions, ids)
-        shortlist = ShortlistCollection.create(self.client, self._session.name, config)
+        shortlist = ShortlistCollection.create(self.client, self._session.name, config, self._wanted.hnsw)
         self._session.opened = Searcher(self._session.storage.stores(shortlist, archive))
         return self._session.opened
 

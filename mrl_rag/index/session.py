@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, TypeVar
 from mrl_rag.errors import IndexClosed, IndexNotWritable, MrlRagError, TwoStageIndexError
 from mrl_rag.index import writer
 from mrl_rag.index.chroma_errors import chroma_errors
-from mrl_rag.index.config import Wanted
+from mrl_rag.index.config import IndexConfig, Wanted
 from mrl_rag.index.search import GraphOutdated, Searcher
 from mrl_rag.index.shortlist import ShortlistCollection
 from mrl_rag.index.storage import Storage, Stores
@@ -48,6 +48,9 @@ class Session:
         self.opened: Searcher | None = None
         self._wanted = wanted
         self._refusal = ""
+        # The settings of the stores that were replaced last, and `Stores.stamp` when they were last known not to be.
+        self._left: IndexConfig | None = None
+        self._seen: object = None
         renew_after_fork(self)
 
     @property
@@ -99,6 +102,8 @@ class Session:
                 if shortlist is None:
                     return None
                 shortlist.config.check(self.name, self._wanted)
+                if self._left is not None:
+                    shortlist.config.check_follows(self.name, self._left)
                 try:
                     archive = self.storage.open_archive(shortlist.config, create=False)
                 except TwoStageIndexError:
@@ -164,7 +169,22 @@ class Session:
         stores = None if self.opened is None else self.opened.stores
         if stores is not None and (stores.generation != self.storage.generation or not stores.shortlist.exists()):
             # Not closed: another thread may be reading it.
-            self.opened = None
+            self.opened, self._left = None, stores.config
+
+    def take(self, wanted: Wanted) -> None:
+        """Open the stores again at their next use, as other settings want them."""
+        with self.storage.lock:
+            self._wanted, self.opened, self._left = wanted, None, None
+
+    def _replaced(self, stores: Stores) -> bool:
+        """Return whether another process or client has put other stores in place of these."""
+        stamp = stores.stamp
+        if stamp == self._seen:
+            return False
+        if not stores.shortlist.exists():
+            return True
+        self._seen = stamp
+        return False
 
     def current(self, work: Callable[[Searcher], Answer], empty: Empty) -> Answer | Empty:
         """Return `work(searcher)`, or `empty` if nothing is stored.
@@ -181,7 +201,8 @@ class Session:
                     if opened is None or opened.stores.generation != self.storage.generation:
                         continue
                     try:
-                        return work(opened)
+                        if not self._replaced(opened.stores):
+                            return work(opened)
                     except GraphOutdated:
                         if not self.storage.reopens:
                             raise TwoStageIndexError(

@@ -14,7 +14,7 @@ import numpy as np
 
 from mrl_rag.compat.chroma import settings_of
 from mrl_rag.errors import PlainCollection
-from mrl_rag.index.checks import Metadata, Where
+from mrl_rag.index.checks import KEPT, NEXT, Metadata, Where
 from mrl_rag.index.chroma_errors import chroma_condition, chroma_errors, chroma_input
 from mrl_rag.index.config import PREFIX, IndexConfig
 from mrl_rag.index.filters import fits, halves
@@ -219,6 +219,10 @@ class ShortlistCollection:
         self.take_name_of(old._collection, f"{old.name}{_OLD}{self.config.archive}")
         self._client.delete_collection(old.name)
 
+    def replace_and_keep(self, old: ShortlistCollection) -> None:
+        """Take the name of another collection, and keep that one under a name that `kept` finds."""
+        self.take_name_of(old._collection, f"{old.name}{KEPT}{old.config.archive[:8]}")
+
     def take_name_of(self, other: Collection, new_name: str) -> None:
         """Take the name of another collection, and give it a new one.
 
@@ -235,19 +239,28 @@ class ShortlistCollection:
         """Store other settings; `key_orders` stay as they are."""
         config = replace(config, key_orders=self._key_orders.text)
         self._collection.modify(metadata=config.as_metadata())
-        if (config.model, config.fingerprint) != (self.config.model, self.config.fingerprint):
+        of_function = ("model", "fingerprint", "archive")
+        if any(getattr(config, key) != getattr(self.config, key) for key in of_function):
             _store_embedding_function(self._client, self._collection, config)
         self.config = config
 
     @_in_chroma(starts_threads=False)
     def exists(self) -> bool:
-        """Say whether the collection is still there; another process may have put a new one in its place."""
+        """Say whether the collection is still there, with its archive; another process may have put new ones there."""
         from chromadb.errors import NotFoundError
 
         try:
-            return self._client.get_collection(self.name, embedding_function=None).id == self._collection.id
+            found = self._client.get_collection(self.name, embedding_function=None)
         except NotFoundError:
             return False
+        archive = (found.metadata or {}).get(f"{PREFIX}archive")
+        return found.id == self._collection.id and archive == self.config.archive
+
+    @property
+    def key_orders(self) -> str:
+        """The orders of metadata keys, as `KeyOrders.text`."""
+        self._read_key_orders()
+        return self._key_orders.text
 
     @property
     def hnsw(self) -> dict[str, Any]:
@@ -503,8 +516,21 @@ def pages(collection: Collection) -> Iterator[tuple[list[str], Float32Array, lis
 
 def index_names(client: ClientAPI) -> list[str]:
     """Return the names of the two-stage indexes that a client has, in alphabetical order."""
-    ours = [collection.name for collection in _collections(client) if is_ours(collection)]
-    return sorted(name for name in ours if _OLD not in name and NEW not in name)
+    ours = [collection for collection in _collections(client) if is_ours(collection)]
+    # After a crash between two renamings the new collection alone knows the name that it is about to take.
+    names = {collection.name for collection in ours} | {(c.metadata or {}).get(_REPLACES) or c.name for c in ours}
+    return sorted(name for name in names if not any(mark in name for mark in (_OLD, NEW, KEPT, NEXT)))
+
+
+def kept(client: ClientAPI, name: str) -> list[str]:
+    """Return the names of the old collections of an index that `reencode` has kept."""
+    return sorted(c.name for c in _collections(client) if c.name.startswith(f"{name}{KEPT}"))
+
+
+def unfinished(client: ClientAPI, name: str) -> list[str]:
+    """Return the names of the collections that an interrupted `reencode` has begun to fill."""
+    ours = (c for c in _collections(client) if c.name.startswith(f"{name}{NEXT}"))
+    return sorted(c.name for c in ours if NEW not in c.name and _OLD not in c.name)
 
 
 def leftovers(client: ClientAPI, name: str) -> list[str]:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 import uuid
 import warnings
 from dataclasses import dataclass
@@ -36,6 +37,8 @@ if TYPE_CHECKING:
 # Up to so many vectors are projected by einsum instead of OpenBLAS, which spreads the work over all cores and waits for
 # the last one. For 50 x 768 x 96 that saves 0.3 ms on idle cores, and costs 25 ms if other programs use one of two.
 _MAX_EINSUM_VECTORS = 100
+# Before any version of an archive.
+_OUTDATED = -2
 # Runs in a separate process: closing the file in this one would release Chroma's locks on it. Not `quick_check`, which
 # overlooks a damaged SQLite index that hides records: `repair` would remove their vectors as orphaned.
 _INTEGRITY_CHECK = """
@@ -72,6 +75,12 @@ class Stores:
     saved: Path | None = None
     graph: Graph | None = None
     generation: int = 0
+
+    @property
+    def stamp(self) -> object:
+        """A value that changes when any process writes to Chroma's file; each second where there is no such value."""
+        found = None if self.reader is None else self.reader.version
+        return int(time.monotonic()) if found is None else found
 
     def note_written(self) -> None:
         """Note that Chroma's graph is up to date: this process has just written."""
@@ -251,8 +260,10 @@ class Storage:
         if self._folder is None or version is None:
             return Stores(shortlist, archive)
         folder, name = self._folder.path, shortlist.config.archive
-        # The archive is written before Chroma, so Chroma may have read its graph without the last transaction.
-        known = Graph(version - 1 if self.reopens else version)
+        # The archive is written before Chroma, so Chroma may have read its graph without the last transaction. And it
+        # may have read it long before `compact` made this archive.
+        first = self._folder.archives.setdefault((self._path_for_chroma, shortlist.id), name)
+        known = Graph(_OUTDATED if first != name else version - 1 if self.reopens else version)
         graph = self._folder.graphs.setdefault((self._path_for_chroma, name), known)
         saved = folder / f"archive-{name}.shortlist.npz"
         return Stores(shortlist, archive, DocumentReader(folder, shortlist.id), saved, graph, self.generation)
@@ -270,16 +281,21 @@ class Storage:
         path = self.folder / f"archive-{config.archive}.lmdb"
         return LmdbArchive(path, config.full_dim, config.precision, create, durable=not self.temporary)
 
-    def remove_archive(self, stores: Stores) -> None:
-        """Remove the archive's files or its collection; other threads and processes may be reading it."""
-        if os.name == "nt":
+    def remove_archive(self, config: IndexConfig, opened: Archive | None = None) -> None:
+        """Remove an archive's files or its collection; other threads and processes may be reading it.
+
+        Args:
+            config: names the archive.
+            opened: the archive where this index has it open.
+        """
+        if opened is not None and os.name == "nt":
             # Windows can't remove an open file. Elsewhere readers keep the removed file until they close it.
-            stores.archive.close()
+            opened.close()
         if self.folder is not None:
-            for file in self.folder.glob(f"archive-{stores.config.archive}.*"):
+            for file in self.folder.glob(f"archive-{config.archive}.*"):
                 file.unlink(missing_ok=True)
         else:
-            self.client.delete_collection(_collection_name(stores.config))
+            self.client.delete_collection(_collection_name(config))
 
     def set_graph_aside(self, collection: str) -> bool:
         """Rename the folder of a collection's graph, so that Chroma ignores it; return whether there was one.

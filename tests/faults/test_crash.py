@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from mrl_rag import TwoStageIndex
+from mrl_rag.testing import DeterministicEncoder
 
 KILLS = int(os.environ.get("MRL_RAG_KILLS", "10"))
 DIM = 24
@@ -38,13 +39,15 @@ number = int(sys.argv[3]) * 1000000
 while True:
     number += 1
     ids = random.sample([f"r{i}" for i in range(300)], random.choice([1, 5, 60]))
-    action = random.choices(["upsert", "delete", "reindex"], [20, 3, 1])[0]
+    action = random.choices(["upsert", "delete", "reindex", "compact"], [20, 3, 1, 1])[0]
     note("begin", action, ids, number)
     if action == "upsert":
         vectors = np.stack([vector(i, number) for i in ids])
         index.upsert(ids, vectors, [f"{i} {number}" for i in ids], [{"n": number}] * len(ids))
     elif action == "delete":
         index.delete(ids[:5])
+    elif action == "compact":
+        index.compact()
     else:
         index.reindex(rotation=random.choice(["fit", "none"]))
     note("done")
@@ -130,3 +133,58 @@ def test_nothing_acknowledged_is_lost_whenever_the_writer_is_killed(tmp_path):
         assert len(index.client.list_collections()) <= 1
         settle(journal, check(index, journal))
         index.close()
+
+
+TEXTS = [f"text {number} of chapter {number % 9}" for number in range(300)]
+REENCODER = """
+import sys, time
+from mrl_rag import TwoStageIndex
+from mrl_rag.testing import DeterministicEncoder
+import mrl_rag.index.reencode as reencode
+
+reencode._BATCH = 20
+encoder = DeterministicEncoder(int(sys.argv[3]))
+journal = open(sys.argv[2], "a")
+
+def encode(texts):
+    journal.write("encoded\\n" * len(texts))
+    journal.flush()
+    time.sleep(0.02)
+    return encoder.encode_documents(texts)
+
+with TwoStageIndex(sys.argv[1]) as index:
+    index.reencode(encode, str(encoder.full_dim), encoder.fingerprint, drop_old=True)
+"""
+
+
+def test_a_change_of_the_model_that_is_killed_loses_nothing_and_goes_on(tmp_path):
+    """One model after the other, killed at any moment: the index is whole, of the one or of the other."""
+    db, journal, moments = tmp_path / "db", tmp_path / "journal", random.Random(0)
+    encoders = {str(dim): DeterministicEncoder(dim) for dim in (DIM, 2 * DIM)}
+    with TwoStageIndex(db, model=str(DIM), fingerprint=encoders[str(DIM)].fingerprint) as index:
+        index.upsert([str(n) for n in range(300)], encoders[str(DIM)].encode_documents(TEXTS), TEXTS)
+    wanted, kills, batches = str(2 * DIM), 0, 0
+    for _ in range(KILLS // 2):
+        journal.touch()
+        size = journal.stat().st_size
+        process = subprocess.Popen([sys.executable, "-W", "ignore", "-c", REENCODER, db, journal, wanted])
+        while journal.stat().st_size == size and process.poll() is None:
+            time.sleep(0.01)
+        try:
+            process.wait(moments.uniform(0, 0.6))
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGKILL)
+            kills += 1
+            process.wait()
+        with TwoStageIndex(db) as index:
+            encoder = encoders[index.model]
+            assert (len(index), index.full_dim) == (300, encoder.full_dim)
+            hits = index.search(encoder.encode_documents(TEXTS[::50]), k=1)
+            assert [hit[0].document for hit in hits] == TEXTS[::50]
+            assert index.repair().ok
+            if index.model == wanted:
+                # Nothing was encoded again but the batch in flight, once per kill.
+                assert journal.read_text().count("encoded") <= 300 + 20 * kills
+                journal.unlink()
+                wanted, kills, batches = next(name for name in encoders if name != wanted), 0, batches + 1
+    assert batches

@@ -556,7 +556,7 @@ def test_a_name_chroma_does_not_take_is_refused_before_anything_is_made(tmp_path
     assert not (tmp_path / "db").exists()
 
 
-@pytest.mark.parametrize("name", ["abc", "A.b-c_9", "1.2.3", "x" * 460])
+@pytest.mark.parametrize("name", ["abc", "A.b-c_9", "1.2.3", "x" * 440])
 def test_a_name_chroma_takes_is_taken_also_when_chroma_is_filled_anew(tmp_path, name):
     index = TwoStageIndex(tmp_path, collection=name)
     index.upsert(["a"], np.ones((1, 4)))

@@ -10,7 +10,7 @@ from chroma_mrl import MatryoshkaEmbeddingFunction
 
 import mrl_rag.index.embedding_function
 from mrl_rag import TwoStageIndex, TwoStageRetriever
-from mrl_rag.errors import IndexMismatch, InvalidInput
+from mrl_rag.errors import IndexMismatch, InvalidIds, InvalidInput
 
 TEXTS = ["numpy.pad adds zeros around an array", "a thread pool runs functions", "json reads and writes text"]
 # Enough random texts to fit a rotation on.
@@ -111,3 +111,16 @@ def test_a_users_own_embedding_function_stays_with_the_collection(tmp_path):
 def test_the_module_to_import_is_the_name_chroma_stores():
     stored = mrl_rag.index.embedding_function.TwoStageEmbeddingFunction.name()
     assert stored == mrl_rag.index.embedding_function.__name__
+
+
+def test_a_vector_is_reused_only_for_the_text_it_is_of(tmp_path):
+    vectors = np.random.default_rng(0).normal(size=(3, 16))
+    with TwoStageIndex(tmp_path) as index:
+        index.upsert(["a", "b", "c"], vectors, ["one", "two", "three"])
+        plain = chromadb.PersistentClient(tmp_path).get_collection("docs", embedding_function=None)
+        plain.update(ids=["b"], documents=["changed"], embeddings=np.ones((1, index.shortlist_dim)))
+        found = index.vectors_of(["a", "b", "c", "d"], ["one", "changed", "other", "four"])
+        assert list(found) == ["a"]
+        np.testing.assert_array_equal(found["a"], index.get(["a"])[0].vector)
+        with pytest.raises(InvalidIds, match="2 ids and 1 documents"):
+            index.vectors_of(["a", "b"], ["one"])

@@ -1,0 +1,238 @@
+"""`compact` gives disk space back; other processes go on reading, and nothing that others put there is touched."""
+
+import json
+import os
+import subprocess
+import sys
+import uuid
+
+import chromadb
+import numpy as np
+import pytest
+
+from mrl_rag import TwoStageIndex
+from mrl_rag.errors import IndexNotWritable, InvalidInput
+
+IDS = [f"id-{number}" for number in range(2000)]
+VECTORS = np.random.default_rng(0).normal(size=(2000, 128)).astype(np.float32)
+TEXTS = [f"text {number} " * 10 for number in range(2000)]
+ELSEWHERE = """
+import json, sys
+import numpy as np
+from mrl_rag import TwoStageIndex
+import mrl_rag.index.search as search
+vectors = np.random.default_rng(0).normal(size=(2000, 128)).astype(np.float32)
+def nearest(index, rows, **settings):
+    return [hits[0].id for hits in index.search(vectors[rows], k=1, **settings)]
+for line in sys.stdin:
+    answer = None
+    try:
+        exec(json.loads(line))
+    except Exception as error:
+        answer = f"{type(error).__name__}: {error}"
+    print(json.dumps(answer), flush=True)
+"""
+
+
+@pytest.fixture
+def elsewhere(tmp_path):
+    """Run code in another process and return its `answer`, or its error."""
+    command = [sys.executable, "-W", "ignore", "-c", ELSEWHERE]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+
+        def run(code):
+            process.stdin.write(json.dumps(code) + "\n")
+            process.stdin.flush()
+            return json.loads(process.stdout.readline())
+
+        yield run
+        process.communicate()
+
+
+def fill(index):
+    index.upsert(IDS, VECTORS, TEXTS, [{"n": number} for number in range(2000)])
+    return index
+
+
+def used(folder):
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+
+
+def nearest(index, rows, **settings):
+    return [hits[0].id for hits in index.search(VECTORS[rows], k=1, **settings)]
+
+
+def test_what_deletions_and_reindexing_left_is_given_back(tmp_path):
+    with fill(TwoStageIndex(tmp_path)) as index:
+        for _ in range(3):
+            index.reindex()
+        index.delete(IDS[:1000])
+        before = used(tmp_path)
+        freed = index.compact()
+        assert used(tmp_path) == pytest.approx(before - freed, rel=0.02)
+        assert freed > 0.6 * before
+        assert index.verify().ok
+        assert [record.document for record in index.get()] == TEXTS[1000:]
+        assert nearest(index, [1000, 1999], where={"n": {"$gt": 0}}) == ["id-1000", "id-1999"]
+        # There is nothing more, and the index can be written as before.
+        assert abs(index.compact()) < 0.02 * before
+        index.upsert(["id-0"], VECTORS[:1])
+        assert nearest(index, [0]) == ["id-0"]
+        assert index.verify().ok
+    with TwoStageIndex(tmp_path) as again:
+        assert (len(again), again.verify().ok, nearest(again, [1500])) == (1001, True, ["id-1500"])
+
+
+@pytest.mark.parametrize("scored", ["every record", "scan", "graph"])
+def test_another_process_reads_before_during_and_after(tmp_path, elsewhere, scored):
+    index = fill(TwoStageIndex(tmp_path))
+    if scored != "every record":
+        elsewhere("search._EXACT_RECORDS = 0")
+    if scored == "graph":
+        elsewhere("search.Searcher.in_memory = False")
+    elsewhere(f"reader = TwoStageIndex({str(tmp_path)!r})")
+    ask = "answer = nearest(reader, {}) + nearest(reader, {}, where={{'n': {{'$gt': 0}}}})"
+    assert elsewhere(ask.format([1, 1500], [1, 1500])) == ["id-1", "id-1500"] * 2
+    index.reindex()
+    index.delete(IDS[:1000])
+    # It has not noticed yet what was written, and then searches without a pause.
+    elsewhere(
+        "import threading\n"
+        "stop, seen = threading.Event(), []\n"
+        "def ask():\n"
+        "    while not stop.is_set():\n"
+        "        try: seen.append(tuple(nearest(reader, [1001, 1500])))\n"
+        "        except Exception as error: seen.append(repr(error))\n"
+        "thread = threading.Thread(target=ask); thread.start()"
+    )
+    archive = index.info().vectors_bytes
+    assert index.compact() > 0
+    assert index.info().vectors_bytes < 0.7 * archive
+    index.upsert(["new"], VECTORS[:1], ["new"], [{"n": 5}])
+    assert elsewhere(ask.format([0, 1500], [0, 1500])) == ["new", "id-1500"] * 2
+    elsewhere("stop.set(); thread.join()")
+    assert elsewhere("answer = sorted(set(seen))") == [["id-1001", "id-1500"]]
+    index.delete(["id-1500"])
+    assert elsewhere("answer = len(reader), len(reader.get(['id-1500', 'new']))") == [1000, 1]
+    # The reader may write once this process has closed the index.
+    index.close()
+    elsewhere("reader.upsert(['theirs'], vectors[1:2], ['theirs'], [{'n': 6}])")
+    assert elsewhere(ask.format([1, 0], [1, 0])) == ["theirs", "new"] * 2
+    assert elsewhere("answer = reader.verify().ok") is True
+
+
+def test_the_indexes_of_this_process_go_on(tmp_path, score_all_up_to):
+    score_all_up_to(0)
+    index = fill(TwoStageIndex(tmp_path))
+    others = TwoStageIndex(tmp_path), TwoStageIndex(client=chromadb.PersistentClient(tmp_path))
+    for other in others:
+        assert nearest(other, [3, 1500]) == ["id-3", "id-1500"]
+    index.delete(IDS[:1000])
+    assert index.compact() > 0
+    index.upsert(["new"], VECTORS[:1])
+    assert nearest(others[0], [0, 1500]) == ["new", "id-1500"]
+    assert others[0].verify().ok
+    for opened in (index, *others):
+        opened.close()
+
+
+def test_a_client_that_a_compaction_has_overtaken_is_refused_or_right(tmp_path, elsewhere, score_all_up_to):
+    score_all_up_to(0)
+    elsewhere(f"index = TwoStageIndex({str(tmp_path)!r}, shortlist_dim=64)")
+    elsewhere("index.upsert([f'id-{i}' for i in range(2000)], vectors)")
+    index = TwoStageIndex(client=chromadb.PersistentClient(tmp_path))
+    assert nearest(index, [3]) == ["id-3"]
+    elsewhere("index.delete([f'id-{i}' for i in range(1000)]); index.upsert(['new'], vectors[:1])")
+    elsewhere("answer = index.compact()")
+    with pytest.raises(Exception, match="by its path"):
+        nearest(index, [0])
+    index.close()
+
+
+def test_only_what_nobody_uses_is_removed(tmp_path):
+    used_by_chroma = chromadb.PersistentClient(tmp_path).create_collection("plain")
+    used_by_chroma.add(IDS, VECTORS[:, :16], documents=TEXTS)
+    index, other = fill(TwoStageIndex(tmp_path)), TwoStageIndex(tmp_path, "other")
+    other.upsert(IDS[:10], VECTORS[:10], TEXTS[:10])
+    theirs = {
+        tmp_path / "notes.txt",
+        tmp_path / str(uuid.uuid4()) / "photo.jpg",
+        tmp_path / str(uuid.uuid4()) / "data_level0.bin" / "file",
+        tmp_path / "archive-of-mine.lmdb",
+        tmp_path / f"archive-{uuid.uuid4().hex}.lmdb.backup",
+    }
+    for file in theirs:
+        file.parent.mkdir(exist_ok=True, parents=True)
+        file.write_text("mine")
+    os.symlink(tmp_path / "notes.txt", tmp_path / str(uuid.uuid4()))
+    left = tmp_path / f"archive-{uuid.uuid4().hex}.lmdb"
+    left.write_bytes(bytes(100_000))
+    graph = tmp_path / str(uuid.uuid4())
+    graph.mkdir()
+    (graph / "data_level0.bin").write_bytes(bytes(100_000))
+    assert index.compact() >= 200_000
+    assert not left.exists()
+    assert not graph.exists()
+    assert all(file.read_text() == "mine" for file in theirs)
+    assert sum(path.is_symlink() for path in tmp_path.iterdir()) == 1
+    assert used_by_chroma.query(VECTORS[7:8, :16], n_results=1)["ids"] == [["id-7"]]
+    assert index.verify().ok
+    assert nearest(other, [3]) == ["id-3"]
+    index.close()
+    other.close()
+
+
+def test_a_name_in_another_database_keeps_its_full_vectors(tmp_path):
+    admin = chromadb.AdminClient(chromadb.Settings(is_persistent=True, persist_directory=str(tmp_path)))
+    admin.create_database("theirs")
+    elsewhere = TwoStageIndex(client=chromadb.PersistentClient(tmp_path, database="theirs"))
+    elsewhere.upsert(IDS[:10], VECTORS[:10])
+    with TwoStageIndex(tmp_path) as index:
+        index.upsert(IDS[:10], VECTORS[:10])
+        index.compact()
+    assert elsewhere.verify().ok
+    elsewhere.close()
+
+
+def test_a_compaction_that_fails_loses_nothing(tmp_path, monkeypatch):
+    index = fill(TwoStageIndex(tmp_path))
+    index.delete(IDS[:1000])
+    for broken in ("raise SystemExit('no space left')", "import nothing_there"):
+        monkeypatch.setattr("mrl_rag.index.compact.COMMAND", broken)
+        with pytest.raises(IndexNotWritable, match="Nothing is lost"):
+            index.compact()
+        assert index.verify().ok
+        assert nearest(index, [1500]) == ["id-1500"]
+    index.close()
+
+
+def test_writers_are_kept_out(tmp_path, elsewhere):
+    index = fill(TwoStageIndex(tmp_path))
+    elsewhere(f"other = TwoStageIndex({str(tmp_path)!r})")
+    assert "another process writes" in elsewhere("other.compact()")
+    index.close()
+    assert elsewhere("answer = other.compact() >= 0") is True
+
+
+def test_in_memory_there_is_nothing_to_do_and_a_server_is_named(chroma_server):
+    assert TwoStageIndex().compact() == 0
+    assert fill(TwoStageIndex()).compact() == 0
+    with pytest.raises(InvalidInput, match="chroma vacuum"):
+        TwoStageIndex(client=chromadb.HttpClient(port=chroma_server)).compact()
+
+
+def test_info_tells_the_bytes_of_each_part(tmp_path, score_all_up_to):
+    score_all_up_to(0, scan=True)
+    assert TwoStageIndex().info().records == 0
+    with TwoStageIndex(tmp_path, model="a model", fingerprint="abc") as index:
+        empty = index.info()
+        assert (empty.name, empty.records, empty.model, empty.vectors_bytes) == ("docs", 0, "a model", None)
+        fill(index)
+        nearest(index, [3])
+        info = index.info()
+        assert (info.model, info.fingerprint, info.records) == ("a model", "abc", 2000)
+        assert (info.full_dim, info.shortlist_dim, info.precision) == (128, index.shortlist_dim, "float16")
+        assert (info.rotation, info.recall, info.kept, info.unfinished) == (index.rotation, index.recall, (), ())
+        parts = info.chroma_bytes, info.graph_bytes, info.vectors_bytes, info.cache_bytes
+        assert all(size > 100_000 for size in parts)
+        assert sum(parts) == pytest.approx(used(tmp_path), rel=0.4)
