@@ -77,8 +77,8 @@ def remove_unused(folder: Path) -> None:
         if named and path.is_file() and named[1] not in archives:
             path.unlink(missing_ok=True)
         elif _is_graph(path) and path.name not in segments:
-            for file in path.iterdir():
-                file.unlink()
+            for part in path.iterdir():
+                part.unlink()
             path.rmdir()
 
 

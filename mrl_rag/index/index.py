@@ -999,6 +999,7 @@ class TwoStageIndex:
                     catch_up(self, target, documents)
                     self._switch(target)
                     self._take(model, fingerprint, None)
+                    self._session.open()
                     switched()
         if drop_old:
             self.drop_old()
