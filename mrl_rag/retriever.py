@@ -200,7 +200,7 @@ class TwoStageRetriever:
                 except MrlRagError:
                     self.index.rebind(model_of(before), before.fingerprint)
                     raise
-                self.index.rebind(model_of(encoder), encoder.fingerprint)
+                self.index.bind(model_of(encoder), encoder.fingerprint)
                 self.encoder = encoder
                 self._replace_made(encoder)
             return True

@@ -1,3 +1,6 @@
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 
@@ -231,3 +234,122 @@ def test_new_metadata_alone_encode_nothing(minilm, monkeypatch):
         after = {record.id: record for record in retriever.index.get()}
         assert after["a"].metadata == {"page": 3}
         np.testing.assert_array_equal(after["a"].vector, before["a"])
+
+
+class Model(DeterministicEncoder):
+    """An encoder with a name, fingerprint and vectors of its own."""
+
+    def __init__(self, model, full_dim):
+        super().__init__(full_dim)
+        self.model = model
+        self.signs = np.random.default_rng([*model.encode()]).choice(np.float32([-1, 1]), full_dim)
+
+    @property
+    def fingerprint(self):
+        return f"{self.model}-{self.full_dim}"
+
+    def _encode(self, texts, task, dim, advance):
+        return super()._encode(texts, task, dim, advance) * self.signs[:dim]
+
+
+def test_a_changed_model_answers_through_the_same_retriever(tmp_path):
+    texts = [f"text {number}" for number in range(60)]
+    with TwoStageRetriever(Model("one", 32), tmp_path) as retriever:
+        ids = retriever.index_texts(texts, metadatas=[{"n": number} for number in range(60)])
+        new = Model("two", 48)
+        kept = retriever.reencode(new)
+        assert (retriever.encoder, retriever.index.model, retriever.index.kept()) == (new, "two", [kept])
+        hit = retriever.search("text 7", k=1)[0]
+        assert (hit.document, hit.id, hit.metadata) == ("text 7", ids[7], {"n": 7})
+        retriever.index_texts(["more"])
+        assert retriever.search("more", k=1)[0].document == "more"
+        with pytest.raises(InvalidInput, match="must be an Encoder"):
+            retriever.reencode("nomic-v1.5")
+    with pytest.raises(IndexMismatch):
+        TwoStageRetriever(Model("one", 32), tmp_path)
+
+
+@pytest.mark.parametrize("full_dim", [32, 48])
+def test_threads_get_right_answers_and_store_right_vectors_while_the_model_changes(tmp_path, full_dim):
+    texts = [f"text {number}" for number in range(60)]
+    with TwoStageRetriever(Model("one", 32), tmp_path) as retriever:
+        retriever.index_texts(texts)
+        done, asked, stored = threading.Event(), [], []
+
+        def ask():
+            while not done.is_set():
+                hit = retriever.search("text 7", k=1)[0]
+                asked.append((hit.document, round(hit.score, 3)))
+
+        def store():
+            while not done.is_set():
+                stored.append(f"stored {len(stored)}")
+                retriever.index_texts([stored[-1]])
+
+        with ThreadPoolExecutor(3) as pool:
+            working = [pool.submit(work) for work in (ask, ask, store)]
+            try:
+                for turn in range(4):
+                    retriever.reencode(Model(f"model {turn}", full_dim if turn % 2 else 32), drop_old=True)
+            finally:
+                done.set()
+            for work in working:
+                work.result()
+        assert {document for document, _ in asked} == {"text 7"}
+        encoder = retriever.encoder
+        records = retriever.index.get()
+        assert {record.document for record in records} == {*texts, *stored}
+        expected = encoder.encode_documents([record.document for record in records])
+        np.testing.assert_allclose(np.stack([record.vector for record in records]), expected, atol=1e-3)
+
+
+@pytest.fixture
+def makes_its_encoder(monkeypatch):
+    """Let models be made from their names without weights, and remember which were closed."""
+    made = []
+
+    def make(name):
+        kind, dim = name.split("-")
+        encoder = Model(kind, int(dim))
+        encoder.model, encoder.closed = name, []
+        encoder.close = lambda: encoder.closed.append(True)
+        made.append(encoder)
+        return encoder
+
+    monkeypatch.setattr("mrl_rag.retriever.MatryoshkaEncoder", make)
+    return make, made
+
+
+@pytest.mark.parametrize("full_dim", [32, 48])
+def test_a_retriever_that_made_its_encoder_follows_another_that_changes_the_model(
+    tmp_path, makes_its_encoder, full_dim
+):
+    make, made = makes_its_encoder
+    with TwoStageRetriever(make("one-32"), tmp_path) as retriever, TwoStageRetriever(make("one-32"), tmp_path) as bound:
+        retriever.index_texts(TEXTS)
+        with TwoStageRetriever(None, tmp_path) as following:
+            assert following.search(TEXTS[1], k=1)[0].document == TEXTS[1]
+            bound.search(TEXTS[1])
+            retriever.reencode(make(f"two-{full_dim}"))
+            assert following.search(TEXTS[1], k=1)[0].document == TEXTS[1]
+            assert following.encoder.model == f"two-{full_dim}"
+            with pytest.raises(IndexMismatch, match="filled by 'two"):
+                bound.search(TEXTS[1])
+            # Its first one is closed, its second one with it.
+            assert [bool(encoder.closed) for encoder in made[2:]] == [True, False, False]
+        assert [bool(encoder.closed) for encoder in made[2:]] == [True, False, True]
+
+
+@pytest.mark.parametrize("there", [False, True])
+def test_without_an_encoder_a_folder_without_an_index_is_named_and_not_made(tmp_path, there):
+    folder = tmp_path / "nowhere"
+    if there:
+        folder.mkdir()
+    with pytest.raises(InvalidInput, match=r"nowhere' has no index 'docs'.*nothing is stored there"):
+        TwoStageRetriever(None, folder)
+    assert folder.exists() == there
+    assert not there or not list(folder.iterdir())
+    with TwoStageRetriever(DeterministicEncoder(32), tmp_path, "mine") as retriever:
+        retriever.index_texts(TEXTS)
+    with pytest.raises(InvalidInput, match=r"has no index 'docs'.*it has 'mine'"):
+        TwoStageRetriever(None, tmp_path)

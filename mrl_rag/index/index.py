@@ -1028,6 +1028,7 @@ class TwoStageIndex:
                     catch_up(self, target, documents)
                     self._switch(target)
                     self._take(model, fingerprint, None)
+                    self._session.open()
                     switched()
         if drop_old:
             self.drop_old()
@@ -1051,8 +1052,6 @@ class TwoStageIndex:
         """Return the index that is filled for another encoder; it is empty, or an interrupted call has begun it."""
         storage, config = self._session.storage, stores.config
         name = next_name(self.name, model, fingerprint)
-        for left in leftovers(self.client, name):
-            self.client.delete_collection(left)
         target = TwoStageIndex(
             storage.folder if storage.reopens else None,
             name,
@@ -1065,6 +1064,9 @@ class TwoStageIndex:
             precision=None if config.precision == "float32" else config.precision,
         )
         try:
+            # Not before the target is open: it finishes a renaming that a crash has interrupted.
+            for left in leftovers(self.client, name):
+                self.client.delete_collection(left)
             if not fingerprint and not goes_on(target, documents):
                 target.drop()
             target._wanted.shortlist_dim = shortlist_dim
@@ -1101,7 +1103,8 @@ class TwoStageIndex:
             names = kept(self.client, self.name) + (begun(self.client, self.name) if unfinished else [])
             for name in names:
                 shortlist = ShortlistCollection.open(self.client, name)
-                self.client.delete_collection(name)
+                for left in [*leftovers(self.client, name), *([] if shortlist is None else [name])]:
+                    self.client.delete_collection(left)
                 if shortlist is not None:
                     storage.remove_archive(shortlist.config)
         return names
@@ -1114,7 +1117,8 @@ class TwoStageIndex:
         also rebuilds Chroma's graph without what was deleted. `repair` doesn't call this.
 
         Nothing is lost when it is interrupted. Other processes can't write meanwhile. They may search: they wait while
-        Chroma's file is rewritten, and then read the new files. It needs as much free space as the folder takes.
+        Chroma's file is rewritten, and their next search opens the new files, which frees the old ones. It needs as
+        much free space as the folder takes.
 
         Returns:
             How many bytes smaller the files of mrl-rag and Chroma are; 0 in memory.

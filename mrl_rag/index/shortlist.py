@@ -529,8 +529,9 @@ def kept(client: ClientAPI, name: str) -> list[str]:
 
 def unfinished(client: ClientAPI, name: str) -> list[str]:
     """Return the names of the collections that an interrupted `reencode` has begun to fill."""
-    ours = (c for c in _collections(client) if c.name.startswith(f"{name}{NEXT}"))
-    return sorted(c.name for c in ours if NEW not in c.name and _OLD not in c.name)
+    # Its own rebuild, when it fits its rotation, may have been interrupted and have left longer names.
+    length = len(name) + len(NEXT) + 8
+    return sorted({c.name[:length] for c in _collections(client) if c.name.startswith(f"{name}{NEXT}")})
 
 
 def leftovers(client: ClientAPI, name: str) -> list[str]:

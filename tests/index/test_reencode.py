@@ -290,6 +290,42 @@ def test_dropping_an_index_drops_what_a_reencoding_left(tmp_path):
         assert not list(tmp_path.glob("archive-*"))
 
 
+@pytest.mark.parametrize(("step", "dropped"), [(2, False), (3, False), (3, True)])
+def test_a_crash_while_the_new_collection_fits_its_rotation(tmp_path, monkeypatch, step, dropped):
+    monkeypatch.setattr("mrl_rag.index.search._EXACT_RECORDS", 300)
+    new = DeterministicEncoder(80)
+    index = fill(TwoStageIndex(tmp_path, model="old", fingerprint="1"))
+    shortlist = type(index._session.open().stores.shortlist)
+    replace, modify, calls = shortlist.replace, chromadb.Collection.modify, []
+
+    def interrupted(self, *given, **named):
+        if calls:
+            calls.append(1)
+            if len(calls) == step + 1:
+                raise KeyboardInterrupt
+        return modify(self, *given, **named)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shortlist, "replace", lambda *given: (calls.append(1), replace(*given)))
+        patch.setattr(chromadb.Collection, "modify", interrupted)
+        first = Counting(new)
+        with pytest.raises(KeyboardInterrupt):
+            index.reencode(first, "new", "2")
+    index.close()
+    with TwoStageIndex(tmp_path) as again:
+        assert (again.model, nearest(again, TEXTS[5], OLD), again.repair().ok) == ("old", TEXTS[5], True)
+        assert len(again.info().unfinished) == 1
+        if dropped:
+            assert len(again.drop_old(unfinished=True)) == 1
+            assert [c.name for c in again.client.list_collections()] == ["docs"]
+            return
+        second = Counting(new)
+        again.reencode(second, "new", "2")
+        assert len(first.given) + len(second.given) == 700
+        assert (again.rotation, nearest(again, TEXTS[5], new), again.verify().ok) == ("fit", TEXTS[5], True)
+        assert sorted(c.name for c in again.client.list_collections()) == ["docs", *again.kept()]
+
+
 @pytest.mark.parametrize("step", [1, 2, 3, 4])
 def test_a_crash_between_the_renamings_leaves_one_of_the_two(tmp_path, monkeypatch, step):
     index = fill(TwoStageIndex(tmp_path, model="old", fingerprint="1"), 200)
