@@ -71,6 +71,9 @@ def run(arguments: Sequence[str] | None) -> int:
             # The reader of the pipe, such as `head`, has had enough.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return FINE
+        except SystemExit:
+            # So typer ends a command at a closed pipe, and after it has printed a completion.
+            return FINE
     if status == INTERRUPTED:
         _say("mrl-rag: interrupted; what was stored stays. Run the same command again to go on.")
     return status if isinstance(status, int) else FINE
@@ -314,7 +317,7 @@ def reencode(
         dropped = opened.drop_old() if drop_old else []
         lines = [f"{name}: model {opened.model}, {len(opened):,} records"]
         lines += [f"the old one is kept as {kept}; --drop-old removes it"] if kept and not drop_old else []
-        lines += [f"removed {', '.join(dropped)}"] if dropped else []
+        lines += [f"removed {', '.join(dropped) or 'nothing: no old one was kept'}"] if drop_old else []
         _report(as_json, "\n".join(lines), {"model": opened.model, "kept": kept, "dropped": dropped})
     return FINE
 

@@ -110,7 +110,10 @@ def _passage(hit: Hit, question: str, width: int) -> list[Text]:
     for line in lines:
         line.rstrip()
     last = max(0, len(lines) - _PASSAGE_LINES)
-    start = max(range(last + 1), key=lambda row: _lit_words(lines[row : row + _PASSAGE_LINES]))
+    lit = [_lit_words(lines[row : row + _PASSAGE_LINES]) for row in range(last + 1)]
+    best = [row for row, count in enumerate(lit) if count == max(lit)]
+    # In the middle of the best, so that lines around the words are seen; without any, the passage's beginning.
+    start = best[len(best) // 2] if max(lit) else 0
     shown = lines[start : start + _PASSAGE_LINES]
     if start:
         shown[0] = Text(_CUT.lstrip()).append_text(shown[0])
@@ -214,7 +217,7 @@ def print_models(rows: Sequence[ModelSpec], places: Mapping[str, Path | None]) -
     for number, line in enumerate(cells):
         text = "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
         console.print(Text(text, style="bold" if number == 0 else ""), soft_wrap=True)
-    console.print("\nThose that aren't here would be downloaded from the hub when they are first used.", soft_wrap=True)
+    console.print("\nThose that aren't here would be downloaded from the hub at their first use.", soft_wrap=True)
 
 
 def print_findings(findings: Sequence[Finding]) -> None:
