@@ -287,7 +287,7 @@ def test_clear_takes_no_for_an_answer(db, capsys, monkeypatch):
     monkeypatch.setattr("sys.stdin", terminal)
     assert main(["clear", str(db)]) == 1
     out, err = capsys.readouterr()
-    assert err.startswith(f"Remove 20 records of docs in {db}? [y/N]: ")
+    assert err.startswith(f"Remove 20 records of docs in {db}? [y/N]:")
     assert out.endswith("nothing was removed\n")
     with TwoStageIndex(db) as index:
         assert len(index) == 20
