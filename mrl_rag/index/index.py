@@ -560,13 +560,18 @@ class TwoStageIndex:
 
         with self._session.writing():
             opened = self._session.open()
-            with suppress(NotFoundError):
-                self.client.delete_collection(self._session.name)
-            if opened is not None:
-                # Chroma first: a crash in between leaves an archive that no collection uses.
-                self._session.opened = None
-                self._session.storage.remove_archive(opened.stores.config, opened.stores.archive)
+            if opened is None:
+                with suppress(NotFoundError):
+                    self.client.delete_collection(self._session.name)
+            else:
+                self._remove(opened.stores)
             self.drop_old(unfinished=True)
+
+    def _remove(self, stores: Stores) -> None:
+        # Chroma first: a crash in between leaves an archive that no collection uses.
+        self.client.delete_collection(stores.shortlist.name)
+        self._session.opened = None
+        self._session.storage.remove_archive(stores.config, stores.archive)
 
     @explain_other_names
     def get(
@@ -994,6 +999,9 @@ class TwoStageIndex:
             check_documents_there(self, self.ids())
             with self._beside(opened.stores, documents, model, fingerprint, shortlist_dim) as target:
                 catch_up(self, target, documents, progress)
+                if shortlist_dim not in (None, target.shortlist_dim):
+                    # The interrupted call was given another one.
+                    target.reindex(shortlist_dim)
                 with held, self._session.writing():
                     # What was changed meanwhile.
                     catch_up(self, target, documents)
@@ -1052,8 +1060,8 @@ class TwoStageIndex:
         if old is not None and new is not None:
             new.stores.shortlist.replace_and_keep(old.stores.shortlist)
         elif old is not None:
-            # It has no records.
-            self.drop()
+            # It has no records, so there is nothing to keep.
+            self._remove(old.stores)
 
     def kept(self) -> list[str]:
         """Return the names of the old collections that `reencode` has kept; each can be opened by its name."""

@@ -74,6 +74,10 @@ def test_what_deletions_and_reindexing_left_is_given_back(tmp_path):
         assert index.verify().ok
         assert [record.document for record in index.get()] == TEXTS[1000:]
         assert nearest(index, [1000, 1999], where={"n": {"$gt": 0}}) == ["id-1000", "id-1999"]
+        # What plain Chroma embeds texts with reads its rotation from there.
+        (archive,) = tmp_path.glob("archive-*.lmdb")
+        function = index.collection().configuration_json["embedding_function"]["config"]
+        assert archive.name == f"archive-{function['archive']}.lmdb"
         # There is nothing more, and the index can be written as before.
         assert abs(index.compact()) < 0.02 * before
         index.upsert(["id-0"], VECTORS[:1])
