@@ -51,7 +51,7 @@ from mrl_rag.index.checks import (
     explain_other_names,
 )
 from mrl_rag.index.chroma_errors import chroma_errors
-from mrl_rag.index.compact import compact, folder_bytes
+from mrl_rag.index.compact import compact_archive, compact_folder, folder_bytes
 from mrl_rag.index.config import ArchivePrecision, IndexConfig, Wanted
 from mrl_rag.index.export import BATCH, Batch, Header, almost_unit, read_whole, written
 from mrl_rag.index.export import check_file as check_export
@@ -1057,6 +1057,8 @@ class TwoStageIndex:
 
     def _switch(self, target: TwoStageIndex) -> None:
         old, new = self._session.open(), target._session.open()
+        # Wherever this ends, the index is opened as it is then: a write to the old collection would be lost.
+        self._session.opened = None
         if old is not None and new is not None:
             new.stores.shortlist.replace_and_keep(old.stores.shortlist)
         elif old is not None:
@@ -1116,9 +1118,12 @@ class TwoStageIndex:
                 return 0
             self._session.check_file()
             before = folder_bytes(storage.folder)
-            stores = compact(storage, opened.stores, storage.folder)
-            if stores is not opened.stores:
-                self._session.opened = Searcher(stores)
+            # Wherever this ends, the stores are opened as they are then: a write to the old archive would be lost.
+            self._session.opened = None
+            compact_archive(storage, opened.stores, storage.folder)
+            # Threads of this process may search while Chroma's file is rewritten.
+            self._session.open()
+            compact_folder(storage.folder)
             return before - folder_bytes(storage.folder)
 
     def export(self, file: str | os.PathLike[str], progress: bool = False) -> int:
@@ -1293,7 +1298,12 @@ class TwoStageIndex:
     ) -> Stores:
         """Fill Chroma anew, and choose how it is searched."""
         settings = stores.shortlist.hnsw if hnsw is None else dict(hnsw)
-        rebuilt = rebuild(self._session.storage, stores, shortlist_dim, rotation, settings, progress, lost)
+        try:
+            rebuilt = rebuild(self._session.storage, stores, shortlist_dim, rotation, settings, progress, lost)
+        except BaseException:
+            # If the old collection has lost its name already, a write to it would be lost.
+            self._session.opened = None
+            raise
         self._session.opened = Searcher(rebuilt.stores)
         if rebuilt.questions is not None:
             self._calibrate(rebuilt.questions, rebuilt.ids)
