@@ -9,6 +9,7 @@ import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from io import TextIOWrapper
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -22,12 +23,21 @@ if TYPE_CHECKING:
     from mrl_rag import Encoder
 
 FINE, TROUBLE, USAGE, INTERRUPTED = 0, 1, 2, 130
-_EXIT_CODES = "Exit codes: 0 fine, 1 trouble found, 2 usage or refused, 130 interrupted."
+# "\b" keeps the lines of a paragraph apart.
+_EPILOG = """
+\b
+Examples:
+  mrl-rag index ./notes
+  mrl-rag search "how do I renew my passport?"
+  mrl-rag doctor
+
+Exit codes: 0 fine, 1 trouble found, 2 usage or refused, 130 interrupted.
+"""
 
 app = typer.Typer(
     name="mrl-rag",
     help="Search your files from the shell, and look after their index.",
-    epilog=f"Example: mrl-rag index ./notes, then mrl-rag search 'who wrote this?'. {_EXIT_CODES}",
+    epilog=_EPILOG,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
@@ -36,24 +46,18 @@ app = typer.Typer(
 
 Db = Annotated[Path, typer.Option("--db", help="Folder of the index.")]
 Collection = Annotated[str | None, typer.Option(help="Its collection; the only one there is, if not named.")]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else.")]
 Folder = Annotated[Path | None, typer.Argument(metavar="DB", help="Folder of the index, as --db.")]
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command.
-
-    Args:
-        arguments: those after the command's name; None for those of the process.
-
-    Returns:
-        The exit status: 0 when all is fine, 1 when trouble was found, 2 when the command can't be carried out, 130 when
-        it was interrupted.
-    """
+def run(arguments: Sequence[str] | None) -> int:
+    """Run the command, and return its exit status; see `mrl_rag.cli.main`."""
+    _write_everything()
     command = typer.main.get_command(app)
     with _plain_warnings():
         try:
             status = command.main(args=arguments, prog_name="mrl-rag", standalone_mode=False)
+            sys.stdout.flush()
         except typer.TyperException as error:
             message = error.format_message().rstrip(".")
             _say(f"mrl-rag: {message}. See mrl-rag --help, or mrl-rag COMMAND --help.")
@@ -61,14 +65,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
         except MrlRagError as error:
             _say(f"mrl-rag: {error}")
             return USAGE
-        except (KeyboardInterrupt, typer.Abort):
-            _say("mrl-rag: interrupted; what was stored stays. Run the same command again to go on.")
+        except typer.Abort:
             return INTERRUPTED
         except BrokenPipeError:
             # The reader of the pipe, such as `head`, has had enough.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return FINE
+    if status == INTERRUPTED:
+        _say("mrl-rag: interrupted; what was stored stays. Run the same command again to go on.")
     return status if isinstance(status, int) else FINE
+
+
+def _write_everything() -> None:
+    """Escape what the terminal's encoding lacks, instead of failing at it."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 @contextmanager
@@ -81,11 +93,12 @@ def _plain_warnings() -> Iterator[None]:
 
 
 def _say(text: str) -> None:
-    sys.stderr.write(f"{text}\n")
+    sys.stderr.write(" ".join(text.split()) + "\n")
 
 
-def _print_json(value: object) -> None:
-    sys.stdout.write(json.dumps(value, ensure_ascii=False, indent=2, default=str) + "\n")
+def _print_json(value: object, indent: int | None = 2) -> None:
+    # ASCII, which every encoding has.
+    sys.stdout.write(json.dumps(value, indent=indent, default=str) + "\n")
 
 
 def _show_version(wanted: bool) -> None:
@@ -168,15 +181,17 @@ def search(
         for asked in [question] if question is not None else _questions():
             hits = retriever.search(asked, k, where=condition, explain=explain)
             if as_json:
-                _print_json([_as_dict(hit) for hit in hits])
+                for hit in hits:
+                    _print_json({"question": asked, **_as_dict(hit)}, indent=None)
             else:
                 print_hits(asked, hits, explain)
+            sys.stdout.flush()
     return FINE
 
 
 def _questions() -> Iterator[str]:
     """Yield the lines of standard input; on a terminal, ask for them."""
-    if not sys.stdin.isatty():
+    if not sys.stdin.isatty() or not sys.stdout.isatty():
         yield from (line.strip() for line in sys.stdin if line.strip())
         return
     with suppress(ImportError):
@@ -376,7 +391,11 @@ def clear(
     with TwoStageIndex(folder or db, name) as opened:
         records = len(opened)
         if not yes:
-            typer.confirm(f"Remove {records:,} records of {name} in {folder or db}?", abort=True, err=True)
+            if not sys.stdin.isatty():
+                raise InvalidInput("clear asks before it removes records, and nobody can answer here; pass --yes.")
+            if not typer.confirm(f"Remove {records:,} records of {name} in {folder or db}?", err=True):
+                _report(as_json, "nothing was removed", {"removed": 0})
+                return TROUBLE
         opened.clear()
     _report(as_json, f"{records:,} records removed", {"removed": records})
     return FINE

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 from mrl_rag.errors import InvalidInput
 
 _OPERATORS = {"=": "$eq", "!=": "$ne", "<": "$lt", "<=": "$lte", ">": "$gt", ">=": "$gte"}
+_AMONG = {"=": "$in", "!=": "$nin"}
 _CONDITION = re.compile(r"\s*([^=!<>]+?)\s*(!=|<=|>=|=|<|>)(.*)", re.DOTALL)
 
 
@@ -18,7 +20,7 @@ def parse_where(conditions: Sequence[str]) -> dict[str, Any] | None:
 
     Args:
         conditions: "page=3", "year>=2020", "draft!=true". What looks like a number, true or false is one; quotes make a
-            string of it: "zip='01234'".
+            string of it: "zip='01234'". A path may be relative to the current folder.
 
     Raises:
         InvalidInput: one is not of that form, or compares the order of strings.
@@ -32,6 +34,9 @@ def _parse(condition: str) -> dict[str, Any]:
     if found is None:
         raise InvalidInput(f"--where is {condition!r}; write KEY=VALUE, such as page=3, or with !=, <, <=, > or >=.")
     key, operator, value = found[1], found[2], _value(found[3].strip())
+    if key == "path" and operator in _AMONG and isinstance(value, str):
+        # `index` stores absolute paths, and `search` prints those below the current folder as relative ones.
+        return {key: {_AMONG[operator]: [value, os.path.abspath(value)]}}
     if operator in ("<", "<=", ">", ">=") and not _is_number(value):
         raise InvalidInput(f"--where is {condition!r}; {operator} compares numbers, and {found[3]!r} is none.")
     return {key: {_OPERATORS[operator]: value}}

