@@ -37,7 +37,7 @@ class TwoStageRetriever:
         retriever = TwoStageRetriever(None, "./db")          # with the model that filled the index
 
     The index remembers the encoder's name and fingerprint, and refuses any other. If another process changes the model
-    (`reencode`), a retriever made without an encoder follows at its next search; any other raises an `IndexMismatch`.
+    (`reencode`), a retriever that was made without an encoder makes the new one; any other raises an `IndexMismatch`.
 
     Args:
         encoder: any encoder of this package. None makes the one that filled the index: a `MatryoshkaEncoder` with the
@@ -135,6 +135,15 @@ class TwoStageRetriever:
         return names
 
     def _index_batch(self, ids: list[str], texts: list[str], metadatas: list[Metadata | None]) -> None:
+        encoder = self.encoder
+        try:
+            self._store(ids, texts, metadatas)
+        except IndexMismatch:
+            if not self._follow(encoder):
+                raise
+            self._store(ids, texts, metadatas)
+
+    def _store(self, ids: list[str], texts: list[str], metadatas: list[Metadata | None]) -> None:
         with self._gate.shared():
             changed = self.index.changed(ids, texts, metadatas)
             if not changed:

@@ -1,7 +1,9 @@
 """The Python in README and docs runs, and prints what stands under it. README's first block is the quickstart."""
 
 import json
+import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -79,3 +81,27 @@ def test_the_map_in_contributing_names_every_room_and_file():
         table = text.partition(f"In `{room}/`:")[2].partition("\n\n")[2].partition("\n\n")[0]
         named = {name for line in table.splitlines() for name in re.findall(r"`(\w+\.py)`", line.split("|")[1])}
         assert named == {path.name for path in (ROOT / "mrl_rag" / room).glob("[!_]*.py")}
+
+
+def test_the_commands_of_readme_find_what_stands_under_them(tmp_path):
+    """Scores, lines and counts change with the docs; the passages that are found should not."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    commands, shown = re.search(r"((?:    mrl-rag .*\n)+)\n```text\n(\d+ files.*?)```", text, re.DOTALL).groups()
+    printed = ""
+    for command in commands.splitlines():
+        arguments = shlex.split(command.partition("    #")[0])[1:]
+        done = subprocess.run(
+            [sys.executable, "-m", "mrl_rag", *arguments, "--db", tmp_path],
+            cwd=ROOT,
+            env={**os.environ, "COLUMNS": "80"},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        printed += done.stdout
+
+    def places(output):
+        return re.findall(r"^\d+\. [\d.]+  ([\w/.]+):\d+  (.*)$", output, re.MULTILINE)
+
+    assert len(places(shown)) == 2
+    assert places(printed) == places(shown)

@@ -333,11 +333,25 @@ def test_a_retriever_that_made_its_encoder_follows_another_that_changes_the_mode
             retriever.reencode(make(f"two-{full_dim}"))
             assert following.search(TEXTS[1], k=1)[0].document == TEXTS[1]
             assert following.encoder.model == f"two-{full_dim}"
-            with pytest.raises(IndexMismatch, match="filled by 'two"):
-                bound.search(TEXTS[1])
+            for ask in (bound.search, lambda text: bound.index_texts([text])):
+                with pytest.raises(IndexMismatch, match="filled by 'two"):
+                    ask(TEXTS[1])
             # Its first one is closed, its second one with it.
             assert [bool(encoder.closed) for encoder in made[2:]] == [True, False, False]
         assert [bool(encoder.closed) for encoder in made[2:]] == [True, False, True]
+
+
+def test_a_retriever_that_made_its_encoder_stores_vectors_of_the_new_model(tmp_path, makes_its_encoder):
+    make, _ = makes_its_encoder
+    with TwoStageRetriever(make("one-32"), tmp_path) as retriever:
+        retriever.index_texts(TEXTS)
+        with TwoStageRetriever(None, tmp_path) as following:
+            following.index_texts(["one"])
+            retriever.reencode(make("two-32"))
+            following.index_texts(["two"])
+        expected = make("two-32").encode_documents(["one", "two"])
+        stored = {record.document: record.vector for record in retriever.index.get()}
+        np.testing.assert_allclose([stored["one"], stored["two"]], expected, atol=1e-3)
 
 
 @pytest.mark.parametrize("there", [False, True])

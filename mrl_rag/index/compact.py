@@ -38,21 +38,10 @@ print(json.dumps([[row[0] for row in connection.execute(statement)] for statemen
 """
 
 
-def compact(storage: Storage, stores: Stores, folder: Path) -> Stores:
-    """Give back what the index doesn't use of its folder, and the whole folder of Chroma's file.
-
-    Args:
-        storage: holds the lock for writing.
-        stores: of the index.
-        folder: where they are.
-
-    Returns:
-        The stores, with another archive if that was copied.
-    """
-    stores = _compact_archive(storage, stores, folder)
+def compact_folder(folder: Path) -> None:
+    """Remove what no collection uses, and rewrite Chroma's file without what was deleted."""
     remove_unused(folder)
     _run([sys.executable, "-c", COMMAND, "vacuum", "--path", str(folder), "--force", "--timeout", str(_MAX_SECONDS)])
-    return stores
 
 
 def folder_bytes(folder: Path) -> int:
@@ -89,11 +78,17 @@ def _is_graph(path: Path) -> bool:
     return bool(files) and all(file.name in _GRAPH_FILES and file.is_file() for file in files)
 
 
-def _compact_archive(storage: Storage, stores: Stores, folder: Path) -> Stores:
-    """Copy the archive without its unused pages, under a new name, and remove the old one."""
+def compact_archive(storage: Storage, stores: Stores, folder: Path) -> None:
+    """Copy the archive without its unused pages, under a new name, and remove the old one.
+
+    Args:
+        storage: holds the lock for writing.
+        stores: of the index, which must be opened again afterwards.
+        folder: where they are.
+    """
     old, shortlist = stores.archive, stores.shortlist
     if not isinstance(old, LmdbArchive) or old.unused_share < _MIN_UNUSED_SHARE:
-        return stores
+        return
     config = replace(stores.config, archive=uuid.uuid4().hex)
     old.copy_to(folder / f"archive-{config.archive}.lmdb")
     new = storage.open_archive(config, create=False)
@@ -102,9 +97,8 @@ def _compact_archive(storage: Storage, stores: Stores, folder: Path) -> Stores:
     before = stores.config
     shortlist.remember(config)
     storage.remove_archive(before, old)
-    renewed = storage.stores(shortlist, new)
-    renewed.note_written()
-    return renewed
+    # Chroma's graph in this process is up to date, with the new archive as with the old one.
+    storage.stores(shortlist, new).note_written()
 
 
 def _run(command: list[str]) -> str:

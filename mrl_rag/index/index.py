@@ -52,7 +52,7 @@ from mrl_rag.index.checks import (
     explain_other_names,
 )
 from mrl_rag.index.chroma_errors import chroma_errors
-from mrl_rag.index.compact import compact, folder_bytes
+from mrl_rag.index.compact import compact_archive, compact_folder, folder_bytes
 from mrl_rag.index.config import ArchivePrecision, IndexConfig, Wanted
 from mrl_rag.index.export import BATCH, Batch, Header, almost_unit, read_whole, written
 from mrl_rag.index.export import check_file as check_export
@@ -561,13 +561,18 @@ class TwoStageIndex:
 
         with self._session.writing():
             opened = self._session.open()
-            with suppress(NotFoundError):
-                self.client.delete_collection(self._session.name)
-            if opened is not None:
-                # Chroma first: a crash in between leaves an archive that no collection uses.
-                self._session.opened = None
-                self._session.storage.remove_archive(opened.stores.config, opened.stores.archive)
+            if opened is None:
+                with suppress(NotFoundError):
+                    self.client.delete_collection(self._session.name)
+            else:
+                self._remove(opened.stores)
             self.drop_old(unfinished=True)
+
+    def _remove(self, stores: Stores) -> None:
+        # Chroma first: a crash in between leaves an archive that no collection uses.
+        self.client.delete_collection(stores.shortlist.name)
+        self._session.opened = None
+        self._session.storage.remove_archive(stores.config, stores.archive)
 
     @explain_other_names
     def get(
@@ -1023,6 +1028,9 @@ class TwoStageIndex:
             check_documents_there(self, self.ids())
             with self._beside(opened.stores, documents, model, fingerprint, shortlist_dim) as target:
                 catch_up(self, target, documents, progress)
+                if shortlist_dim not in (None, target.shortlist_dim):
+                    # The interrupted call was given another one.
+                    target.reindex(shortlist_dim)
                 with held, self._session.writing():
                     # What was changed meanwhile.
                     catch_up(self, target, documents)
@@ -1078,11 +1086,13 @@ class TwoStageIndex:
 
     def _switch(self, target: TwoStageIndex) -> None:
         old, new = self._session.open(), target._session.open()
+        # Wherever this ends, the index is opened as it is then: a write to the old collection would be lost.
+        self._session.opened = None
         if old is not None and new is not None:
             new.stores.shortlist.replace_and_keep(old.stores.shortlist)
         elif old is not None:
-            # It has no records.
-            self.drop()
+            # It has no records, so there is nothing to keep.
+            self._remove(old.stores)
 
     def kept(self) -> list[str]:
         """Return the names of the old collections that `reencode` has kept; each can be opened by its name."""
@@ -1137,9 +1147,12 @@ class TwoStageIndex:
                 return 0
             self._session.check_file()
             before = folder_bytes(storage.folder)
-            stores = compact(storage, opened.stores, storage.folder)
-            if stores is not opened.stores:
-                self._session.opened = Searcher(stores)
+            # Wherever this ends, the stores are opened as they are then: a write to the old archive would be lost.
+            self._session.opened = None
+            compact_archive(storage, opened.stores, storage.folder)
+            # Threads of this process may search while Chroma's file is rewritten.
+            self._session.open()
+            compact_folder(storage.folder)
             return before - folder_bytes(storage.folder)
 
     def export(self, file: str | os.PathLike[str], progress: bool = False) -> int:
@@ -1314,7 +1327,12 @@ class TwoStageIndex:
     ) -> Stores:
         """Fill Chroma anew, and choose how it is searched."""
         settings = stores.shortlist.hnsw if hnsw is None else dict(hnsw)
-        rebuilt = rebuild(self._session.storage, stores, shortlist_dim, rotation, settings, progress, lost)
+        try:
+            rebuilt = rebuild(self._session.storage, stores, shortlist_dim, rotation, settings, progress, lost)
+        except BaseException:
+            # If the old collection has lost its name already, a write to it would be lost.
+            self._session.opened = None
+            raise
         self._session.opened = Searcher(rebuilt.stores)
         if rebuilt.questions is not None:
             self._calibrate(rebuilt.questions, rebuilt.ids)

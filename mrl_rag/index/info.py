@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -89,5 +90,9 @@ def info_of(stores: Stores, folder: Path | None, kept: Sequence[str], unfinished
 
 def disk_bytes(path: Path) -> int:
     """Return the size of a file, or of the files in a folder; 0 where there is none."""
-    files = [path, *path.rglob("*")]
-    return sum(file.stat().st_size for file in files if file.is_file() and not file.is_symlink())
+    size = 0
+    for file in (path, *path.rglob("*")):
+        # Another process may have removed it since it was listed.
+        with suppress(OSError):
+            size += file.stat().st_size if file.is_file() else 0
+    return size

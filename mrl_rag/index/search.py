@@ -413,7 +413,8 @@ class Searcher:
             if loaded is None:
                 shortlists = [Candidates(ids) for ids in self._search_graph(projected[pending], size, request)]
             else:
-                shortlists = loaded.nearest(projected[pending], size, share, least=2 * request.k)
+                rotated = self.stores.config.fitted
+                shortlists = loaded.nearest(projected[pending], size, share, 2 * request.k, rotated)
             milliseconds = (time.perf_counter() - start) * 1e3
             reranked = self._rank_shortlists(queries[pending], shortlists, [seen[query] for query in pending], request)
             unfinished = []

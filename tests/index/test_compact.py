@@ -74,6 +74,10 @@ def test_what_deletions_and_reindexing_left_is_given_back(tmp_path):
         assert index.verify().ok
         assert [record.document for record in index.get()] == TEXTS[1000:]
         assert nearest(index, [1000, 1999], where={"n": {"$gt": 0}}) == ["id-1000", "id-1999"]
+        # What plain Chroma embeds texts with reads its rotation from there.
+        (archive,) = tmp_path.glob("archive-*.lmdb")
+        function = index.collection().configuration_json["embedding_function"]["config"]
+        assert archive.name == f"archive-{function['archive']}.lmdb"
         # There is nothing more, and the index can be written as before.
         assert abs(index.compact()) < 0.02 * before
         index.upsert(["id-0"], VECTORS[:1])
@@ -201,8 +205,9 @@ def test_a_compaction_that_fails_loses_nothing(tmp_path, monkeypatch):
         monkeypatch.setattr("mrl_rag.index.compact.COMMAND", broken)
         with pytest.raises(IndexNotWritable, match="Nothing is lost"):
             index.compact()
+        index.upsert(["new"], VECTORS[:1], ["new"])
+        assert nearest(index, [0, 1500]) == ["new", "id-1500"]
         assert index.verify().ok
-        assert nearest(index, [1500]) == ["id-1500"]
     index.close()
 
 
@@ -236,3 +241,37 @@ def test_info_tells_the_bytes_of_each_part(tmp_path, score_all_up_to):
         parts = info.chroma_bytes, info.graph_bytes, info.vectors_bytes, info.cache_bytes
         assert all(size > 100_000 for size in parts)
         assert sum(parts) == pytest.approx(used(tmp_path), rel=0.4)
+
+
+@pytest.mark.parametrize(
+    "step",
+    [
+        "mrl_rag.index.archive.LmdbArchive.copy_to",
+        "mrl_rag.index.archive.LmdbArchive.forget_changes",
+        "mrl_rag.index.shortlist.ShortlistCollection.remember",
+        "mrl_rag.index.shortlist._store_embedding_function",
+        "mrl_rag.index.storage.Storage.remove_archive",
+        "mrl_rag.index.compact.remove_unused",
+        "mrl_rag.index.compact._run",
+    ],
+)
+def test_an_interruption_anywhere_loses_nothing_and_the_next_call_cleans_up(tmp_path, monkeypatch, step):
+    index = fill(TwoStageIndex(tmp_path))
+    index.delete(IDS[:1000])
+
+    def interrupted(*given):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(step, interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            index.compact()
+    # In this process, and in one that opens the folder after the crash.
+    assert nearest(index, [1500]) == ["id-1500"]
+    index.upsert(["new"], VECTORS[:1], ["new"])
+    index.close()
+    with TwoStageIndex(tmp_path) as again:
+        assert (nearest(again, [0, 1500]), again.verify().ok) == (["new", "id-1500"], True)
+        assert again.compact() > 0
+        assert len(list(tmp_path.glob("archive-*.lmdb"))) == 1
+        assert (nearest(again, [0, 1500]), again.verify().ok) == (["new", "id-1500"], True)

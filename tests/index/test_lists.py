@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from mrl_rag import TwoStageIndex
 from mrl_rag.index.lists import group
+from mrl_rag.index.loaded import LoadedVectors
 from mrl_rag.quantization import quantize
 from mrl_rag.truncation import normalize
 
@@ -27,10 +28,11 @@ def test_every_record_stands_in_one_list(count, distinct, share):
     assert lists.starts[0] == 0
     assert lists.size == count
     assert (np.diff(lists.starts) >= 0).all()
-    (everything,) = lists.near(codes[:1], 1.0)
+    ((everything, _),) = lists.near(codes[:1], 1.0)
     assert everything.tolist() == list(range(count))
-    (near,) = lists.near(codes[:1], share)
+    ((near, slices),) = lists.near(codes[:1], share)
     assert set(near.tolist()) <= set(range(count))
+    assert near.tolist() == [row for part in slices for row in range(part.start, part.stop)]
 
 
 def test_a_tenth_of_the_lists_holds_nearly_all_that_is_near():
@@ -38,9 +40,23 @@ def test_a_tenth_of_the_lists_holds_nearly_all_that_is_near():
     codes, scales = quantize(vectors)
     rows, lists = group(codes, scales)
     true = np.argsort(-queries @ vectors.T, axis=1)[:, :10]
-    found = [set(rows[near].tolist()) for near in lists.near(quantize(queries)[0], 0.1)]
+    found = [set(rows[near].tolist()) for near, _ in lists.near(quantize(queries)[0], 0.1)]
     assert np.mean([len(looked_at) for looked_at in found]) < 1500
     assert np.mean([len(looked_at & set(ids)) / 10 for looked_at, ids in zip(found, true.tolist(), strict=True)]) > 0.95
+
+
+def test_the_first_numbers_of_rotated_vectors_lose_nothing_near():
+    spectrum = np.arange(1, 257, dtype=np.float32) ** -0.55
+    vectors, queries = normalize(clustered(30_000, dim=256) * spectrum), clustered(40, dim=256, seed=1) * spectrum
+    codes, scales = quantize(vectors)
+    order, lists = group(codes, scales)
+    loaded = LoadedVectors(
+        0, [str(row) for row in order], codes[order], scales[order], None, lists, slots=np.arange(30_000)
+    )
+    for share in (0.3, 0.999):
+        both = [loaded.nearest(normalize(queries), 20, share, 20, rotated) for rotated in (False, True)]
+        kept = [set(part.ids) & set(whole.ids) for whole, part in zip(*both, strict=True)]
+        assert np.mean([len(ids) / 20 for ids in kept]) > 0.99
 
 
 def test_the_same_records_are_grouped_in_the_same_way():
