@@ -66,7 +66,7 @@ def run(arguments: Sequence[str] | None) -> int:
             _say(f"mrl-rag: {error}")
             return USAGE
         except typer.Abort:
-            return INTERRUPTED
+            status = INTERRUPTED
         except BrokenPipeError:
             # The reader of the pipe, such as `head`, has had enough.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -75,6 +75,9 @@ def run(arguments: Sequence[str] | None) -> int:
             # So typer ends a command at a closed pipe, and after it has printed a completion.
             return FINE
     if status == INTERRUPTED:
+        if sys.stderr.isatty():
+            # After the prompt or the bar that was interrupted.
+            sys.stderr.write("\n")
         _say("mrl-rag: interrupted; what was stored stays. Run the same command again to go on.")
     return status if isinstance(status, int) else FINE
 
