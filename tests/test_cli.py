@@ -201,12 +201,12 @@ def test_pipes_get_whole_paths_however_narrow_the_terminal(long_note, capsys, mo
     assert f"{Path(long_note).parent / 'a.log'}:1\n" in capsys.readouterr().out
 
 
-def test_letters_that_the_encoding_lacks_are_escaped(tmp_path):
-    (tmp_path / "日本").mkdir()
-    with start("verify", tmp_path / "日本", PYTHONIOENCODING="ascii") as process:
-        err = process.communicate(timeout=120)[1]
-    assert process.returncode == 2
-    assert r"\u65e5\u672c has no index." in err
+def test_letters_that_the_encoding_lacks_are_escaped(db):
+    backup = db / "日本.jsonl"
+    with start("export", backup, "--db", db, PYTHONIOENCODING="ascii") as process:
+        out, err = process.communicate(timeout=120)
+    assert (process.returncode, out, err) == (0, rf"20 records in {db}/\u65e5\u672c.jsonl" + "\n", "")
+    assert backup.is_file()
 
 
 # Chores

@@ -72,7 +72,7 @@ def run(arguments: Sequence[str] | None) -> int:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return FINE
         except SystemExit:
-            # So typer ends a command at a closed pipe, and after it has printed a completion.
+            # So rich and typer end a command at a closed pipe, and typer once it has printed a completion.
             return FINE
     if status == INTERRUPTED:
         if sys.stderr.isatty():

@@ -47,16 +47,10 @@ _COMMON = frozenset(
 )
 
 
-class _Output(Console):
-    def on_broken_pipe(self) -> None:
-        # rich would end the process with the status of trouble.
-        raise BrokenPipeError
-
-
 def _console() -> Console:
     # Made anew, since standard output may be another one by now. No emoji or markup: these are users' texts.
     plain = bool(os.environ.get("NO_COLOR"))  # rich would still write bold text and links
-    return _Output(markup=False, emoji=False, highlight=False, color_system=None if plain else "auto")
+    return Console(markup=False, emoji=False, highlight=False, color_system=None if plain else "auto")
 
 
 def print_hits(question: str, hits: Sequence[Hit], explain: bool) -> None:
