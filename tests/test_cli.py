@@ -147,10 +147,11 @@ def test_explain_shows_the_stages(filled, capsys):
     assert re.search(r"^   16 dimensions: rank 1 of 1, score 0\.\d{4}, \d+\.\d\d ms$", capsys.readouterr().out, re.M)
 
 
-def test_without_a_question_each_line_is_one(filled):
-    with start("search", "-k", "1", "--json") as process:
-        out, err = process.communicate("who?\n\nwhat?\n", timeout=120)
-    assert (process.returncode, err) == (0, "")
+def test_without_a_question_each_line_is_one(filled, capsys, monkeypatch):
+    monkeypatch.setattr("sys.stdin", io.StringIO("who?\n\nwhat?\n"))
+    assert main(["search", "-k", "1", "--json"]) == 0
+    out, err = capsys.readouterr()
+    assert err == ""
     assert [json.loads(line)["question"] for line in out.splitlines()] == ["who?", "what?"]
 
 

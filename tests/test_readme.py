@@ -1,7 +1,6 @@
 """The Python in README and docs runs, and prints what stands under it. README's first block is the quickstart."""
 
 import json
-import os
 import re
 import shlex
 import subprocess
@@ -9,6 +8,8 @@ import sys
 from pathlib import Path
 
 import pytest
+
+from mrl_rag.cli import main
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -83,25 +84,20 @@ def test_the_map_in_contributing_names_every_room_and_file():
         assert named == {path.name for path in (ROOT / "mrl_rag" / room).glob("[!_]*.py")}
 
 
-def test_the_commands_of_readme_find_what_stands_under_them(tmp_path):
+def test_the_commands_of_readme_find_what_stands_under_them(tmp_path, monkeypatch, capsys):
     """Scores, lines and counts change with the docs; the passages that are found should not."""
+    import torch
+
+    monkeypatch.setattr("mrl_rag.encoder.encoder.pick_dtype", lambda device: torch.float32)
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setenv("COLUMNS", "80")
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     commands, shown = re.search(r"((?:    mrl-rag .*\n)+)\n```text\n(\d+ files.*?)```", text, re.DOTALL).groups()
-    printed = ""
     for command in commands.splitlines():
-        arguments = shlex.split(command.partition("    #")[0])[1:]
-        done = subprocess.run(
-            [sys.executable, "-m", "mrl_rag", *arguments, "--db", tmp_path],
-            cwd=ROOT,
-            env={**os.environ, "COLUMNS": "80"},
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-        printed += done.stdout
+        assert main([*shlex.split(command.partition("    #")[0])[1:], "--db", str(tmp_path)]) == 0
 
     def places(output):
         return re.findall(r"^\d+\. [\d.]+  ([\w/.]+):\d+  (.*)$", output, re.MULTILINE)
 
     assert len(places(shown)) == 2
-    assert places(printed) == places(shown)
+    assert places(capsys.readouterr().out) == places(shown)

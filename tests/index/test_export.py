@@ -162,16 +162,16 @@ def test_each_record_is_whole_while_another_process_writes(tmp_path, name, monke
 @EITHER
 def test_memory_holds_no_more_than_a_batch(tmp_path, name):
     index = TwoStageIndex()
-    text = "x" * 2000
+    text = "x" * 4000
     rows = np.random.default_rng(0).normal(size=(1000, 256)).astype(np.float32)
-    for start in range(0, 4000, 1000):
+    for start in range(0, 2000, 1000):
         index.upsert([f"{start + n}" for n in range(1000)], rows, [f"{start} {n} {text}" for n in range(1000)])
     again = TwoStageIndex()
-    # 8 MB of documents, and as JSON 20 MB of vectors.
+    # 8 MB of documents, and as JSON 10 MB of vectors.
     peaks = []
     for work in (lambda: index.export(tmp_path / name), lambda: again.import_records(tmp_path / name)):
         tracemalloc.start()
-        assert work() == 4000
+        assert work() == 2000
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
     assert max(peaks) < 8_000_000
