@@ -1,12 +1,11 @@
 """A search service: several workers, each with the model, over one Chroma server.
 
-    pip install fastapi uvicorn
-    chroma run --path ./chroma_data --port 8001
+    pip install fastapi uvicorn && chroma run --path ./chroma_data --port 8001
     CHROMA_PORT=8001 uvicorn --app-dir examples fastapi_app:app --workers 2
     curl localhost:8000/texts -H content-type:application/json -d '{"texts": ["A thread pool runs functions."]}'
     curl 'localhost:8000/search?question=parallel%20work&k=3'
 
-Every worker may write: the server keeps what each has stored, and the others find it at their next search.
+Every worker may write, and the others find it at their next search.
 """
 
 import os
@@ -26,8 +25,8 @@ from mrl_rag import MatryoshkaEncoder, MrlRagError, TwoStageIndex, TwoStageRetri
 async def lifespan(app: FastAPI) -> AsyncIterator[None]:
     """Load the model once per worker, after it was forked."""
     client = chromadb.HttpClient(os.environ.get("CHROMA_HOST", "localhost"), int(os.environ.get("CHROMA_PORT", "8001")))
-    name = os.environ.get("COLLECTION", "docs")
-    with MatryoshkaEncoder() as encoder, TwoStageIndex(collection=name, client=client) as index:
+    index = TwoStageIndex(collection=os.environ.get("COLLECTION", "docs"), client=client)
+    with MatryoshkaEncoder() as encoder, index:
         app.state.retriever = TwoStageRetriever(encoder, index)
         yield
 

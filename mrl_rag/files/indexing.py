@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -156,6 +157,8 @@ class _Indexing:
 
     def run(self, finder: Finder, keep_removed: bool, progress: bool) -> FilesReport:
         paths = list(finder.find())
+        # An index fits its rotation on its first records: they should be like the others.
+        random.Random(0).shuffle(paths)
         started = time.monotonic()
         with (
             progress_bar(len(paths), "index", "file", progress) as advance,

@@ -20,6 +20,8 @@ _CHARACTERS_PER_TOKEN = 3
 _FIRST_RATIO = 3.5
 # The share of the room that a guess fills, so that few chunks turn out too long.
 _FILL = 0.9
+# Markdown of headings alone.
+_HEADINGS = re.compile(r"(#{1,6} [^\n]*\s*)+")
 # Longer lines are cut before they are split: the time that takes grows with the square of a line's length, to 65 s for
 # one of 5 MB.
 _MAX_LINE = 20_000
@@ -74,14 +76,23 @@ class Splitter:
         if self._fixed is None:
             yield from self._by(syntax, grammar, self.chunk_tokens * _CHARACTERS_PER_TOKEN).chunk_indices(text)
             return
-        found = []
-        tokens = 0
-        for start, chunk, count in self._fit(text, syntax, grammar, self._ratios.get(syntax, _FIRST_RATIO)):
-            found.append((start, chunk))
-            tokens += count - self._fixed
-        if tokens:
-            self._ratios[syntax] = max(0.1, sum(len(chunk) for _, chunk in found) / tokens)
-        yield from found
+        found = list(self._fit(text, syntax, grammar, self._ratios.get(syntax, _FIRST_RATIO)))
+        if tokens := sum(count - self._fixed for _, _, count in found):
+            self._ratios[syntax] = max(0.1, sum(len(chunk) for _, chunk, _ in found) / tokens)
+        heading: tuple[int, str] | None = None
+        for start, chunk, _ in found:
+            if heading is not None:
+                # A heading alone says nothing: it goes with what stands under it, if that leaves room.
+                both = text[heading[0] : start + len(chunk)]
+                if (self._encoder.count_tokens([both]) or [0])[0] <= self.chunk_tokens:
+                    start, chunk = heading[0], both
+                else:
+                    yield heading
+            heading = (start, chunk) if syntax == "markdown" and _HEADINGS.fullmatch(chunk) else None
+            if heading is None:
+                yield start, chunk
+        if heading is not None:
+            yield heading
 
     def _fit(self, text: str, syntax: str, grammar: Any, ratio: float) -> Iterator[tuple[int, str, int]]:
         """Yield the chunks, their positions and their numbers of tokens.

@@ -293,8 +293,10 @@ class Searcher:
             for answer in ranked
         ]
 
-    def nearest(self, queries: Float32Array, k: int, size: int = 0, share: float = 0.0) -> list[list[str]]:
-        """Return the ids that a search in two stages finds per query, best first. It is never exhaustive.
+    def nearest(
+        self, queries: Float32Array, k: int, size: int = 0, share: float = 0.0
+    ) -> list[list[tuple[str, float]]]:
+        """Return ids and scores of what a search in two stages finds per query, best first. It is never exhaustive.
 
         Args:
             queries: float32 unit rows [n, full_dim].
@@ -304,7 +306,7 @@ class Searcher:
         """
         loaded = self._loader.load(full=False) if self.in_memory else None
         ranked = self._shortlist_and_rank(queries, Request(k), loaded, size, share)
-        return [[hit.id for hit in answer] for answer in ranked]
+        return [[(hit.id, hit.score) for hit in answer] for answer in ranked]
 
     @property
     def in_memory(self) -> bool:

@@ -67,6 +67,15 @@ def test_markdown_knows_title_headings_and_lines(folder, read):
     assert [chunk.number for chunk in chunks] == list(range(1, len(chunks) + 1))
 
 
+def test_a_heading_stays_with_what_stands_under_it(folder, minilm):
+    section = "A hull is the body of a ship, and it keeps the water out of it. " * 10
+    (folder / "a.md").write_text(f"# Boats\n\n## Hulls\n\n{section}\n\n## Sails\n\n{section}\n\n## End\n")
+    chunks = list(load([folder], minilm, chunk_tokens=128))
+    assert chunks[0].text.startswith("# Boats\n\n## Hulls\n\nA hull is")
+    assert any(chunk.text.startswith("## Sails\n\nA hull is") for chunk in chunks)
+    assert max(minilm.count_tokens([chunk.text for chunk in chunks])) <= 128
+
+
 def test_code_is_split_between_functions(folder, read):
     functions = [f"def function_{i}(a, b):\n    c = a + b\n    return c * {i}\n" for i in range(6)]
     (folder / "code.py").write_text("\n\n".join(functions))

@@ -164,3 +164,11 @@ def test_another_dimension_is_measured_anew(tmp_path, score_all_up_to):
         assert index.recall != before
         index.reindex(rotation="none")
         assert index.recall is None
+
+
+def test_copies_of_one_record_count_as_found_whichever_they_are(score_all_up_to):
+    score_all_up_to(1000, lists=True)
+    vectors = np.repeat(decaying(60), 40, axis=0)
+    index = fill(TwoStageIndex(), vectors)
+    assert index.recall == 1.0
+    assert index._session.opened.stores.config.lists_share < 1
