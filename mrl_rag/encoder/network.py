@@ -29,9 +29,9 @@ if TYPE_CHECKING:
 _LOG = logging.getLogger("mrl_rag")
 # Longest sequence for OpenVINO: with more tokens, torch is as fast (benchmarks/README.md).
 _OPENVINO_MAX_TOKENS = 128
-# On a CPU, packed batches are filled up to a multiple of so many tokens. oneDNN keeps compiled code for each number of
-# tokens it has seen, and that took 0.9 GB more.
-_TOKENS_STEP = 64
+# On a CPU, packed batches are filled up to a multiple of so many tokens; small ones by up to a sixteenth of their tokens.
+# oneDNN keeps compiled code for each number of tokens that it has seen, which took 0.9 GB more.
+_MAX_FILL_STEP = 64
 # Largest cosine distance between packed and padded vectors, and between those with and without a CUDA graph: far above
 # rounding, far below a wrong mask.
 _TOLERANCE = {torch.float32: 1e-5, torch.float16: 1e-3, torch.bfloat16: 5e-3}
@@ -195,15 +195,15 @@ class Network:
 
     def _packed(self, sequences: Sequence[TokenSequence]) -> tuple[torch.Tensor, torch.Tensor]:
         """Return hidden states [tokens, d] of the sequences end to end, and their lengths, int64 [n]."""
-        count = len(sequences)
-        filler = -sum(len(sequence.ids) for sequence in sequences) % _TOKENS_STEP
+        count, total = len(sequences), sum(len(sequence.ids) for sequence in sequences)
+        filler = -total % min(_MAX_FILL_STEP, 1 << max(total.bit_length() - 5, 0))
         if filler and count > 1 and self._device.type == "cpu":
             sequences = [*sequences, TokenSequence(np.full(filler, self._pad_id, dtype=np.int32))]
         lengths = [len(sequence.ids) for sequence in sequences]
         types = self._type_ids(sequences)
         more = {} if types is None else {"token_type_ids": self._put(types[None])}
         hidden, counts = self._run_packed(self._put(self._pack_inputs(sequences)), lengths, max(lengths), **more)
-        return hidden[: sum(lengths[:count])], counts[:count]
+        return hidden[:total], counts[:count]
 
     def _pack_inputs(self, sequences: Sequence[TokenSequence]) -> npt.NDArray[np.int64]:
         """Return token ids, positions and lengths in one array, int64 [2 * tokens + n], to be copied at once."""

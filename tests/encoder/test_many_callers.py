@@ -54,7 +54,8 @@ def test_32_threads_share_forward_passes_and_get_the_same_vectors(encoder, passa
     with ThreadPoolExecutor(32) as pool:
         np.testing.assert_allclose(list(pool.map(ask, texts)), expected, atol=1e-5)
     assert len(network.batches) < 16
-    assert sum(network.batches) == 32
+    # Each batch may have a filler.
+    assert 32 <= sum(network.batches) <= 32 + len(network.batches)
 
 
 async def test_32_coroutines_share_forward_passes_and_get_the_same_vectors(encoder, passages):

@@ -136,8 +136,8 @@ while True:
 """
 
 
-@EITHER
-def test_each_record_is_whole_while_another_process_writes(tmp_path, name, monkeypatch):
+def test_each_record_is_whole_while_another_process_writes(tmp_path, monkeypatch):
+    name = "backup.parquet"
     monkeypatch.setattr("mrl_rag.index.index.BATCH", 50)
     with subprocess.Popen(
         [sys.executable, "-W", "ignore", "-c", WRITER, tmp_path / "db"], stdout=subprocess.PIPE, text=True
