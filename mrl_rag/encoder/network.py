@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 _LOG = logging.getLogger("mrl_rag")
 # Longest sequence for OpenVINO: with more tokens, torch is as fast (benchmarks/README.md).
 _OPENVINO_MAX_TOKENS = 128
-# On a CPU, packed batches are filled up to a multiple of so many tokens; small ones by a sixteenth at most. oneDNN keeps
-# compiled code for each number of tokens that it has seen, which took 0.9 GB more.
+# On a CPU, packed batches are filled up to a multiple of so many tokens; small ones by a sixteenth at most. oneDNN
+# keeps compiled code for each number of tokens that it has seen, which took 0.9 GB more.
 _MAX_FILL_STEP = 64
 # Largest cosine distance between packed and padded vectors, and between those with and without a CUDA graph: far above
 # rounding, far below a wrong mask.
