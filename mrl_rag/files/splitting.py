@@ -25,6 +25,8 @@ _HEADINGS = re.compile(r"(#{1,6} [^\n]*\s*)+")
 # Longer lines are cut before they are split: the time that takes grows with the square of a line's length, to 65 s for
 # one of 5 MB.
 _MAX_LINE = 20_000
+# Longer code is cut, too: where tree-sitter meets what its grammar can't read, parsing 75 KB of C took minutes.
+_MAX_CODE = 20_000
 
 
 class Splitter:
@@ -68,6 +70,8 @@ class Splitter:
         pieces = list(_short_lines(text))
         if len(pieces) > 1:
             syntax = "text"
+        elif syntax == "code":
+            pieces = list(_code_blocks(text))
         for start, piece in pieces:
             for offset, chunk in self._split(piece, syntax, grammar):
                 yield start + offset, chunk
@@ -122,6 +126,18 @@ class Splitter:
         if syntax == "markdown":
             return self._library.MarkdownSplitter(capacity)
         return self._library.TextSplitter(capacity)
+
+
+def _code_blocks(text: str) -> Iterator[tuple[int, str]]:
+    """Yield code in blocks, with their positions, cut where a line without indentation follows an empty one."""
+    start = 0
+    while len(text) - start > _MAX_CODE:
+        breaks = [match.end() for match in re.finditer(r"\n\n(?=\S)", text[start : start + _MAX_CODE])]
+        end = start + (breaks[-1] if breaks else text.rfind("\n", start, start + _MAX_CODE) + 1 - start)
+        end = end if end > start else start + _MAX_CODE
+        yield start, text[start:end]
+        start = end
+    yield start, text[start:]
 
 
 def _short_lines(text: str) -> Iterator[tuple[int, str]]:

@@ -87,6 +87,17 @@ def test_code_is_split_between_functions(folder, read):
     ]
 
 
+def test_long_code_that_no_grammar_reads_is_split_in_seconds(folder, read):
+    # Conditions within a list, as in generated tables.
+    rows = "".join(f"\t0x{i:04X}U, 0x{i + 1:04X}U, 0x{i + 2:04X}U, 0x{i + 3:04X}U,\n" for i in range(0, 4096, 4))
+    table = f"const int table[] = {{\n#if LITTLE\n{rows}#else\n{rows}#endif\n}};\n"
+    (folder / "a.h").write_text(table)
+    chunks, _ = read(folder, chunk_tokens=200)
+    assert "".join("".join(chunk.text.split()) for chunk in chunks) == "".join(table.split())
+    lines = table.splitlines()
+    assert all(chunk.text.splitlines()[0] in lines[chunk.line - 1] for chunk in chunks)
+
+
 @pytest.mark.parametrize(
     ("name", "code"),
     [
