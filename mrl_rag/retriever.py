@@ -128,26 +128,39 @@ class TwoStageRetriever:
         with progress_bar(len(rows), "index", "text", progress) as advance:
             for start in range(0, len(rows), _BATCH):
                 batch = rows[start : start + _BATCH]
-                self._index_batch(
-                    [names[row] for row in batch], [texts[row] for row in batch], [notes[row] for row in batch]
+                self.index_batch(
+                    [texts[row] for row in batch], [names[row] for row in batch], [notes[row] for row in batch]
                 )
                 advance(len(batch))
         return names
 
-    def _index_batch(self, ids: list[str], texts: list[str], metadatas: list[Metadata | None]) -> None:
+    def index_batch(self, texts: Sequence[str], ids: Sequence[str], metadatas: Sequence[Metadata | None]) -> int:
+        """Store texts in one batch, as `index_texts` does in many.
+
+        Args:
+            texts: n strings.
+            ids: n different ids.
+            metadatas: n mappings, None for a text without.
+
+        Returns:
+            How many texts were encoded.
+
+        Raises:
+            MrlRagError: as `index_texts` does.
+        """
         encoder = self.encoder
         try:
-            self._store(ids, texts, metadatas)
+            return self._store(texts, ids, metadatas)
         except IndexMismatch:
             if not self._follow(encoder):
                 raise
-            self._store(ids, texts, metadatas)
+            return self._store(texts, ids, metadatas)
 
-    def _store(self, ids: list[str], texts: list[str], metadatas: list[Metadata | None]) -> None:
+    def _store(self, texts: Sequence[str], ids: Sequence[str], metadatas: Sequence[Metadata | None]) -> int:
         with self._gate.shared():
             changed = self.index.changed(ids, texts, metadatas)
             if not changed:
-                return
+                return 0
             text_of = {ids[row]: texts[row] for row in changed}
             # Where only the metadata changed, the vector stays.
             vector_of = self.index.vectors_of(list(text_of), list(text_of.values()))
@@ -156,6 +169,7 @@ class TwoStageRetriever:
                 vector_of |= dict(zip(new, self._encode_documents(list(new.values())), strict=True))
             vectors = np.stack([vector_of[id_] for id_ in text_of])
             self.index.upsert(list(text_of), vectors, list(text_of.values()), [metadatas[row] for row in changed])
+            return len(new)
 
     @explain_other_names
     def search(

@@ -31,10 +31,15 @@ def language_warning(spec: ModelSpec, texts: Sequence[str]) -> str:
     """
     if spec.languages != "en" or share_outside_latin(texts) <= 0.5:
         return ""
+    return not_english(spec, "these texts are mostly in another script")
+
+
+def not_english(spec: ModelSpec, texts: str) -> str:
+    """Return the warning that an English model was given other texts; `texts` says which and how many."""
     names = ", ".join(repr(row.name) for row in MODELS.values() if row.languages == "multilingual")
     return (
-        f"{spec.name} was trained on English, and these texts are mostly in another script: it will find little in "
-        f"them. Use a multilingual model: {names}."
+        f"{spec.name} was trained on English, and {texts}: it will find little in them. Use a multilingual model: "
+        f"{names}."
     )
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from mrl_rag.encoder import Encoder
-from mrl_rag.files.finding import Finder, Problem, absolute
+from mrl_rag.files.finding import Finder, Problem, absolute, reason_of
 from mrl_rag.files.reading import NoDocument, NotText, read
 from mrl_rag.files.splitting import Splitter
 
@@ -81,17 +81,19 @@ def load(
         MissingExtra: a package that reads files is not installed.
     """
     finder = Finder(absolute(paths), glob, exclude, on_problem or _warn, lambda problem: None)
-    return _load(finder, Splitter(encoder, chunk_tokens), on_problem)
+    return _load(finder, Splitter(encoder, chunk_tokens), warns=on_problem is None)
 
 
-def _load(finder: Finder, splitter: Splitter, on_problem: Callable[[Problem], object] | None) -> Iterator[Chunk]:
+def _load(finder: Finder, splitter: Splitter, warns: bool) -> Iterator[Chunk]:
     for path in finder.find():
         try:
             yield from chunks_of_file(path, path.read_bytes(), splitter)[0]
-        except (OSError, NotText) as error:
+        except OSError as error:
+            finder.unreadable(Problem(str(path), reason_of(path, error)))
+        except NotText as error:
             # A folder may have many pictures: nobody needs a warning of each.
-            if on_problem is not None or path in finder.paths or not isinstance(error, NoDocument):
-                (on_problem or _warn)(Problem(str(path), str(error)))
+            if not warns or path in finder.paths or not isinstance(error, NoDocument):
+                finder.unreadable(Problem(str(path), str(error)))
 
 
 def _warn(problem: Problem) -> None:

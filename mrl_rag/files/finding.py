@@ -66,7 +66,7 @@ class Finder:
                     elif self._takes(path, root, found):
                         yield path
                 except OSError as error:
-                    self.unreadable(Problem(str(path), _reason(path, error)))
+                    self.unreadable(Problem(str(path), reason_of(path, error)))
 
     def excludes(self, path: Path) -> bool:
         """Say whether a file in one of the folders is left out by its name, or by that of a folder above it."""
@@ -127,7 +127,8 @@ def _matches(path: Path, root: Path, patterns: Sequence[str]) -> bool:
     return any(fnmatch(path.name, pattern) or fnmatch(below, pattern.rstrip("/")) for pattern in patterns)
 
 
-def _reason(path: Path, error: OSError) -> str:
+def reason_of(path: Path, error: OSError) -> str:
+    """Return why a file or folder can't be read, in a few words."""
     if isinstance(error, FileNotFoundError):
         return "it is a link to nothing" if path.is_symlink() else "there is no such file or folder"
     return (error.strerror or str(error)).lower()

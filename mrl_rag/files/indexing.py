@@ -11,10 +11,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any
 
 from mrl_rag.files.chunks import Chunk, chunks_of_file
-from mrl_rag.files.finding import Finder, Problem, absolute
+from mrl_rag.files.finding import Finder, Problem, absolute, reason_of
 from mrl_rag.files.languages import LanguageCheck
 from mrl_rag.files.reading import NoDocument, NotText
 from mrl_rag.files.splitting import Splitter
@@ -75,7 +74,7 @@ def index_files(
     Files that haven't changed are not split again; of a file that has, only new chunks are encoded. Records of files
     that are gone from a folder, or are excluded now, are removed. After an interruption, call again: at most the last
     512 chunks are encoded twice. A record's metadata are those of `Chunk`, and `chunks` and `file_hash` of its file,
-    by which this function finds what has changed; records without a `path` are left alone.
+    by which this function finds what has changed; records without a `file_hash` are left alone.
 
     Args:
         paths: files and folders.
@@ -174,7 +173,7 @@ class _Indexing:
                     speed = self._done["encoded"] / (time.monotonic() - started)
                     advance(0, f"{self._done['chunks']:,} chunks, {speed:,.0f} chunks/s")
                 advance(batch.read)
-        self._languages.finish()
+        self._languages.warn()
         if not keep_removed:
             self._remove_gone(finder)
         return FilesReport(**self._done, unreadable=tuple(self.unreadable), ignored=tuple(self.ignored))
@@ -212,7 +211,7 @@ class _Indexing:
             (self.ignored if no_document else self.unreadable).append(Problem(str(path), str(error)))
             return
         except OSError as error:
-            self.unreadable.append(Problem(str(path), (error.strerror or str(error)).lower()))
+            self.unreadable.append(Problem(str(path), reason_of(path, error)))
             return
         if prose:
             self._languages.look_at([chunk.text for chunk in chunks])
@@ -230,20 +229,16 @@ class _Indexing:
                 metadata = {**chunk.metadata, "chunks": len(file.chunks), "file_hash": file.file_hash}
                 records[id_] = chunk.text, metadata
         ids = list(records)
-        for start in range(0, len(ids), 2 * _BATCH):
-            self._upsert({id_: records[id_] for id_ in ids[start : start + 2 * _BATCH]})
+        for start in range(0, len(ids), _BATCH):
+            part = ids[start : start + _BATCH]
+            texts, metadatas = zip(*(records[id_] for id_ in part), strict=True)
+            encoded = self._retriever.index_batch(texts, part, metadatas)
+            self._done.update(encoded=encoded, chunks=len(part))
             yield
         for file in files:
             if file.path in self._stored:
-                stale = self._index.metadatas({"path": file.path}).keys() - records.keys()
-                self._delete(sorted(stale))
+                self._delete(self._ids_of(file.path) - records.keys())
         self._done.update(files=len(files))
-
-    def _upsert(self, records: dict[str, tuple[str, dict[str, Any]]]) -> None:
-        ids, texts = list(records), [text for text, _ in records.values()]
-        new = len(ids) - len(self._index.vectors_of(ids, texts))
-        self._retriever.index_texts(texts, ids, [metadata for _, metadata in records.values()])
-        self._done.update(encoded=new, chunks=len(ids))
 
     def _remove_gone(self, finder: Finder) -> None:
         """Remove the records of files below the folders that are gone or excluded."""
@@ -251,11 +246,15 @@ class _Indexing:
         for name in self._stored:
             path = Path(name)
             if any(path.is_relative_to(root) for root in roots) and (not path.exists() or finder.excludes(path)):
-                self._delete(sorted(self._index.metadatas({"path": name})))
+                self._delete(self._ids_of(name))
 
-    def _delete(self, ids: list[str]) -> None:
+    def _ids_of(self, path: str) -> set[str]:
+        """Return the ids of a file's records that this function has stored."""
+        return {id_ for id_, metadata in self._index.metadatas({"path": path}).items() if "file_hash" in metadata}
+
+    def _delete(self, ids: set[str]) -> None:
         if ids:
-            self._index.delete(ids)
+            self._index.delete(sorted(ids))
             self._done.update(removed=len(ids))
 
 
@@ -266,10 +265,10 @@ def _stored_files(index: TwoStageIndex) -> dict[str, _Stored]:
     while page := index.get(limit=_PAGE, offset=offset, vectors=False):
         offset += len(page)
         for record in page:
-            path, chunks = record.metadata.get("path"), record.metadata.get("chunks")
-            if isinstance(path, str) and isinstance(chunks, int):
+            path, chunks, file_hash = (record.metadata.get(key) for key in ("path", "chunks", "file_hash"))
+            if isinstance(path, str) and isinstance(chunks, int) and isinstance(file_hash, str):
                 stored = files.setdefault(path, _Stored())
-                stored.hashes[str(record.metadata.get("file_hash"))] += 1
+                stored.hashes[file_hash] += 1
                 stored.chunks = chunks
     return files
 

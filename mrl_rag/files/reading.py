@@ -11,7 +11,7 @@ import re
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -22,7 +22,8 @@ from mrl_rag.tasks import is_unicode
 
 # Of a row of a table: the fields that may hold the text, and the title.
 _TEXT_FIELDS = ("text", "content", "page_content", "document", "body", "passage")
-# Bytes looked at to tell an encoding. Guessing from more takes seconds.
+# Bytes looked at to tell an encoding: an even number, since UTF-16 has two bytes or four per character. Guessing from
+# more takes seconds.
 _SAMPLE = 200_000
 _BYTE_ORDER_MARKS = {
     codecs.BOM_UTF8: "utf-8-sig",
@@ -155,15 +156,16 @@ def decode(content: bytes) -> str:
         NotText: they are no text in the encoding they seem to have.
     """
     encoding = next((name for mark, name in _BYTE_ORDER_MARKS.items() if content.startswith(mark)), "utf-8")
+    with suppress(UnicodeDecodeError):
+        text = content.decode(encoding)
+        # UTF-16 without a mark has zeros.
+        if "\0" not in text:
+            return _clean(text)
+    encoding = _guess(content)
     try:
         text = content.decode(encoding)
-        if "\0" in text:
-            text = content.decode(_guess(content))
     except UnicodeDecodeError:
-        try:
-            text = content.decode(_guess(content))
-        except UnicodeDecodeError as error:
-            raise NotText(f"it is no text in {error.encoding}") from None
+        raise NotText(f"it is no text in {encoding}") from None
     if "\0" in text:
         raise NoDocument("it is binary")
     return _clean(text)
@@ -172,7 +174,6 @@ def decode(content: bytes) -> str:
 def _guess(content: bytes) -> str:
     from charset_normalizer import from_bytes
 
-    # An even number, since a character of UTF-16 has two bytes or four.
     found = from_bytes(content[:_SAMPLE])
     best = found.best()
     if best is None:

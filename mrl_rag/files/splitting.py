@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from itertools import pairwise
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from mrl_rag.arguments import check_integer
@@ -67,11 +66,12 @@ class Splitter:
             syntax: "text", "markdown" or "code".
             grammar: the tree-sitter grammar of code.
         """
-        pieces = list(_short_lines(text))
-        if len(pieces) > 1:
-            syntax = "text"
+        pieces: Iterable[tuple[int, str]] = [(0, text)]
+        if max(map(len, text.split("\n"))) > _MAX_LINE:
+            syntax, pieces = "text", _pieces(text, _MAX_LINE, "\n", " ")
         elif syntax == "code":
-            pieces = list(_code_blocks(text))
+            # Preferably before a line without indentation that follows an empty one.
+            pieces = _pieces(text, _MAX_CODE, r"\n\n(?=\S)", "\n")
         for start, piece in pieces:
             for offset, chunk in self._split(piece, syntax, grammar):
                 yield start + offset, chunk
@@ -128,31 +128,19 @@ class Splitter:
         return self._library.TextSplitter(capacity)
 
 
-def _code_blocks(text: str) -> Iterator[tuple[int, str]]:
-    """Yield code in blocks, with their positions, cut where a line without indentation follows an empty one."""
+def _pieces(text: str, most: int, *ends: str) -> Iterator[tuple[int, str]]:
+    """Yield a text in pieces of up to `most` characters, with their positions.
+
+    Args:
+        text: any string.
+        most: characters per piece at most.
+        ends: regular expressions of what a piece should end with, the best first.
+    """
     start = 0
-    while len(text) - start > _MAX_CODE:
-        breaks = [match.end() for match in re.finditer(r"\n\n(?=\S)", text[start : start + _MAX_CODE])]
-        end = start + (breaks[-1] if breaks else text.rfind("\n", start, start + _MAX_CODE) + 1 - start)
-        end = end if end > start else start + _MAX_CODE
-        yield start, text[start:end]
-        start = end
+    while len(text) - start > most:
+        piece = text[start : start + most]
+        found = ([match.end() for match in re.finditer(end, piece)] for end in ends)
+        cut = next((places[-1] for places in found if places), most)
+        yield start, piece[:cut]
+        start += cut
     yield start, text[start:]
-
-
-def _short_lines(text: str) -> Iterator[tuple[int, str]]:
-    """Yield a text in pieces, with their positions: one piece, unless it has very long lines."""
-    ends = [match.end() for match in re.finditer("\n", text)]
-    if all(end - start <= _MAX_LINE for start, end in pairwise([0, *ends, len(text)])):
-        yield 0, text
-        return
-    start = 0
-    while start < len(text):
-        end = start + _MAX_LINE
-        if end < len(text):
-            # At the end of a line, or else at a space.
-            cut = text.rfind("\n", start, end)
-            cut = text.rfind(" ", start, end) if cut <= start else cut
-            end = cut + 1 if cut > start else end
-        yield start, text[start:end]
-        start = end

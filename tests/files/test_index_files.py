@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from mrl_rag import TwoStageRetriever
+from mrl_rag import MatryoshkaEncoder, TwoStageRetriever
 from mrl_rag.errors import InvalidInput
 from mrl_rag.files import index_files
 from mrl_rag.testing import DeterministicEncoder
@@ -103,6 +103,17 @@ def test_what_is_excluded_is_removed_and_what_does_not_match_stays(notes, retrie
     assert documents(retriever) == {"Apples grow on trees.", "Clouds drift in air."}
 
 
+def test_records_of_others_with_a_path_are_left_alone(notes, retriever):
+    retriever.index_texts(["Mine."], metadatas=[{"path": str(notes / "gone.txt"), "chunks": 1}])
+    index_files([notes], retriever)
+    (notes / "a.txt").write_text("Apricots.")
+    retriever.index_texts(["Mine, too."], metadatas=[{"path": str(notes / "a.txt")}])
+    index_files([notes], retriever)
+    (notes / "a.txt").unlink()
+    index_files([notes], retriever)
+    assert documents(retriever) == {"Boats float on water.", "Clouds drift in air.", "Mine.", "Mine, too."}
+
+
 def test_a_folder_that_is_gone_removes_nothing(notes, retriever):
     index_files([notes], retriever)
     notes.rename(notes.with_name("moved"))
@@ -183,6 +194,18 @@ def test_an_english_model_warns_once_of_other_languages(folder, minilm):
     assert len(caught) == 1
     assert "minilm was trained on English, and 30 of 30 passages" in str(caught[0].message)
     assert "'bge-m3'" in str(caught[0].message)
+
+
+def test_another_script_is_warned_of_once(folder, minilm):
+    for number in range(30):
+        text = f"图书馆多年来一直收集有关这座城市、房屋和居民历史的书籍。第{number}段。" * 3
+        (folder / f"{number}.txt").write_text(text, encoding="utf-8")
+    encoder = MatryoshkaEncoder("minilm", dtype="float32", device="cpu")
+    with TwoStageRetriever(encoder) as retriever, warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        index_files([folder], retriever)
+    assert len(caught) == 1
+    assert "these texts are mostly in another script" in str(caught[0].message)
 
 
 def test_english_and_code_give_no_warning(minilm):
