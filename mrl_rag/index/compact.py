@@ -19,6 +19,7 @@ from mrl_rag.compat.chroma import COMMAND
 from mrl_rag.errors import IndexNotWritable, TwoStageIndexError
 from mrl_rag.index.archive import LmdbArchive
 from mrl_rag.index.config import PREFIX
+from mrl_rag.index.info import disk_bytes
 from mrl_rag.index.storage import Storage, Stores
 
 # Least share of an archive's pages that must be unused before it is copied.
@@ -46,13 +47,8 @@ def compact_folder(folder: Path) -> None:
 
 def folder_bytes(folder: Path) -> int:
     """Return the size of the files that mrl-rag and Chroma made in a folder."""
-    found = [folder / "chroma.sqlite3"]
-    for path in folder.iterdir():
-        if _is_graph(path):
-            found += path.iterdir()
-        elif _ARCHIVE_FILE.fullmatch(path.name):
-            found.append(path)
-    return sum(path.stat().st_size for path in found)
+    ours = [path for path in folder.iterdir() if _is_graph(path) or _ARCHIVE_FILE.fullmatch(path.name)]
+    return sum(map(disk_bytes, [folder / "chroma.sqlite3", *ours]))
 
 
 def remove_unused(folder: Path) -> None:

@@ -130,7 +130,7 @@ def almost_unit(rows: Float32Array) -> Float32Array:
     return np.where((np.abs(lengths - 1) <= _ROUNDING)[:, None], rows, unit_rows(rows))
 
 
-def check_file(file: str | os.PathLike[str]) -> Path:
+def check_format(file: str | os.PathLike[str]) -> Path:
     """Return the path of a file whose name says which of the formats it has.
 
     Raises:
@@ -146,7 +146,7 @@ def check_file(file: str | os.PathLike[str]) -> Path:
 
 
 @contextmanager
-def written(path: Path, header: Header) -> Iterator[Writer]:
+def open_to_write(path: Path, header: Header) -> Iterator[Writer]:
     """Open a file to write; it appears under its name, and on the disk, once everything is written.
 
     Raises:
@@ -212,7 +212,7 @@ class _ParquetWriter:
         self._writer.close()
 
 
-def read(path: Path) -> Iterator[tuple[Header, Batch]]:
+def read_records(path: Path) -> Iterator[tuple[Header, Batch]]:
     """Yield the records of a file in batches, each checked, with what the file says about them.
 
     Raises:

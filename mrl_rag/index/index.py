@@ -19,6 +19,7 @@ import numpy.typing as npt
 from mrl_rag.arguments import check_integer
 from mrl_rag.compat.chroma import settings_of
 from mrl_rag.errors import (
+    ArchiveError,
     DimensionMismatch,
     IndexMismatch,
     InvalidIds,
@@ -54,9 +55,16 @@ from mrl_rag.index.checks import (
 from mrl_rag.index.chroma_errors import chroma_errors
 from mrl_rag.index.compact import compact_archive, compact_folder, folder_bytes
 from mrl_rag.index.config import ArchivePrecision, IndexConfig, Wanted
-from mrl_rag.index.export import BATCH, Batch, Header, almost_unit, read_whole, written
-from mrl_rag.index.export import check_file as check_export
-from mrl_rag.index.export import read as read_export
+from mrl_rag.index.export import (
+    BATCH,
+    Batch,
+    Header,
+    almost_unit,
+    check_format,
+    open_to_write,
+    read_records,
+    read_whole,
+)
 from mrl_rag.index.filters import check_where
 from mrl_rag.index.info import IndexInfo, info_of
 from mrl_rag.index.plan import Plan, check_is_plan, check_k, check_plan
@@ -66,6 +74,7 @@ from mrl_rag.index.search import Hit, Request, Searcher, max_exact, mmr
 from mrl_rag.index.session import REPAIR_SECONDS, VERIFY_SECONDS, Session
 from mrl_rag.index.shortlist import (
     ShortlistCollection,
+    begun,
     empty_collection,
     index_names,
     is_ours,
@@ -73,7 +82,6 @@ from mrl_rag.index.shortlist import (
     leftovers,
     pages,
 )
-from mrl_rag.index.shortlist import unfinished as begun
 from mrl_rag.index.storage import Storage, Stores
 from mrl_rag.index.verify import Report, verify
 from mrl_rag.lifetime import release_dropped
@@ -710,7 +718,10 @@ class TwoStageIndex:
             archive = searcher.stores.archive
             hashes = archive.document_hashes(list(wanted))
             same = [id_ for id_, hash_ in wanted.items() if hashes.get(id_) == hash_]
-            found, vectors = archive.read(sorted(set(same) - archive.damaged(same)))
+            try:
+                found, vectors = archive.read(same)
+            except ArchiveError:
+                found, vectors = archive.read(sorted(set(same) - archive.damaged(same)))
             return dict(zip(found, unit_rows(vectors), strict=True))
 
         return self._session.current(work, {})
@@ -1182,7 +1193,7 @@ class TwoStageIndex:
             ArchiveError: a full vector is missing, damaged or of another text; `repair(encode=...)` mends that.
             TwoStageIndexError: the index was dropped meanwhile, or its model changed.
         """
-        path, opened = check_export(file), self._session.open()
+        path, opened = check_format(file), self._session.open()
         if opened is None:
             raise InvalidInput(f"nothing is stored in index {self.name!r}, so there is nothing to export.")
         header, ids, count = Header.of(opened.stores), self.ids(), 0
@@ -1190,7 +1201,7 @@ class TwoStageIndex:
         def work(searcher: Searcher) -> Batch | None:
             return read_whole(searcher.stores, part) if Header.of(searcher.stores) == header else None
 
-        with written(path, header) as writer, progress_bar(len(ids), "export", "record", progress) as advance:
+        with open_to_write(path, header) as writer, progress_bar(len(ids), "export", "record", progress) as advance:
             for start in range(0, len(ids), BATCH):
                 part = ids[start : start + BATCH]
                 batch = self._session.current(work, None)
@@ -1227,13 +1238,13 @@ class TwoStageIndex:
             DimensionMismatch: the index has vectors of another length.
             IndexNotWritable: another process writes to the folder.
         """
-        path, count = check_export(file), 0
-        for header, batch in read_export(path):
+        path, count = check_format(file), 0
+        for header, batch in read_records(path):
             if not count:
                 self._check_header(header)
             count += len(batch.ids)
         with progress_bar(count, "import", "record", progress) as advance:
-            for header, batch in read_export(path):
+            for header, batch in read_records(path):
                 self._wanted.model = self._wanted.model or header.model
                 self._wanted.fingerprint = self._wanted.fingerprint or header.fingerprint
                 self._store(batch.ids, batch.vectors, batch.documents, batch.metadatas, almost_unit)

@@ -44,8 +44,8 @@ class InvertedLists:
         """The number of vectors in all lists."""
         return int(self.starts[-1])
 
-    def near(self, codes: Codes, share: float) -> list[tuple[Rows, list[slice]]]:
-        """Return the rows of the lists nearest to each query: their numbers, int [n], and the same as slices.
+    def near(self, codes: Codes, share: float) -> list[tuple[Rows, Rows]]:
+        """Return the lists nearest to each query, int [m] in ascending order, and their rows, int [n].
 
         Args:
             codes: the queries in eight bits per number, int8 [q, d].
@@ -54,16 +54,18 @@ class InvertedLists:
         count = min(max(round(share * len(self.codes)), 1), len(self.codes))
         scores = score_codes(codes, self.codes, self.scales)
         chosen = np.sort(np.argpartition(scores, -count, axis=1)[:, -count:], axis=1)
-        starts, stops = self.starts[chosen], self.starts[chosen + 1]
-        lengths = stops - starts
+        starts = self.starts[chosen]
+        lengths = self.starts[chosen + 1] - starts
         ends = np.cumsum(lengths, axis=1)
         shifts = starts - ends + lengths
         return [
-            (np.arange(total) + np.repeat(shift, length), list(map(slice, first, last)))
-            for total, shift, length, first, last in zip(
-                *(ends[:, -1].tolist(), shifts, lengths, starts.tolist(), stops.tolist()), strict=True
-            )
+            (lists, np.arange(total) + np.repeat(shift, length))
+            for lists, total, shift, length in zip(chosen, ends[:, -1].tolist(), shifts, lengths, strict=True)
         ]
+
+    def slices(self, lists: Rows) -> list[slice]:
+        """Return the rows of each of some lists as a slice."""
+        return list(map(slice, self.starts[lists].tolist(), self.starts[lists + 1].tolist()))
 
     def list_of(self, rows: Rows) -> Rows:
         """Return the list of each row, int [n]."""

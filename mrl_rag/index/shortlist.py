@@ -527,7 +527,7 @@ def kept(client: ClientAPI, name: str) -> list[str]:
     return sorted(c.name for c in _collections(client) if c.name.startswith(f"{name}{KEPT}"))
 
 
-def unfinished(client: ClientAPI, name: str) -> list[str]:
+def begun(client: ClientAPI, name: str) -> list[str]:
     """Return the names of the collections that an interrupted `reencode` has begun to fill."""
     # Its own rebuild, when it fits its rotation, may have been interrupted and have left longer names.
     length = len(name) + len(NEXT) + 8

@@ -28,11 +28,11 @@ def test_every_record_stands_in_one_list(count, distinct, share):
     assert lists.starts[0] == 0
     assert lists.size == count
     assert (np.diff(lists.starts) >= 0).all()
-    ((everything, _),) = lists.near(codes[:1], 1.0)
+    ((_, everything),) = lists.near(codes[:1], 1.0)
     assert everything.tolist() == list(range(count))
-    ((near, slices),) = lists.near(codes[:1], share)
+    ((chosen, near),) = lists.near(codes[:1], share)
     assert set(near.tolist()) <= set(range(count))
-    assert near.tolist() == [row for part in slices for row in range(part.start, part.stop)]
+    assert near.tolist() == [row for part in lists.slices(chosen) for row in range(part.start, part.stop)]
 
 
 def test_a_tenth_of_the_lists_holds_nearly_all_that_is_near():
@@ -40,7 +40,7 @@ def test_a_tenth_of_the_lists_holds_nearly_all_that_is_near():
     codes, scales = quantize(vectors)
     rows, lists = group(codes, scales)
     true = np.argsort(-queries @ vectors.T, axis=1)[:, :10]
-    found = [set(rows[near].tolist()) for near, _ in lists.near(quantize(queries)[0], 0.1)]
+    found = [set(rows[near].tolist()) for _, near in lists.near(quantize(queries)[0], 0.1)]
     assert np.mean([len(looked_at) for looked_at in found]) < 1500
     assert np.mean([len(looked_at & set(ids)) / 10 for looked_at, ids in zip(found, true.tolist(), strict=True)]) > 0.95
 
