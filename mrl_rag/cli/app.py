@@ -145,6 +145,7 @@ def index(
     from mrl_rag.cli.output import print_files
     from mrl_rag.files import index_files
 
+    # The model before the folder, which isn't made for a model that can't be had.
     known = db.is_dir() and collection in TwoStageIndex.names(db)
     encoder = None if known and model is None else _encoder(model or "minilm")
     with TwoStageRetriever(encoder, db, collection) as retriever:
@@ -183,7 +184,7 @@ def search(
     from mrl_rag.cli.output import print_hits
 
     condition = parse_where(where or [])
-    with TwoStageRetriever(None, db, _collection(db, collection)) as retriever:
+    with _open(db, collection) as opened, TwoStageRetriever(None, opened) as retriever:
         for asked in [question] if question is not None else _questions():
             hits = retriever.search(asked, k, where=condition, explain=explain)
             if as_json:
@@ -274,7 +275,7 @@ def export(
     as_json: Json = False,
 ) -> int:
     """Write all records to a file, as a backup. Others may search and write meanwhile."""
-    with TwoStageIndex(db, _collection(db, collection)) as opened:
+    with _open(db, collection) as opened:
         records = opened.export(file, progress=True)
     _report(as_json, f"{records:,} records in {file}", {"records": records, "file": str(file)})
     return FINE
@@ -306,8 +307,7 @@ def reencode(
     """Encode by another model. The old one answers until that is done, and is kept until --drop-old."""
     if model is None and not drop_old:
         raise typer.BadParameter("name the new model by --model, or drop what old ones made by --drop-old.")
-    name = _collection(folder or db, collection)
-    with TwoStageIndex(folder or db, name) as opened:
+    with _open(folder or db, collection) as opened:
         kept = None
         if model is not None:
             with _encoder(model) as encoder:
@@ -318,7 +318,7 @@ def reencode(
                     progress=True,
                 )
         dropped = opened.drop_old() if drop_old else []
-        lines = [f"{name}: model {opened.model}, {len(opened):,} records"]
+        lines = [f"{opened.name}: model {opened.model}, {len(opened):,} records"]
         lines += [f"the old one is kept as {kept}; --drop-old removes it"] if kept and not drop_old else []
         lines += [f"removed {', '.join(dropped) or 'nothing: no old one was kept'}"] if drop_old else []
         _report(as_json, "\n".join(lines), {"model": opened.model, "kept": kept, "dropped": dropped})
@@ -330,7 +330,7 @@ def compact(folder: Folder = None, db: Db = Path("./db"), collection: Collection
     """Give back unused disk space."""
     from mrl_rag.cli.output import size
 
-    with TwoStageIndex(folder or db, _collection(folder or db, collection)) as opened:
+    with _open(folder or db, collection) as opened:
         freed = opened.compact()
     _report(as_json, f"{size(freed)} given back", {"bytes": freed})
     return FINE
@@ -393,13 +393,12 @@ def clear(
     as_json: Json = False,
 ) -> int:
     """Remove every record of an index."""
-    name = _collection(folder or db, collection)
-    with TwoStageIndex(folder or db, name) as opened:
+    with _open(folder or db, collection) as opened:
         records = len(opened)
         if not yes:
             if not sys.stdin.isatty():
                 raise InvalidInput("clear asks before it removes records, and nobody can answer here; pass --yes.")
-            if not typer.confirm(f"Remove {records:,} records of {name} in {folder or db}?", err=True):
+            if not typer.confirm(f"Remove {records:,} records of {opened.name} in {folder or db}?", err=True):
                 _report(as_json, "nothing was removed", {"removed": 0})
                 return TROUBLE
         opened.clear()
@@ -411,7 +410,7 @@ def _check(db: Path, collection: str | None, as_json: bool, work: Any) -> int:
     """Do something to an index, and print the report of its health that it returns."""
     from mrl_rag.cli.output import print_health
 
-    with TwoStageIndex(db, _collection(db, collection)) as opened:
+    with _open(db, collection) as opened:
         report = work(opened)
         if as_json:
             _print_json({**_as_dict(report), "ok": report.ok})
@@ -446,11 +445,11 @@ def _collections(db: Path, wanted: str | None) -> list[str]:
     return [wanted]
 
 
-def _collection(db: Path, wanted: str | None) -> str:
+def _open(db: Path, wanted: str | None) -> TwoStageIndex:
     there = _collections(db, wanted)
     if len(there) > 1:
         raise InvalidInput(f"{db} has several indexes. Name one of these by --collection: {', '.join(there)}.")
-    return there[0]
+    return TwoStageIndex(db, there[0])
 
 
 def _as_dict(value: Any) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from rich.text import Text
 if TYPE_CHECKING:
     from mrl_rag import Hit, Report, Stage, TwoStageIndex
     from mrl_rag.doctor import Finding
-    from mrl_rag.files import FilesReport, Problem
+    from mrl_rag.files import FilesReport
     from mrl_rag.index import IndexInfo
     from mrl_rag.models import ModelSpec
 
@@ -50,25 +50,26 @@ _COMMON = frozenset(
 def _console() -> Console:
     # Made anew, since standard output may be another one by now. No emoji or markup: these are users' texts.
     plain = bool(os.environ.get("NO_COLOR"))  # rich would still write bold text and links
-    return Console(markup=False, emoji=False, highlight=False, color_system=None if plain else "auto")
+    # The terminal wraps lines, so that pipes get whole ones.
+    return Console(markup=False, emoji=False, highlight=False, soft_wrap=True, color_system=None if plain else "auto")
 
 
 def print_hits(question: str, hits: Sequence[Hit], explain: bool) -> None:
     """Print the passages that were found."""
     console = _console()
     if not hits:
-        console.print("nothing was found", soft_wrap=True)
+        console.print("nothing was found")
     for rank, hit in enumerate(hits, 1):
         head = Text(f"{rank}. ", style="bold").append(f"{hit.score:.2f}  ", style="cyan").append(_place(hit))
         headings = one_line(hit.metadata.get("headings") or "")
         if headings:
             apart = "  " if head.cell_len + cell_len(headings) + 2 <= console.width else f"\n{_INDENT}"
             head.append(f"{apart}{headings}", style="dim")
-        console.print(head, soft_wrap=True)
+        console.print(head)
         for line in _passage(hit, question, min(console.width, _WIDEST) - len(_INDENT)):
-            console.print(Text(_INDENT).append_text(line), soft_wrap=True)
+            console.print(Text(_INDENT).append_text(line))
         for stage in hit.stages if explain else ():
-            console.print(Text(f"{_INDENT}{_stage(stage)}", style="dim"), soft_wrap=True)
+            console.print(Text(f"{_INDENT}{_stage(stage)}", style="dim"))
         if rank < len(hits):
             console.print()
 
@@ -149,21 +150,16 @@ def print_files(report: FilesReport) -> None:
     console = _console()
     console.print(
         f"{report.files:,} files, {report.unchanged:,} of them unchanged: {report.chunks:,} passages, "
-        f"{report.encoded:,} encoded, {report.removed:,} removed",
-        soft_wrap=True,
+        f"{report.encoded:,} encoded, {report.removed:,} removed"
     )
     if report.ignored:
         kinds = Counter(Path(problem.path).suffix.lower() or Path(problem.path).name for problem in report.ignored)
         listed = ", ".join(f"{count} {one_line(kind)}" for kind, count in kinds.most_common(_MAX_LISTED))
-        console.print(f"left out, being no documents: {listed}", soft_wrap=True)
+        console.print(f"left out, being no documents: {listed}")
     if report.unreadable:
-        console.print(f"{len(report.unreadable):,} could not be read:", style="bold red", soft_wrap=True)
-        _print_problems(console, report.unreadable)
-
-
-def _print_problems(console: Console, problems: Sequence[Problem]) -> None:
-    for problem in problems:
-        console.print(f"  {one_line(problem.path)}: {problem.reason}", soft_wrap=True)
+        console.print(f"{len(report.unreadable):,} could not be read:", style="bold red")
+        for problem in report.unreadable:
+            console.print(f"  {one_line(problem.path)}: {problem.reason}")
 
 
 def print_info(indexes: Sequence[IndexInfo]) -> None:
@@ -172,11 +168,11 @@ def print_info(indexes: Sequence[IndexInfo]) -> None:
     for number, index in enumerate(indexes):
         if number:
             console.print()
-        console.print(Text(index.name, style="bold"), soft_wrap=True)
+        console.print(Text(index.name, style="bold"))
         recall = "not measured" if index.recall is None else f"{index.recall:.1%} of the true top 10"
         facts = {
             "records": f"{index.records:,}",
-            "model": f"{index.model} (fingerprint {index.fingerprint})" if index.model else "not known",
+            "model": _model(index),
             "dimensions": f"{index.shortlist_dim} of {index.full_dim} searched first, rotation {index.rotation}",
             "recall": recall,
             "full vectors": _bytes(index.vectors_bytes, index.precision),
@@ -188,7 +184,11 @@ def print_info(indexes: Sequence[IndexInfo]) -> None:
         }
         for name, value in facts.items():
             if value:
-                console.print(f"  {name:<17} {value}", soft_wrap=True)
+                console.print(f"  {name:<17} {value}")
+
+
+def _model(index: IndexInfo | TwoStageIndex) -> str:
+    return f"{index.model} (fingerprint {index.fingerprint})" if index.model else "not known"
 
 
 def _bytes(count: int | None, note: str | None = None) -> str:
@@ -210,8 +210,8 @@ def print_models(rows: Sequence[ModelSpec], places: Mapping[str, Path | None]) -
     console = _console()
     for number, line in enumerate(cells):
         text = "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
-        console.print(Text(text, style="bold" if number == 0 else ""), soft_wrap=True)
-    console.print("\nThose that aren't here would be downloaded from the hub at their first use.", soft_wrap=True)
+        console.print(Text(text, style="bold" if number == 0 else ""))
+    console.print("\nThose that aren't here would be downloaded from the hub at their first use.")
 
 
 def print_findings(findings: Sequence[Finding]) -> None:
@@ -229,43 +229,36 @@ def _print_indented(console: Console, start: Text, text: Text) -> None:
     """Print a word, and a text that a terminal wraps beside it."""
     start.pad_right(_KIND - start.cell_len)
     if not console.is_terminal:
-        console.print(start + text, soft_wrap=True)
+        console.print(start + text)
         return
     grid = Table.grid()
     grid.add_column(width=_KIND)
     grid.add_column(overflow="fold")
     grid.add_row(start, text)
-    console.print(grid)
+    console.print(grid, soft_wrap=False)
 
 
 def print_health(index: TwoStageIndex, report: Report, folder: Path) -> None:
     """Print what `verify` or `repair` found."""
     console = _console()
-    model = f"model {index.model} (fingerprint {index.fingerprint})" if index.model else "model not known"
     dims = f"{index.shortlist_dim} of {index.full_dim} dimensions, rotation {index.rotation}"
-    console.print(f"{index.name}: {model}, {dims}", soft_wrap=True)
+    console.print(f"{index.name}: model {_model(index)}, {dims}")
     console.print(
         f"{report.records} records: {'nothing is wrong' if report.ok else 'something is wrong'}",
         style="" if report.ok else "bold red",
-        soft_wrap=True,
     )
     for kind, ids in asdict(report).items():
         if isinstance(ids, list) and ids:
             more = f" and {len(ids) - _MAX_LISTED} more" if len(ids) > _MAX_LISTED else ""
             of = f" of {report.tried} tried" if kind == "unreachable" else ""
             listed = ", ".join(map(one_line, ids[:_MAX_LISTED]))
-            console.print(f"{kind}: {len(ids)}{of} ({listed}{more})", soft_wrap=True)
+            console.print(f"{kind}: {len(ids)}{of} ({listed}{more})")
     if report.chroma_damaged:
-        console.print(
-            f"Chroma's own file is damaged ({report.chroma_damaged}): restore the folder from a backup", soft_wrap=True
-        )
+        console.print(f"Chroma's own file is damaged ({report.chroma_damaged}): restore the folder from a backup")
     elif report.to_encode:
-        console.print(
-            f"{report.to_encode} without a sound full vector: run `mrl-rag repair --encode --db {folder}`",
-            soft_wrap=True,
-        )
+        console.print(f"{report.to_encode} without a sound full vector: run `mrl-rag repair --encode --db {folder}`")
     elif not report.ok:
-        console.print(f"run `mrl-rag repair --db {folder}`", soft_wrap=True)
+        console.print(f"run `mrl-rag repair --db {folder}`")
 
 
 def one_line(text: str) -> str:

@@ -1,8 +1,24 @@
+import json
+import subprocess
+import sys
+
 import chromadb
 import numpy as np
 import pytest
 
 from mrl_rag import TwoStageIndex
+
+# Runs what it is sent, and answers with `answer` and the error.
+OTHER_PROCESS = """
+import json, sys
+for line in sys.stdin:
+    answer = failure = None
+    try:
+        exec(json.loads(line))
+    except Exception as error:
+        failure = type(error).__name__, str(error)
+    print(json.dumps([answer, failure]), flush=True)
+"""
 
 
 @pytest.fixture(params=["folder", "client_in_memory", "server"])
@@ -16,6 +32,21 @@ def open_index(request, tmp_path):
     else:
         place = {"client": chromadb.HttpClient(port=request.getfixturevalue("chroma_server"))}
     return lambda **settings: TwoStageIndex(collection=name, **place, **settings)
+
+
+@pytest.fixture
+def other_process():
+    """Run code in another process, and return its `answer`, and its error's name and message or None."""
+    command = [sys.executable, "-W", "ignore", "-c", OTHER_PROCESS]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+
+        def run(code):
+            process.stdin.write(json.dumps(code) + "\n")
+            process.stdin.flush()
+            return json.loads(process.stdout.readline())
+
+        yield run
+        process.communicate()
 
 
 @pytest.fixture

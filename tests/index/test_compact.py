@@ -1,9 +1,6 @@
 """`compact` gives disk space back; other processes go on reading, and nothing that others put there is touched."""
 
-import json
 import os
-import subprocess
-import sys
 import uuid
 
 import chromadb
@@ -17,36 +14,25 @@ IDS = [f"id-{number}" for number in range(2000)]
 VECTORS = np.random.default_rng(0).normal(size=(2000, 128)).astype(np.float32)
 TEXTS = [f"text {number} " * 10 for number in range(2000)]
 ELSEWHERE = """
-import json, sys
 import numpy as np
 from mrl_rag import TwoStageIndex
 import mrl_rag.index.search as search
 vectors = np.random.default_rng(0).normal(size=(2000, 128)).astype(np.float32)
 def nearest(index, rows, **settings):
     return [hits[0].id for hits in index.search(vectors[rows], k=1, **settings)]
-for line in sys.stdin:
-    answer = None
-    try:
-        exec(json.loads(line))
-    except Exception as error:
-        answer = f"{type(error).__name__}: {error}"
-    print(json.dumps(answer), flush=True)
 """
 
 
 @pytest.fixture
-def elsewhere(tmp_path):
-    """Run code in another process and return its `answer`, or its error."""
-    command = [sys.executable, "-W", "ignore", "-c", ELSEWHERE]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+def elsewhere(other_process):
+    """Run code in another process, which has `vectors` and `nearest`, and return its `answer`, or its error."""
 
-        def run(code):
-            process.stdin.write(json.dumps(code) + "\n")
-            process.stdin.flush()
-            return json.loads(process.stdout.readline())
+    def run(code):
+        answer, error = other_process(code)
+        return answer if error is None else ": ".join(error)
 
-        yield run
-        process.communicate()
+    assert run(ELSEWHERE) is None
+    return run
 
 
 def fill(index):

@@ -1,7 +1,6 @@
 """In a folder one process writes, and any number of others read and find what it has written."""
 
 import gc
-import json
 import multiprocessing
 import os
 import shutil
@@ -18,34 +17,23 @@ from mrl_rag import TwoStageIndex
 from mrl_rag.errors import IndexClosed, IndexNotWritable, TwoStageIndexError
 
 DIM = 16
-ELSEWHERE = """
-import json, sys
-import numpy as np
-from mrl_rag import TwoStageIndex
-for line in sys.stdin:
-    answer = None
-    exec(json.loads(line))
-    print(json.dumps(answer), flush=True)
-"""
 VECTORS = "np.random.default_rng(0).normal(size=(1200, 16)).astype(np.float32)"
 linux = pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="counts in /proc")
 forks = pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
 
 
 @pytest.fixture
-def elsewhere(tmp_path):
-    """Run code in another process, which has `index` and `vectors` there, and return its `answer`."""
-    command = [sys.executable, "-W", "ignore", "-c", ELSEWHERE]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+def elsewhere(tmp_path, other_process):
+    """Run code in another process, which has `index` and `vectors`; see `other_process`. It must not fail."""
 
-        def run(code):
-            process.stdin.write(json.dumps(code) + "\n")
-            process.stdin.flush()
-            return json.loads(process.stdout.readline())
+    def run(code):
+        answer, error = other_process(code)
+        assert error is None
+        return answer
 
-        run(f"vectors = {VECTORS}; index = TwoStageIndex({str(tmp_path)!r}, shortlist_dim=8, rotation='none')")
-        yield run
-        process.communicate()
+    run("import numpy as np; from mrl_rag import TwoStageIndex")
+    run(f"vectors = {VECTORS}; index = TwoStageIndex({str(tmp_path)!r}, shortlist_dim=8, rotation='none')")
+    return run
 
 
 @pytest.fixture(params=["every record", "scan", "graph"])

@@ -1,8 +1,5 @@
 """The model of an index changes while it answers: nothing is encoded twice, nothing is lost, and readers notice."""
 
-import json
-import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 
@@ -18,17 +15,9 @@ OLD, NEW = DeterministicEncoder(32), DeterministicEncoder(48)
 IDS = [f"id-{number}" for number in range(700)]
 TEXTS = [f"text {number} of chapter {number % 9}" for number in range(700)]
 ELSEWHERE = """
-import json, sys
 from mrl_rag import TwoStageIndex
 from mrl_rag.testing import DeterministicEncoder
 OLD, NEW = DeterministicEncoder(32), DeterministicEncoder(48)
-for line in sys.stdin:
-    answer = None
-    try:
-        exec(json.loads(line))
-    except Exception as error:
-        answer = type(error).__name__
-    print(json.dumps(answer), flush=True)
 """
 
 
@@ -53,18 +42,15 @@ def _small_batches(monkeypatch):
 
 
 @pytest.fixture
-def elsewhere(tmp_path):
-    """Run code in another process and return its `answer`, or the name of its error."""
-    command = [sys.executable, "-W", "ignore", "-c", ELSEWHERE]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+def elsewhere(other_process):
+    """Run code in another process, and return its `answer`, or the name of its error."""
 
-        def run(code):
-            process.stdin.write(json.dumps(code) + "\n")
-            process.stdin.flush()
-            return json.loads(process.stdout.readline())
+    def run(code):
+        answer, error = other_process(code)
+        return answer if error is None else error[0]
 
-        yield run
-        process.communicate()
+    assert run(ELSEWHERE) is None
+    return run
 
 
 def fill(index, count=700):
