@@ -468,3 +468,9 @@ def test_a_condition_means_what_it_says(written, meant):
 def test_another_condition_is_refused(written):
     with pytest.raises(InvalidInput, match="--where is"):
         parse_where([written])
+
+
+def test_a_file_that_is_not_there_makes_no_folder(tmp_path, capsys):
+    assert main(["import", str(tmp_path / "nothing.parquet"), "--db", str(tmp_path / "db")]) == 2
+    assert "nothing.parquet' does not exist" in capsys.readouterr().err
+    assert not (tmp_path / "db").exists()

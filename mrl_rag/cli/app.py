@@ -283,7 +283,9 @@ def export(
 
 @app.command("import", epilog="Example: mrl-rag import backup.parquet --db ./restored")
 def import_(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="A file that `mrl-rag export` wrote.")],
+    file: Annotated[
+        Path, typer.Argument(metavar="FILE", exists=True, dir_okay=False, help="A file that `mrl-rag export` wrote.")
+    ],
     db: Db = Path("./db"),
     collection: Annotated[str, typer.Option(help="Its collection.")] = "docs",
     as_json: Json = False,
