@@ -1,7 +1,4 @@
-"""How much disk space `compact` gives back, after reindexing and after a change of the model.
-
-python benchmarks/compact.py
-"""
+"""How much disk space `compact` gives back, after reindexing and after a change of the model."""
 
 from __future__ import annotations
 
