@@ -19,7 +19,7 @@ from mrl_rag.evaluation import Evaluation, Result
 from mrl_rag.extras import require
 from mrl_rag.index import rotation
 from mrl_rag.report.findings import Cost, cost_of, frontier, main_measure
-from mrl_rag.report.groups import MISSING, OTHER, group
+from mrl_rag.report.groups import MISSING, OTHER, group, shorten
 from mrl_rag.report.palette import INK, LINE, MUTED, SERIES, Colour
 from mrl_rag.truncation import Float32Array, normalize
 
@@ -71,7 +71,7 @@ def pareto(evaluation: Evaluation, cost: Cost = "bytes", measure: str | None = N
     for method, (colour, marker) in _styles(evaluation).items():
         points = [(cost_of(r, cost), r.scores[measure].mean) for r in results if r.method == method]
         handles.append(Line2D([], [], color=colour.light, marker=marker, linestyle="", label=method))
-        axes.plot(*_columns(points), marker, color=colour.light, markersize=4, alpha=0.8, gid=f"method-{method}")
+        axes.plot(*_columns(points), marker, color=colour.light, markersize=4, alpha=0.8, label=method)
     best = frontier(results, cost, measure)
     line = [(cost_of(r, cost), r.scores[measure].mean) for r in best]
     axes.plot(*_columns(line), color=MUTED.light, linewidth=1, zorder=1, gid="frontier")
@@ -252,7 +252,7 @@ def _new(xlabel: str, ylabel: str, height: float = 3) -> tuple[Figure, Axes]:
     figure = NotebookFigure(figsize=(4, height), layout="constrained")
     axes = figure.add_subplot()
     axes.set_xlabel(xlabel, color=INK.light, fontsize=10)
-    axes.set_ylabel(ylabel, color=INK.light, fontsize=10)
+    axes.set_ylabel(shorten(ylabel), color=INK.light, fontsize=10, parse_math=False)
     axes.tick_params(which="both", color=LINE.light, labelcolor=MUTED.light, labelsize=9)
     axes.spines[:].set_color(LINE.light)
     axes.spines[["top", "right"]].set_visible(False)
@@ -316,10 +316,13 @@ def _label(axes: Axes, results: Sequence[Result], places: Sequence[tuple[float, 
     # From the best on, whose labels matter most.
     for result, place in reversed(list(zip(results, places, strict=True))):
         x, y = axes.transData.transform(place) * 72 / axes.figure.dpi
-        text = f"{result.dim}" if result.precision == "float32" else f"{result.dim} {result.precision}"
+        text = f"{result.dim}" if result.precision == "float32" else shorten(f"{result.dim} {result.precision}")
         if all(abs(x - x2) > 6 * len(text) or abs(y - y2) > 10 for x2, y2 in taken):
             taken.append((x, y))
-            axes.annotate(text, place, (-3, 3), textcoords="offset points", ha="right", fontsize=8, color=MUTED.light)
+            offset, colour = (-3, 3), MUTED.light
+            axes.annotate(
+                text, place, offset, textcoords="offset points", ha="right", fontsize=8, color=colour, parse_math=False
+            )
 
 
 def _legend(figure: Figure, handles: Sequence[Line2D]) -> None:
@@ -332,7 +335,7 @@ def _legend(figure: Figure, handles: Sequence[Line2D]) -> None:
     )
     for text, name in zip(legend.get_texts(), names, strict=True):
         text.set_parse_math(False)
-        text.set_text(name)
+        text.set_text(shorten(name, 40))
 
 
 def _columns(points: Sequence[tuple[float, float]]) -> tuple[list[float], list[float]]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Sequence
-from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -35,10 +34,9 @@ def group(records: Sequence[Record], key: str | None) -> tuple[list[str], list[s
     if key is None:
         return [""] * len(records), []
     values = [record.metadata.get(key) for record in records]
-    if edges := _edges(values):
-        ends = [f"{_number(low)} to {_number(high)}" for low, high in pairwise(edges)]
-        labels = [MISSING if v is None else ends[int(np.searchsorted(edges[1:-1], float(v)))] for v in values]
-        shown = ends
+    if ranges := _ranges(values):
+        labels = [MISSING if v is None else next(label for most, label in ranges if v <= most) for v in values]
+        shown = [label for _, label in ranges]
     else:
         labels = [MISSING if value is None else shorten(str(value)) for value in values]
         shown = [label for label, _ in Counter(label for label in labels if label != MISSING).most_common(MOST)]
@@ -64,15 +62,18 @@ def shorten(text: str, cells: int = 28) -> str:
     return line if cell_len(line) <= cells else f"{set_cell_size(line, cells - 1).rstrip()}…"
 
 
-def _edges(values: Sequence[Any]) -> list[float]:
-    """Return the ends of 5 ranges, each the next one's beginning; none if the values aren't numbers, or are few."""
+def _ranges(values: Sequence[Any]) -> list[tuple[float, str]]:
+    """Return the greatest number of each range and its label; none if the values aren't numbers, or are few."""
     given = [value for value in values if value is not None]
     if any(isinstance(v, bool) or not isinstance(v, int | float) or not math.isfinite(v) for v in given):
         return []
-    if len(set(given)) <= MOST:
+    numbers = np.unique(given)
+    if len(numbers) <= MOST:
         return []
-    return sorted({float(edge) for edge in np.quantile(given, np.linspace(0, 1, 6), method="nearest")})
+    ends = np.unique(np.quantile(given, [0.2, 0.4, 0.6, 0.8, 1], method="inverted_cdf"))
+    parts = np.split(numbers, np.searchsorted(numbers, ends[:-1], side="right"))
+    return [(float(part[-1]), f"{_number(part[0])} to {_number(part[-1])}") for part in parts]
 
 
 def _number(value: float) -> str:
-    return f"{value:,.0f}" if value.is_integer() else f"{value:.4g}"
+    return f"{value:,.0f}" if float(value).is_integer() else f"{value:.4g}"

@@ -19,7 +19,6 @@ from matplotlib.figure import Figure
 from mrl_rag import __version__
 from mrl_rag.errors import InvalidInput
 from mrl_rag.evaluation import Evaluation
-from mrl_rag.index import rotation
 from mrl_rag.report.figures import (
     MIN_POINTS,
     classifier_curve,
@@ -28,9 +27,8 @@ from mrl_rag.report.figures import (
     first_two_numbers,
     pareto,
     sample,
-    unit_vectors,
 )
-from mrl_rag.report.findings import describe, frontier, main_measure, summary
+from mrl_rag.report.findings import frontier, main_measure, summary
 from mrl_rag.report.groups import shorten, telling_key
 from mrl_rag.report.palette import COLOURS
 from mrl_rag.report.svg import LegendEntry, to_svg
@@ -95,10 +93,10 @@ def render(
     """Return the HTML that `write_report` writes."""
     measure = main_measure(evaluation)
     shown = sample(records)
-    figures = _figures(evaluation, measure, classifier)
-    drawable = len(shown) >= MIN_POINTS
-    if drawable:
-        figures |= _pictures_of(shown, color_by)
+    _check_same_length(evaluation, shown)
+    pictures = _pictures_of_results(evaluation, measure, classifier)
+    if len(shown) >= MIN_POINTS:
+        pictures |= _pictures_of_records(shown, color_by)
     templates = Environment(
         loader=PackageLoader("mrl_rag.report", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
@@ -111,8 +109,7 @@ def render(
         measures=list(evaluation.reference.scores),
         results=sorted(everything, key=lambda r: (r.bytes_per_record, r.method, r.dim)),
         best=frontier(everything, "bytes", measure),
-        figures=figures,
-        energy=_energy(shown) if drawable else "",
+        pictures=pictures,
         no_map=f"{len(shown)} records with vectors were given; a map needs {MIN_POINTS}.",
         making=_making(evaluation, len(shown), command),
         colours=COLOURS,
@@ -128,49 +125,58 @@ def _source(templates: Environment, name: str) -> Markup:
     return Markup(templates.loader.get_source(templates, name)[0])
 
 
-def _figures(
+def _pictures_of_results(
     evaluation: Evaluation, measure: str, classifier: Sequence[tuple[float, float, float]]
-) -> dict[str, Picture | None]:
-    best = describe(frontier([evaluation.reference, *evaluation.results], "bytes", measure)[-1])
-    of = f"of {len(evaluation.results) + 1} searches"
-    return {
+) -> dict[str, Picture]:
+    below = f"{len(evaluation.results) + 1} searches. The table below has the numbers."
+    pictures = {
         "bytes": _picture(
             "bytes",
             pareto(evaluation),
-            f"{measure} against bytes per record {of}. The best: {best}.",
+            f"{measure} against bytes per record of {below}",
             "Bytes of what is searched first; two stages count the full vectors as well.",
         ),
         "milliseconds": _picture(
             "milliseconds",
             pareto(evaluation, "milliseconds"),
-            f"{measure} against milliseconds per query {of}. The table below has the numbers.",
+            f"{measure} against milliseconds per query of {below}",
             "Milliseconds on the machine of the evaluation.",
         ),
         "curve": _picture(
             "curve",
             curve(evaluation),
-            f"{measure} over the numbers per vector that are searched first. The table below has the numbers.",
+            f"{measure} over the numbers per vector that are searched first, of {below}",
             "Bands are 95% intervals over questions.",
         ),
-        "classifier": _picture(
+    }
+    if classifier:
+        (least, worse, _), *_, (most, better, _) = sorted(classifier) * 2
+        pictures["classifier"] = _picture(
             "classifier",
             classifier_curve(classifier),
-            f"Accuracy of the adaptive classifier, from {min(classifier)[1]:.3f} at {min(classifier)[0]:,.0f} numbers "
-            f"to {max(classifier)[1]:.3f} at {max(classifier)[0]:,.0f}.",
-            "An adaptive classifier reads more numbers only where it isn't sure.",
+            f"Accuracy of the adaptive classifier: {worse:.3f} at {least:,.0f} numbers, {better:.3f} at {most:,.0f}.",
+            "The adaptive classifier reads more numbers only where it isn't sure.",
         )
-        if classifier
-        else None,
-    }
+    return pictures
 
 
-def _pictures_of(records: Sequence[Record], color_by: str | None) -> dict[str, Picture | None]:
+def _check_same_length(evaluation: Evaluation, records: Sequence[Record]) -> None:
+    lengths = {len(record.vector) for record in records if record.vector is not None}
+    if lengths - {evaluation.full_dim}:
+        raise InvalidInput(
+            f"the evaluation is of vectors of {evaluation.full_dim:,} numbers, and the records have "
+            f"{', '.join(map(str, sorted(lengths)))}. Pass the records that were evaluated."
+        )
+
+
+def _pictures_of_records(records: Sequence[Record], color_by: str | None) -> dict[str, Picture]:
     if color_by is not None and not any(color_by in record.metadata for record in records):
         there = ", ".join(sorted({key for record in records for key in record.metadata})[:20])
         raise InvalidInput(f"no record has the metadata key {color_by!r}. There are: {there or 'none'}.")
     key = color_by or telling_key(records)
     coloured = f" Colour: {shorten(key)}." if key else ""
-    tips = [shorten(f"{record.id}: {record.document or ''}", _TIP_CELLS) for record in records]
+    first, rotated = (first_two_numbers(records, turned, key) for turned in (False, True))
+    of = f"The first two numbers of {len(records):,} vectors"
     return {
         "map": _picture(
             "map",
@@ -178,36 +184,28 @@ def _pictures_of(records: Sequence[Record], color_by: str | None) -> dict[str, P
             f"Map of {len(records):,} records; records with similar vectors are neighbours.{coloured}",
             f"{len(records):,} records; neighbours have similar vectors, and far distances mean little (t-SNE)."
             f"{coloured} Choose a point to read it.",
-            tips,
+            [shorten(f"{record.id}: {record.document or ''}", _TIP_CELLS) for record in records],
         ),
         "first": _picture(
-            "first",
-            first_two_numbers(records, color_by=key),
-            f"The first two numbers of {len(records):,} vectors, as the model made them.{coloured}",
-            f"As the model made them.{coloured}",
+            "first", first, f"{of}, as the model made them.{coloured}", f"As the model made them: {_energy(first)}."
         ),
         "rotated": _picture(
             "rotated",
-            first_two_numbers(records, rotated=True, color_by=key),
-            f"The first two numbers of {len(records):,} vectors after the fitted rotation.{coloured}",
-            "After the rotation that an index fits on its own vectors; it changes no cosine.",
+            rotated,
+            f"{of}, after the fitted rotation.{coloured}",
+            f"After the rotation that an index fits on its own vectors: {_energy(rotated)}.",
         ),
     }
 
 
+def _energy(figure: Figure) -> str:
+    """Say what share of the squared length of unit vectors the two numbers hold that are drawn."""
+    squares = np.square(figure.axes[0].collections[0].get_offsets())
+    return f"{squares.sum(axis=1).mean():.1%} of the vectors' squared length"
+
+
 def _picture(name: str, figure: Figure, alt: str, caption: str, tips: Sequence[str] = ()) -> Picture:
     return Picture(*to_svg(figure, name, alt, tips), caption)
-
-
-def _energy(records: Sequence[Record]) -> str:
-    """Say what share of the vectors' squared length two numbers hold."""
-    rows = unit_vectors(records)
-    identity = np.eye(rows.shape[1], dtype=np.float32)
-    plain, rotated = (rotation.explained_energy(rows, map_, 2) for map_ in (identity, rotation.fit(rows)))
-    return (
-        f"Here the first two hold {plain:.1%} of the vectors' squared length, and {rotated:.1%} after the fitted "
-        f"rotation; two of {rows.shape[1]:,} equal ones would hold {2 / rows.shape[1]:.1%}."
-    )
 
 
 def _making(evaluation: Evaluation, shown: int, command: str | None) -> list[tuple[str, str]]:
