@@ -8,7 +8,7 @@ import os
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from io import TextIOWrapper
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from mrl_rag import MrlRagError, TwoStageIndex, TwoStageRetriever, __version__
-from mrl_rag.cli.conditions import parse_where
+from mrl_rag.cli.conditions import parse_integers, parse_where
 from mrl_rag.errors import InvalidInput
 
 if TYPE_CHECKING:
@@ -267,6 +267,63 @@ def doctor(
     return TROUBLE if any(finding.kind == "trouble" for finding in findings) else FINE
 
 
+@app.command(epilog="Example: mrl-rag evaluate ./db --pairs asked.csv --dims 192,64")
+def evaluate(
+    folder: Annotated[
+        Path | None, typer.Argument(metavar="DIR|DB", help="BEIR folder, or folder of an index, as --db.")
+    ] = None,
+    db: Db = Path("./db"),
+    collection: Collection = None,
+    pairs: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Questions and passages that answer them: .jsonl, .csv or .tsv. Without DIR|DB, alone."
+        ),
+    ] = None,
+    ask: Annotated[
+        Literal["records", "sentences"],
+        typer.Option(help="Without pairs, what an index is asked: records, or titles and first sentences."),
+    ] = "records",
+    model: Annotated[
+        str | None, typer.Option(help="Model for a BEIR folder or pairs alone; minilm if not named.")
+    ] = None,
+    dims: Annotated[str | None, typer.Option(metavar="N,N,...", help="Dimensions to try.")] = None,
+    sizes: Annotated[str, typer.Option(metavar="N,N,...", help="Shortlist sizes to try.")] = "50",
+    precisions: Annotated[
+        str, typer.Option(metavar="NAME,...", help="Of float32, float16, int8, binary.")
+    ] = "float32,int8",
+    save: Annotated[Path | None, typer.Option(metavar="FILE", help="Also write the JSON here.")] = None,
+    as_json: Json = False,
+) -> int:
+    """Measure what fewer dimensions and bytes cost: quality, bytes, time."""
+    from mrl_rag.cli.output import print_evaluation
+    from mrl_rag.evaluation import evaluate as evaluate_dataset
+    from mrl_rag.evaluation import evaluate_index, read_dataset, read_pairs
+
+    settings: dict[str, Any] = {
+        "dims": parse_integers("--dims", dims) if dims else None,
+        "sizes": parse_integers("--sizes", sizes),
+        "precisions": [name.strip() for name in precisions.split(",")],
+    }
+    asked = read_pairs(pairs) if pairs else None
+    named = read_dataset(folder, asked)
+    if named is not None:
+        with _encoder(model or "minilm") as encoder:
+            found = evaluate_dataset(named, encoder, progress=True, **settings)
+    else:
+        with _open(folder or db, collection) as opened, ExitStack() as stack:
+            texts = asked is not None or ask == "sentences"
+            filled_by = stack.enter_context(TwoStageRetriever(None, opened)).encoder if texts else None
+            found = evaluate_index(opened, filled_by, pairs=asked, ask=ask, **settings)
+    if save:
+        save.write_text(found.to_json(), encoding="utf-8")
+    if as_json:
+        _print_json(json.loads(found.to_json()))
+    else:
+        print_evaluation(found)
+    return FINE
+
+
 @app.command(epilog="Example: mrl-rag export backup.parquet --db ./db")
 def export(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="A new file: .parquet or .jsonl.")],
@@ -384,6 +441,29 @@ def reindex(
         return opened.verify()
 
     return _check(folder or db, collection, as_json, rebuild)
+
+
+@app.command(epilog="Example: mrl-rag tune --db ./db --target 0.99")
+def tune(
+    folder: Folder = None,
+    db: Db = Path("./db"),
+    collection: Collection = None,
+    target: Annotated[float, typer.Option(help="Share of the exact top 10 to find.")] = 0.99,
+    dims: Annotated[str | None, typer.Option(metavar="N,N,...", help="Dimensions to try.")] = None,
+    apply: Annotated[bool, typer.Option("--apply", help="Search so from now on; encodes nothing.")] = False,
+    as_json: Json = False,
+) -> int:
+    """Find the cheapest search that reaches a recall."""
+    from mrl_rag.cli.output import print_tuning
+
+    with _open(folder or db, collection) as opened:
+        tried = parse_integers("--dims", dims) if dims else None
+        tuning = opened.tune(target, dims=tried, apply=apply, progress=True)
+        if as_json:
+            _print_json({**_as_dict(tuning), "plan": tuning.plan and _as_dict(tuning.plan), "reached": tuning.reached})
+        else:
+            print_tuning(opened, tuning)
+    return FINE
 
 
 @app.command(epilog="Example: mrl-rag clear --db ./db --yes")

@@ -1,4 +1,4 @@
-"""Conditions on metadata, as they are written in a shell."""
+"""Conditions and lists of numbers, as they are typed in a shell."""
 
 from __future__ import annotations
 
@@ -59,3 +59,15 @@ def _value(text: str) -> str | int | float | bool:
 
 def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def parse_integers(option: str, text: str) -> list[int]:
+    """Return the numbers of "256,64".
+
+    Raises:
+        InvalidInput: a part is not an integer.
+    """
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise InvalidInput(f"{option} is {text!r}; it must be integers with commas between, as in 256,64.") from None

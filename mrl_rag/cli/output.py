@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from collections import Counter
@@ -19,8 +20,9 @@ from rich.text import Text
 if TYPE_CHECKING:
     from mrl_rag import Hit, Report, Stage, TwoStageIndex
     from mrl_rag.doctor import Finding
+    from mrl_rag.evaluation import Evaluation
     from mrl_rag.files import FilesReport
-    from mrl_rag.index import IndexInfo
+    from mrl_rag.index import IndexInfo, Tuning
     from mrl_rag.models import ModelSpec
 
 # Ids and files that are printed per kind of finding, before the rest is only counted.
@@ -206,12 +208,70 @@ def print_models(rows: Sequence[ModelSpec], places: Mapping[str, Path | None]) -
     for row in rows:
         dims = ", ".join(map(str, row.dims))
         cells.append((row.name, dims, row.languages, row.licence, "yes" if places[row.name] else "no"))
-    widths = [max(len(line[column]) for line in cells) for column in range(len(cells[0]))]
     console = _console()
+    _print_columns(console, cells)
+    console.print("\nThose that aren't here would be downloaded from the hub at their first use.")
+
+
+def _print_columns(console: Console, cells: Sequence[Sequence[str]]) -> None:
+    """Print rows of cells, the first one as the heads of the columns."""
+    widths = [max(len(line[column]) for line in cells) for column in range(len(cells[0]))]
     for number, line in enumerate(cells):
         text = "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
         console.print(Text(text, style="bold" if number == 0 else ""))
-    console.print("\nThose that aren't here would be downloaded from the hub at their first use.")
+
+
+def print_evaluation(evaluation: Evaluation) -> None:
+    """Print what each way to search costs and finds, and the questions that lost most."""
+    console = _console()
+    ways = [evaluation.reference, *evaluation.results]
+    first, *others = ways[0].scores
+    rate = "" if math.isnan(evaluation.encode_rate) else f", {evaluation.encode_rate:,.1f} passages encoded per second"
+    console.print(
+        f"{one_line(evaluation.name)}: {evaluation.records:,} records, {len(evaluation.questions):,} questions, model "
+        f"{one_line(evaluation.model)}{rate}\nlabels: {evaluation.labels}"
+    )
+    cells = [["search", "dims", "vectors", "bytes", first, *others[1:], "ms"]]
+    for way in ways:
+        cells.append(
+            [
+                way.method if way.shortlist_size is None else f"{way.method}, {way.shortlist_size}",
+                str(way.dim),
+                way.precision,
+                str(way.bytes_per_record),
+                str(way.scores[first]),
+                *(f"{way.scores[name].mean:.3f}" for name in others[1:]),
+                f"{way.milliseconds:.2f}",
+            ]
+        )
+    _print_columns(console, cells)
+    for lost in evaluation.lost[:_MAX_LISTED]:
+        question = Text(one_line(lost.question), end="")
+        question.truncate(_WIDEST - len("lost 0.000 to 0.000: "), overflow="ellipsis")
+        console.print(f"lost {lost.before:.3f} to {lost.after:.3f}: {question.plain}")
+
+
+def print_tuning(index: TwoStageIndex, tuning: Tuning) -> None:
+    """Print the searches that were tried, and the one that was chosen."""
+    console = _console()
+    if not tuning.candidates:
+        console.print(f"{index.name}: {len(index)} records are too few to measure; a search ranks them all")
+        return
+    console.print(f"{index.name}: recall of the exact top 10, over {tuning.held_out} {tuning.asked} held out")
+    cells = [["dims", "shortlist", "recall", "ms (estimated)"]]
+    for candidate in tuning.candidates:
+        dims = " > ".join(map(str, candidate.plan.dims))
+        chosen = " <- cheapest" if candidate is tuning.chosen else ""
+        cells.append(
+            [dims, str(candidate.plan.sizes[0]), str(candidate.recall), f"{candidate.milliseconds:.2f}{chosen}"]
+        )
+    _print_columns(console, cells)
+    if tuning.chosen is None:
+        console.print(f"none reaches {tuning.target_recall:.1%} on the questions that choose; nothing was changed")
+    elif tuning.measured is not None:
+        console.print(f"applied; the index's own searches find {tuning.measured}")
+    elif not tuning.reached:
+        console.print(f"on the questions held out it stays below {tuning.target_recall:.1%}")
 
 
 def print_findings(findings: Sequence[Finding]) -> None:

@@ -61,15 +61,38 @@ def ndcg(run: Mapping[str, Mapping[str, float]], qrels: Mapping[str, Mapping[str
         k: how many of the best documents are looked at.
 
     Raises:
-        MissingExtra: pytrec_eval is not installed.
+        MissingExtra: ir-measures is not installed.
         InvalidPlan: k < 1.
     """
-    measure = f"ndcg_cut_{check_k(k)}"
-    evaluator = require("pytrec_eval", extra="evaluation").RelevanceEvaluator(
-        {query: dict(judged) for query, judged in qrels.items()}, {f"ndcg_cut.{k}"}
-    )
-    scores = evaluator.evaluate({query: dict(scored) for query, scored in run.items()})
-    return statistics.fmean(scores.get(query, {}).get(measure, 0.0) for query in qrels)
+    return statistics.fmean(judge(run, qrels, k)[f"nDCG@{check_k(k)}"])
+
+
+def judge(
+    run: Mapping[str, Mapping[str, float]], qrels: Mapping[str, Mapping[str, int]], k: int = 10
+) -> dict[str, list[float]]:
+    """Return nDCG@k, MRR@k and recall@k per judged query, by ir-measures over trec_eval.
+
+    Args:
+        run: query id -> document id -> score.
+        qrels: query id -> document id -> relevance; above 0 is relevant. A judged query missing from `run` counts as 0.
+        k: how many of the best documents are looked at.
+
+    Returns:
+        "nDCG@k", "MRR@k" and "recall@k" -> a value per query, in the order of `qrels`.
+
+    Raises:
+        MissingExtra: ir-measures is not installed.
+        InvalidPlan: k < 1.
+    """
+    library = require("ir_measures", extra="evaluation")
+    k = check_k(k)
+    names = {library.nDCG @ k: f"nDCG@{k}", library.RR @ k: f"MRR@{k}", library.R @ k: f"recall@{k}"}
+    values: dict[str, dict[str, float]] = {name: {} for name in names.values()}
+    # Copied, since pytrec_eval takes nothing but dicts.
+    judged = {query: dict(documents) for query, documents in qrels.items()}
+    for found in library.iter_calc(list(names), judged, {query: dict(scored) for query, scored in run.items()}):
+        values[names[found.measure]][found.query_id] = found.value
+    return {name: [by_query.get(query, 0.0) for query in qrels] for name, by_query in values.items()}
 
 
 def timed(search: Callable[[Query], Answer], queries: Sequence[Query], rounds: int = 3) -> tuple[list[Answer], float]:

@@ -85,8 +85,8 @@ class Evaluation:
     lost: list[LostQuestion]
 
     def to_json(self) -> str:
-        """Return the evaluation as JSON; NaN becomes null."""
-        return json.dumps(_without_nan(dataclasses.asdict(self)), ensure_ascii=False, allow_nan=False)
+        """Return the evaluation as JSON in ASCII; NaN becomes null."""
+        return json.dumps(_without_nan(dataclasses.asdict(self)), allow_nan=False)
 
     @classmethod
     def from_json(cls, text: str) -> Evaluation:

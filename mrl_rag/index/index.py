@@ -83,6 +83,7 @@ from mrl_rag.index.shortlist import (
     pages,
 )
 from mrl_rag.index.storage import Storage, Stores
+from mrl_rag.index.tuning import Tuning, measure_applied, tune
 from mrl_rag.index.verify import Report, verify
 from mrl_rag.lifetime import release_dropped
 from mrl_rag.progress import progress_bar
@@ -880,6 +881,62 @@ class TwoStageIndex:
                 self._rebuild(opened.stores, shortlist_dim, rotation, hnsw, progress)
             elif shortlist_dim is not None:
                 self._wanted.shortlist_dim = check_dim(shortlist_dim, self._wanted.full_dim or _MAX_DIM)
+
+    def tune(
+        self,
+        target_recall: float = 0.99,
+        *,
+        queries: npt.ArrayLike | None = None,
+        dims: Sequence[int] | None = None,
+        apply: bool = False,
+        progress: bool = False,
+    ) -> Tuning:
+        """Find the cheapest dimension and plan with which searches reach a target recall.
+
+            index.tune(0.99).plan                           # Plan(dims=(96, 384), sizes=(30,))
+            index.tune(0.99, queries=vectors, apply=True)   # of questions that were really asked
+
+        One half of the questions chooses; the recalls that are returned are measured on the other half. The exact top
+        10 at full dimension is the truth. Nothing is encoded, and nothing is changed without `apply`.
+
+        Args:
+            target_recall: share of the exact top 10 to find, 0 < target_recall <= 1.
+            queries: float array [n, full_dim] of real questions, n >= 10. None takes up to 500 records, at most a tenth
+                of them, which are left out of the rotation's fit and of their own answers.
+            dims: dimensions to try; None for multiples of 32 up to half of the full dimension, and the index's own.
+            apply: reindex at the dimension that was chosen, with a new rotation unless the index has "none", and aim
+                at this recall from now on.
+            progress: show a bar when standard error is a terminal.
+
+        Returns:
+            What was found. With fewer than 100 records nothing is measured.
+
+        Raises:
+            InvalidInput: `target_recall` is out of range, there are fewer than 10 queries, or the index is empty.
+            InvalidDimension: a dimension is not an integer from 1 to full_dim.
+            InvalidVectors: `queries` are of another length, or hold NaN or infinity.
+            TwoStageIndexError: with `apply`, as `reindex` does.
+        """
+        target = check_recall(target_recall)
+        found = self._session.current(lambda searcher: tune(searcher.stores, target, queries, dims), None)
+        if found is None:
+            raise InvalidInput(f"nothing is stored in index {self.name!r}, so there is nothing to tune.")
+        tuning, held_out, records = found
+        if not apply or tuning.chosen is None or held_out is None:
+            return tuning
+        with self._session.writing():
+            opened = self._session.open()
+            if opened is None:
+                raise InvalidInput(f"index {self.name!r} was dropped meanwhile; there is nothing to tune.")
+            self._session.check_file()
+            stores, plan = opened.stores, tuning.chosen.plan
+            stores.shortlist.remember(replace(stores.config, target_recall=target))
+            stores = self._rebuild(stores, plan.dims[0], None if self.rotation == "none" else "fit", progress=progress)
+            # The index has chosen a size for its own records, and questions may need more.
+            size = max(plan.sizes[0], stores.config.shortlist_size)
+            stores.shortlist.remember(replace(stores.config, shortlist_size=size))
+            assert self._session.opened is not None
+            return measure_applied(tuning, self._session.opened, held_out, records)
 
     def verify(self) -> Report:
         """Compare Chroma and the archive, record by record, and try the search.
