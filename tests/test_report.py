@@ -323,7 +323,7 @@ def test_the_page_states_each_result_and_how_it_was_made(page):
         "fitted projection 64 int8 one stage 68 0.64 0.795 0.695 to 0.895 1.000 1.000 to 1.000 ✓",
         "two stages 64 float32 200 836 0.64 0.810 0.710 to 0.910",
         "what is a jib? 1.000 → 0.250 boats-1 A jib is a triangular sail.",
-        "when does the ferry leave? 0.900 → 0.600 No right passage left the top 10",
+        "when does the ferry leave? 0.900 → 0.600 No right passage was lost; they moved down.",
         "records 40 searched, 40 drawn questions 2 right answers judgments",
         "encoding 12 passages per second",
         "command mrl-rag report ./db",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import shlex
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
@@ -321,6 +322,56 @@ def evaluate(
         _print_json(json.loads(found.to_json()))
     else:
         print_evaluation(found)
+    return FINE
+
+
+@app.command(epilog="Example: mrl-rag report ./db --color-by author")
+def report(
+    folder: Annotated[
+        Path | None, typer.Argument(metavar="DIR|DB", help="BEIR folder, or folder of an index, as --db.")
+    ] = None,
+    db: Db = Path("./db"),
+    collection: Collection = None,
+    model: Annotated[str | None, typer.Option(help="Model for a BEIR folder; minilm if not named.")] = None,
+    evaluation: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            exists=True,
+            dir_okay=False,
+            help="What `mrl-rag evaluate --save` wrote; it is measured now, if not named.",
+        ),
+    ] = None,
+    color_by: Annotated[str | None, typer.Option(metavar="KEY", help="Metadata key that colours the map.")] = None,
+    output: Annotated[Path, typer.Option(metavar="FILE", help="The page to write.")] = Path("report.html"),
+    as_json: Json = False,
+) -> int:
+    """Draw what dimensions cost and a map of the records, on one page."""
+    from mrl_rag.evaluation import Evaluation, default_dims, encode_dataset, evaluate_index, read_dataset, sweep
+    from mrl_rag.report import dataset_records, index_records, write_report
+
+    found = Evaluation.from_json(evaluation.read_text(encoding="utf-8")) if evaluation else None
+    named = read_dataset(folder, None)
+    if named is not None:
+        with _encoder(model or "minilm") as encoder:
+            encoded = encode_dataset(named, encoder, progress=True)
+            found, records = (
+                found or sweep(encoded, default_dims(encoder.full_dim, encoder.dims)),
+                dataset_records(encoded),
+            )
+    else:
+        with _open(folder or db, collection) as opened:
+            found, records = found or evaluate_index(opened), index_records(opened)
+    options = {"--collection": collection, "--model": model, "--evaluation": evaluation, "--color-by": color_by}
+    given = [str(part) for option in options.items() if option[1] is not None for part in option]
+    command = shlex.join(["mrl-rag", "report", str(folder or db), *given])
+    write_report(output, found, records, color_by, command=command)
+    searches = len(found.results) + 1
+    _report(
+        as_json,
+        f"{searches} searches of {found.records:,} records in {output}",
+        {"file": str(output), "searches": searches},
+    )
     return FINE
 
 

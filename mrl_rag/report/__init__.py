@@ -15,15 +15,17 @@ from mrl_rag.report.figures import (  # noqa: E402
     curve,
     first_two_numbers,
     pareto,
-    sample,
 )
 from mrl_rag.report.page import render, write_report  # noqa: E402
+from mrl_rag.report.records import dataset_records, index_records, sample  # noqa: E402
 
 __all__ = [
     "classifier_curve",
     "collection_map",
     "curve",
+    "dataset_records",
     "first_two_numbers",
+    "index_records",
     "pareto",
     "render",
     "sample",

@@ -21,13 +21,12 @@ from mrl_rag.index import rotation
 from mrl_rag.report.findings import Cost, cost_of, frontier, main_measure
 from mrl_rag.report.groups import MISSING, OTHER, group, shorten
 from mrl_rag.report.palette import INK, LINE, MUTED, SERIES, Colour
+from mrl_rag.report.records import sample
 from mrl_rag.truncation import Float32Array, normalize
 
 if TYPE_CHECKING:
     from mrl_rag.index import Record
 
-# Points that a picture of records has at most: more hide each other, and make the page slow on a phone.
-MAX_POINTS = 2_000
 # A map of fewer shows nothing.
 MIN_POINTS = 3
 _MARKERS = "os^Dv"
@@ -190,15 +189,6 @@ def first_two_numbers(
     figure, axes = _new("first number", "second number", height=3.8)
     _scatter(figure, axes, np.stack([rows.T[0], rows.T[1]], axis=1), shown, color_by)
     return figure
-
-
-def sample(records: Sequence[Record], most: int = MAX_POINTS, seed: int = 0) -> list[Record]:
-    """Return the records with vectors, or so many of them, drawn at random, in their order."""
-    there = [record for record in records if record.vector is not None]
-    if len(there) <= most:
-        return there
-    chosen = np.random.default_rng(seed).choice(len(there), most, replace=False)
-    return [there[row] for row in sorted(chosen)]
 
 
 def unit_vectors(records: Sequence[Record]) -> Float32Array:

@@ -26,11 +26,11 @@ from mrl_rag.report.figures import (
     curve,
     first_two_numbers,
     pareto,
-    sample,
 )
 from mrl_rag.report.findings import frontier, main_measure, summary
 from mrl_rag.report.groups import shorten, telling_key
 from mrl_rag.report.palette import COLOURS
+from mrl_rag.report.records import sample
 from mrl_rag.report.svg import LegendEntry, to_svg
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ def write_report(
 ) -> None:
     """Write a report as one HTML file, which shows an evaluation and the collection it was made on.
 
-        write_report("report.html", evaluation, index.get(), color_by="author")
+        write_report("report.html", evaluate_index(index), index_records(index), color_by="author")
 
     Texts of records and questions are in the file; at most 2,000 records, of each its first 120 letters.
 
