@@ -14,11 +14,13 @@ from html.parser import HTMLParser
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from matplotlib.colors import to_hex
 
-from mrl_rag import Record
+from mrl_rag import Record, TwoStageIndex
+from mrl_rag.cli import main
 from mrl_rag.errors import InvalidInput
 from mrl_rag.evaluation import Evaluation, LostQuestion, Result
 from mrl_rag.index import rotation
@@ -28,6 +30,7 @@ from mrl_rag.report import (
     collection_map,
     curve,
     first_two_numbers,
+    index_records,
     pareto,
     render,
     sample,
@@ -401,6 +404,41 @@ def test_records_of_other_vectors_or_without_the_key_are_refused(records):
 def test_a_file_that_cannot_be_written_is_named(tmp_path):
     with pytest.raises(InvalidInput, match=r"report.html can't be written"):
         write_report(tmp_path / "nowhere" / "report.html", evaluation())
+
+
+# The command
+
+
+def test_the_command_shows_a_saved_evaluation_and_the_indexs_own_records(records, tmp_path, capsys):
+    with TwoStageIndex(tmp_path / "db") as index:
+        columns = zip(
+            *[(record.id, record.vector, record.document, record.metadata) for record in records], strict=True
+        )
+        ids, vectors, documents, metadatas = map(list, columns)
+        index.upsert(ids, np.array(vectors), documents, metadatas)
+        assert {record.id for record in index_records(index, 9)} < set(ids)
+    saved, page = tmp_path / "saved.json", tmp_path / "page.html"
+    saved.write_text(evaluation().to_json())
+    options = ["--evaluation", str(saved), "--color-by", "length", "--output", str(page)]
+    assert main(["report", str(tmp_path / "db"), *options]) == 0
+    assert capsys.readouterr().out == f"8 searches of 40 records in {page}\n"
+    text = Page(page.read_text(encoding="utf-8")).text
+    assert "id-7: The mast of a ferry" in text
+    assert f"--evaluation {saved} --color-by length" in text
+
+    saved.write_bytes(b"\xff")
+    assert main(["report", str(tmp_path / "db"), *options]) == 2
+    assert "this is not an evaluation" in capsys.readouterr().err
+
+
+def test_the_command_evaluates_a_folder_in_the_beir_layout(records, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("mrl_rag.encoder.encoder.pick_dtype", lambda device: torch.float32)
+    monkeypatch.chdir(tmp_path)
+    lines = [json.dumps({"_id": record.id, "text": record.document}) for record in records[::5]]
+    (tmp_path / "corpus.jsonl").write_text("\n".join(lines))
+    assert main(["report", "."]) == 0
+    assert capsys.readouterr().out.endswith(" searches of 8 records in report.html\n")
+    assert "id-5: The mast of a schooner" in Page((tmp_path / "report.html").read_text(encoding="utf-8")).text
 
 
 # In a browser

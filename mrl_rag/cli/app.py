@@ -350,7 +350,7 @@ def report(
     from mrl_rag.evaluation import Evaluation, default_dims, encode_dataset, evaluate_index, read_dataset, sweep
     from mrl_rag.report import dataset_records, index_records, write_report
 
-    found = Evaluation.from_json(evaluation.read_text(encoding="utf-8")) if evaluation else None
+    found = Evaluation.from_json(evaluation.read_text("utf-8", errors="replace")) if evaluation else None
     named = read_dataset(folder, None)
     if named is not None:
         with _encoder(model or "minilm") as encoder:

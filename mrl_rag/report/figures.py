@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import math
 from collections.abc import Sequence
-from itertools import groupby
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -87,7 +86,8 @@ def pareto(evaluation: Evaluation, cost: Cost = "bytes", measure: str | None = N
 def curve(evaluation: Evaluation, measure: str | None = None) -> Figure:
     """Draw quality over dimensions, each way to search with the band of its 95% interval.
 
-    Of each way the most precise results are drawn, and of several shortlist sizes the smallest and the largest.
+    Of each way the most precise results are drawn, of several shortlist sizes the smallest and the largest, and of
+    several results that are alike in that the best.
 
     Args:
         evaluation: what was measured.
@@ -263,23 +263,19 @@ def _styles(evaluation: Evaluation) -> dict[str, tuple[Colour, str]]:
 
 def _lines(evaluation: Evaluation, measure: str) -> list[tuple[str, int | None, list[Result]]]:
     """Return method, shortlist size and results by dimension of each line of the curve."""
-
-    def line(result: Result) -> tuple[str, int]:
-        return result.method, result.shortlist_size or 0
-
-    bytes_of = {"float32": 4, "float16": 2, "int8": 1}
-    lines = []
+    bits = {"float32": 32, "float16": 16, "int8": 8}
     known = [r for r in _all(evaluation) if measure in r.scores]
-    for method, group_ in groupby(sorted(known, key=line), key=lambda r: r.method):
-        results = list(group_)
-        finest = max(bytes_of.get(r.precision, 0) for r in results)
-        results = [r for r in results if bytes_of.get(r.precision, 0) == finest]
+    lines = []
+    for method in _styles(evaluation):
+        results = [r for r in known if r.method == method]
+        finest = max((bits.get(r.precision, 0) for r in results), default=0)
+        results = [r for r in results if bits.get(r.precision, 0) == finest]
         sizes = sorted({r.shortlist_size or 0 for r in results})
-        for size in dict.fromkeys((sizes[0], sizes[-1])):
-            of_size = sorted((r for r in results if (r.shortlist_size or 0) == size), key=lambda r: r.dim)
-            lines.append((method, size or None, of_size))
-    order = list(_styles(evaluation))
-    return sorted(lines, key=lambda line: order.index(line[0]))
+        for size in dict.fromkeys([*sizes[:1], *sizes[-1:]]):
+            of_size = [r for r in results if (r.shortlist_size or 0) == size]
+            best = {r.dim: r for r in sorted(of_size, key=lambda r: r.scores[measure].mean)}
+            lines.append((method, size or None, [best[dim] for dim in sorted(best)]))
+    return lines
 
 
 def _reference_line(axes: Axes, evaluation: Evaluation, measure: str) -> Line2D:
@@ -293,7 +289,7 @@ def _cost_axis(axes: Axes, costs: Sequence[float]) -> None:
     axes.margins(x=0.2)
     if costs and max(costs) >= 4 * min(costs) > 0:
         axes.set_xscale("log")
-        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if max(costs) < 50 * min(costs) else (1, 3)))
         axes.xaxis.set_minor_locator(NullLocator())
     else:
         axes.xaxis.set_major_locator(MaxNLocator(5))

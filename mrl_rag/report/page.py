@@ -100,6 +100,7 @@ def render(
     templates = Environment(
         loader=PackageLoader("mrl_rag.report", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
+    templates.filters["shorten"] = shorten
     style, script = (_source(templates, name) for name in ("page.css", "map.js"))
     everything = [evaluation.reference, *evaluation.results]
     page = templates.get_template("page.html").render(
