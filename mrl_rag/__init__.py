@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from mrl_rag.budget import ContextFit, fit_to_context
     from mrl_rag.encoder import CachedEncoder, Encoder, MatryoshkaEncoder, NomicEncoder, OpenAIEncoder
     from mrl_rag.errors import MrlRagError
-    from mrl_rag.index import Hit, IndexInfo, Plan, Record, Report, Stage, TwoStageIndex, rank
+    from mrl_rag.index import Hit, IndexInfo, Plan, Record, Report, Stage, Tuning, TwoStageIndex, rank
     from mrl_rag.retriever import TwoStageRetriever
     from mrl_rag.tasks import Task
     from mrl_rag.truncation import truncate
@@ -40,6 +40,7 @@ __all__ = [
     "Report",
     "Stage",
     "Task",
+    "Tuning",
     "TwoStageIndex",
     "TwoStageRetriever",
     "fit_to_context",
@@ -52,7 +53,7 @@ _ROOMS = {
     "budget": ("ContextFit", "fit_to_context"),
     "encoder": ("CachedEncoder", "Encoder", "MatryoshkaEncoder", "NomicEncoder", "OpenAIEncoder"),
     "errors": ("MrlRagError",),
-    "index": ("Hit", "IndexInfo", "Plan", "Record", "Report", "Stage", "TwoStageIndex", "rank"),
+    "index": ("Hit", "IndexInfo", "Plan", "Record", "Report", "Stage", "Tuning", "TwoStageIndex", "rank"),
     "retriever": ("TwoStageRetriever",),
     "tasks": ("Task",),
     "truncation": ("truncate",),

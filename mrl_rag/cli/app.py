@@ -296,7 +296,7 @@ def evaluate(
     save: Annotated[Path | None, typer.Option(metavar="FILE", help="Also write the JSON here.")] = None,
     as_json: Json = False,
 ) -> int:
-    """Measure what fewer dimensions and bytes cost: quality, bytes, time."""
+    """Measure what fewer dimensions cost."""
     from mrl_rag.cli.output import print_evaluation
     from mrl_rag.evaluation import evaluate as evaluate_dataset
     from mrl_rag.evaluation import evaluate_index, read_dataset, read_pairs

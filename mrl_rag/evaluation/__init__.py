@@ -4,7 +4,8 @@ from mrl_rag.evaluation.datasets import Dataset, read_beir, read_dataset, read_p
 from mrl_rag.evaluation.evaluate import encode_dataset, evaluate, evaluate_index
 from mrl_rag.evaluation.measures import exact_scan, judge, ndcg, recall_at_k, timed
 from mrl_rag.evaluation.results import Evaluation, LostQuestion, Result
-from mrl_rag.evaluation.sweep import EncodedDataset, default_dims, sweep
+from mrl_rag.evaluation.sweep import EncodedDataset, default_dims, measure_ways, sweep
+from mrl_rag.evaluation.ways import Way
 from mrl_rag.intervals import Estimate
 
 __all__ = [
@@ -14,12 +15,14 @@ __all__ = [
     "Evaluation",
     "LostQuestion",
     "Result",
+    "Way",
     "default_dims",
     "encode_dataset",
     "evaluate",
     "evaluate_index",
     "exact_scan",
     "judge",
+    "measure_ways",
     "ndcg",
     "read_beir",
     "read_dataset",

@@ -147,6 +147,12 @@ def sweep(
     )
 
 
+def measure_ways(data: EncodedDataset, ways: Sequence[Way], k: int = 10) -> list[Result]:
+    """Return the result of each way to search, as `sweep` measures it; for ways of one's own, such as a funnel."""
+    judged = _Judge(data, check_k(k))
+    return [judged.try_way(way)[0] for way in ways]
+
+
 def _checked_head(head: npt.ArrayLike | None, full: int) -> Float32Array | None:
     if head is None:
         return None

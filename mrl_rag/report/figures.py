@@ -149,7 +149,7 @@ def classifier_curve(points: Sequence[tuple[float, float, float]]) -> Figure:
 def collection_map(records: Sequence[Record], color_by: str | None = None, seed: int = 0) -> Figure:
     """Draw a map on which records with similar vectors are neighbours, by t-SNE; far distances mean little.
 
-        collection_map(index.get(), "author")
+        collection_map(index_records(index), "author")
 
     Args:
         records: with vectors; of more than 2,000 a sample is drawn, see `sample`.
@@ -195,7 +195,8 @@ def unit_vectors(records: Sequence[Record]) -> Float32Array:
     """Return the vectors of records, as unit rows.
 
     Raises:
-        InvalidInput: fewer than 3 records have vectors, or these have fewer than 2 numbers.
+        InvalidInput: fewer than 3 records have vectors.
+        InvalidVectors: the vectors have one number, or different lengths.
     """
     there = [record.vector for record in records if record.vector is not None]
     if len(there) < MIN_POINTS:
@@ -213,7 +214,7 @@ def _neighbours(rows: Float32Array, seed: int) -> Float32Array:
     # PCA has no coordinates for records that are all alike.
     start = "pca" if np.ptp(rows, axis=0).max() > 1e-6 else "random"
     tsne = manifold.TSNE(init=start, perplexity=min(30, (len(rows) - 1) / 3), max_iter=500, random_state=seed)
-    # Two threads took 3 times as long as one, and 15 times on a busy machine.
+    # Where other work takes the cores, its threads wait for each other: two took 5 times as long as one.
     with threads.threadpool_limits(1):
         places: Float32Array = tsne.fit_transform(rows)
     return places
@@ -314,14 +315,20 @@ def _label(axes: Axes, results: Sequence[Result], places: Sequence[tuple[float, 
 def _legend(figure: Figure, handles: Sequence[Line2D]) -> None:
     if not handles:
         return
-    names = [str(handle.get_label()) for handle in handles]
+    names = [shorten(str(handle.get_label()), 40) for handle in handles]
     # Set afterwards: matplotlib leaves out labels that begin with "_", and reads mathematics between dollar signs.
     legend = figure.legend(
-        handles, ["."] * len(names), loc="outside lower left", ncols=2, frameon=False, fontsize=9, labelcolor=INK.light
+        handles,
+        ["."] * len(names),
+        loc="outside lower left",
+        ncols=2 if max(map(len, names)) < 22 else 1,
+        frameon=False,
+        fontsize=9,
+        labelcolor=INK.light,
     )
     for text, name in zip(legend.get_texts(), names, strict=True):
         text.set_parse_math(False)
-        text.set_text(shorten(name, 40))
+        text.set_text(name)
 
 
 def _columns(points: Sequence[tuple[float, float]]) -> tuple[list[float], list[float]]:

@@ -97,10 +97,7 @@ def render(
     pictures = _pictures_of_results(evaluation, measure, classifier)
     if len(shown) >= MIN_POINTS:
         pictures |= _pictures_of_records(shown, color_by)
-    templates = Environment(
-        loader=PackageLoader("mrl_rag.report", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True
-    )
-    templates.filters["shorten"] = shorten
+    templates = _templates()
     style, script = (_source(templates, name) for name in ("page.css", "map.js"))
     everything = [evaluation.reference, *evaluation.results]
     page = templates.get_template("page.html").render(
@@ -119,6 +116,14 @@ def render(
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
     )
     return _FORBIDDEN.sub("\ufffd", page)
+
+
+def _templates() -> Environment:
+    templates = Environment(
+        loader=PackageLoader("mrl_rag.report", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+    )
+    templates.filters["shorten"] = shorten
+    return templates
 
 
 def _source(templates: Environment, name: str) -> Markup:
