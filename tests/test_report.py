@@ -321,10 +321,10 @@ def test_the_page_is_whole_html_that_refers_to_nothing_outside(page):
 def test_the_page_states_each_result_and_how_it_was_made(page):
     text = Page(page).text
     for row in (
-        "plain cut (reference) 384 float32 one stage 1,536 3.84 0.800 0.700 to 0.900 1.000 1.000 to 1.000",
-        "plain cut 64 float32 one stage 256 not measured 0.550 0.450 to 0.650",
-        "fitted projection 64 int8 one stage 68 0.64 0.795 0.695 to 0.895 1.000 1.000 to 1.000 ✓",
-        "two stages 64 float32 200 836 0.64 0.810 0.710 to 0.910",
+        "plain cut (reference) 384 numbers, float32 1,536 3.84 0.800 0.700 to 0.900 1.000 1.000 to 1.000",
+        "plain cut 64 numbers, float32 256 not measured 0.550 0.450 to 0.650",
+        "fitted projection 64 numbers, int8 68 0.64 0.795 0.695 to 0.895 1.000 1.000 to 1.000 ✓",
+        "two stages 64 numbers, float32, 200 candidates 836 0.64 0.810 0.710 to 0.910",
         "what is a jib? 1.000 → 0.250 boats-1 A jib is a triangular sail.",
         "when does the ferry leave? 0.900 → 0.600 No right passage was lost; they moved down.",
         "records 40 searched, 40 drawn questions 2 right answers judgments",

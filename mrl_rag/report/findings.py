@@ -50,10 +50,10 @@ def frontier(results: Sequence[Result], cost: Cost, measure: str) -> list[Result
     return best
 
 
-def describe(result: Result) -> str:
-    """Return a result in words, such as "two stages, 64 numbers, int8, 50 candidates"."""
+def details(result: Result) -> str:
+    """Return what a result searches in words, such as "64 numbers, int8, 50 candidates"."""
     size = "" if result.shortlist_size is None else f", {result.shortlist_size:,} candidates"
-    return f"{result.method}, {result.dim:,} numbers, {result.precision}{size}"
+    return f"{result.dim:,} numbers, {result.precision}{size}"
 
 
 def summary(evaluation: Evaluation, measure: str) -> str:
@@ -71,7 +71,7 @@ def summary(evaluation: Evaluation, measure: str) -> str:
     lead = f"{share} is kept" if enough else f"Nothing cheaper keeps {KEPT:.0%} of {measure}; the best keeps {share}"
     return (
         f"{lead} ({after:.3f} of {before:.3f}{_difference(whole, chosen, measure)}) with {chosen.bytes_per_record:,} "
-        f"instead of {whole.bytes_per_record:,} bytes per record: {describe(chosen)}."
+        f"instead of {whole.bytes_per_record:,} bytes per record: {chosen.method}, {details(chosen)}."
     )
 
 

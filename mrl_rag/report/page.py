@@ -27,7 +27,7 @@ from mrl_rag.report.figures import (
     first_two_numbers,
     pareto,
 )
-from mrl_rag.report.findings import frontier, main_measure, summary
+from mrl_rag.report.findings import details, frontier, main_measure, summary
 from mrl_rag.report.groups import shorten, telling_key
 from mrl_rag.report.palette import COLOURS
 from mrl_rag.report.records import sample
@@ -122,7 +122,7 @@ def _templates() -> Environment:
     templates = Environment(
         loader=PackageLoader("mrl_rag.report", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
-    templates.filters["shorten"] = shorten
+    templates.filters |= {"shorten": shorten, "details": details}
     return templates
 
 
