@@ -220,8 +220,8 @@ INTRODUCTION = """# What fewer dimensions cost
 
     {command}
 
-{machine}. `minilm` makes 384 numbers and wasn't trained for fewer. nDCG@10 and recall@10 are those
-of ir-measures, over trec_eval.
+{machine}.
+`minilm` makes 384 numbers and wasn't trained for fewer. nDCG@10 and recall@10 are those of ir-measures, over trec_eval.
 
 - **One stage**: an exact scan of float32 vectors.
 - **Two stages**: an exact scan of int8 codes, the best {size} of which are reranked at 384.

@@ -6,7 +6,7 @@ import re
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Unpack
 
 import numpy as np
 
@@ -16,10 +16,11 @@ from mrl_rag.encoder import Encoder
 from mrl_rag.errors import InvalidInput
 from mrl_rag.evaluation.datasets import Dataset
 from mrl_rag.evaluation.results import Evaluation, Result
-from mrl_rag.evaluation.sweep import EncodedDataset, Search, default_dims, sweep
+from mrl_rag.evaluation.sweep import EncodedDataset, Search, SweepSettings, default_dims, sweep
 from mrl_rag.evaluation.ways import Rows, bytes_per_vector
 from mrl_rag.index import Plan, TwoStageIndex
 from mrl_rag.index.plan import check_k, first_size
+from mrl_rag.models import find_row
 from mrl_rag.truncation import Float32Array, unit_rows
 
 _NO_LABELS = {
@@ -69,8 +70,9 @@ def evaluate(
     encoder: Encoder,
     *,
     dims: Sequence[int] | None = None,
+    k: int = 10,
     progress: bool = False,
-    **settings: Any,
+    **settings: Unpack[SweepSettings],
 ) -> Evaluation:
     """Measure what fewer dimensions and bytes cost on a collection.
 
@@ -82,8 +84,9 @@ def evaluate(
             answer at full dimension, of questions made of titles and first sentences.
         encoder: encodes passages and questions.
         dims: dimensions to try; None for those the model was trained for, or six shares of the full one.
+        k: hits per question.
         progress: show a bar when standard error is a terminal.
-        settings: `sizes`, `precisions`, `head` and `k`, as for `sweep`.
+        settings: `sizes`, `precisions` and `head`, as for `sweep`.
 
     Returns:
         The evaluation.
@@ -93,7 +96,8 @@ def evaluate(
         MissingExtra: there are judgments, and ir-measures is not installed.
     """
     encoded = encode_dataset(data, encoder, progress)
-    return sweep(encoded, default_dims(encoder.full_dim, encoder.dims) if dims is None else dims, **settings)
+    tried = default_dims(encoder.full_dim, encoder.dims) if dims is None else dims
+    return sweep(encoded, tried, k=k, **settings)
 
 
 def evaluate_index(
@@ -103,8 +107,9 @@ def evaluate_index(
     pairs: Dataset | None = None,
     ask: Literal["records", "sentences"] = "records",
     questions: int = _MADE_QUESTIONS,
+    dims: Sequence[int] | None = None,
     k: int = 10,
-    **settings: Any,
+    **settings: Unpack[SweepSettings],
 ) -> Evaluation:
     """Measure what fewer dimensions and bytes cost on an index; no record is encoded again.
 
@@ -122,9 +127,11 @@ def evaluate_index(
         ask: without `pairs`, what is asked. "records": records are queries, each left out of its own answers, and the
             truth is the exact top k at full dimension. "sentences": so are titles (metadata "title") and first
             sentences.
-        questions: at most so many records or sentences, by a seeded choice.
+        questions: at most so many records (and half of them, since they fit no projection) or sentences, by a seeded
+            choice.
+        dims: dimensions to try; None for those the model was trained for, or six shares of the full one.
         k: hits per question.
-        settings: `dims`, `sizes`, `precisions` and `head`, as for `sweep`.
+        settings: `sizes`, `precisions` and `head`, as for `sweep`.
 
     Raises:
         InvalidInput: the index is empty, an encoder is needed and missing, or a passage of `pairs` is not in it.
@@ -144,7 +151,7 @@ def evaluate_index(
     elif ask == "sentences":
         texts = made_questions(documents, metadatas, questions)
     else:
-        chosen = np.sort(np.random.default_rng(0).permutation(len(ids))[:questions])
+        chosen = np.sort(np.random.default_rng(0).permutation(len(ids))[: min(questions, len(ids) // 2)])
         texts, left_out = [documents[row] or ids[row] for row in chosen], chosen
     if not texts:
         raise InvalidInput(f"the records of index {index.name!r} have no texts to make questions of; ask its records.")
@@ -152,7 +159,9 @@ def evaluate_index(
     data = EncodedDataset(
         *(index.name, index.model or "not known", labels, ids, documents, vectors, texts, queries, relevant), left_out
     )
-    return sweep(data, own=[_own_search(index, ids, k + (left_out is not None))], k=k, **settings)
+    row = find_row(index.model) if index.model else None
+    tried = default_dims(data.full_dim, row.dims if row else ()) if dims is None else dims
+    return sweep(data, tried, k=k, own=[_own_search(index, ids, k + (left_out is not None))], **settings)
 
 
 def made_questions(

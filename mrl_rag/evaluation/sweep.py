@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import get_args
+from typing import TypedDict, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -28,6 +28,15 @@ _MAX_LOST = 10
 _SHOWN_LETTERS = 300
 # Shares of the full dimension that are tried where the model names no dimensions of its own.
 _SHARES = (2 / 3, 1 / 2, 1 / 3, 1 / 4, 1 / 6, 1 / 12)
+
+
+class SweepSettings(TypedDict, total=False):
+    """Arguments of `sweep` that other functions pass on to it."""
+
+    sizes: Sequence[int]
+    precisions: Sequence[Precision]
+    head: npt.ArrayLike | None
+
 
 # Takes float32 unit rows [q, full_dim] and returns rows per query, int [q, k], best first.
 Search = Callable[[Float32Array], Rows]
@@ -71,12 +80,9 @@ class EncodedDataset:
 
     def fit_projection(self) -> Float32Array:
         """Return an index's projection of the passages, without those that are questions: [full_dim, full_dim]."""
-        used = (
-            np.arange(len(self.vectors))
-            if self.left_out is None
-            else np.setdiff1d(np.arange(len(self.vectors)), self.left_out)
-        )
-        return fit(self.vectors[np.sort(np.random.default_rng(0).permutation(used)[:SAMPLE])])
+        order = np.random.default_rng(0).permutation(len(self.vectors))
+        used = order if self.left_out is None else order[~np.isin(order, self.left_out)]
+        return fit(self.vectors[np.sort(used[:SAMPLE])])
 
 
 def default_dims(full_dim: int, trained: Sequence[int] = ()) -> tuple[int, ...]:
