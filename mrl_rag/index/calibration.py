@@ -31,28 +31,28 @@ Ranks = npt.NDArray[np.int64]
 ReadRows = Callable[[Rows], Float32Array]
 
 # Recall is measured on the true top 10.
-_K = 10
+MEASURED_K = 10
 # Cosines that differ by less are equal: full vectors may be rounded to float16.
 _TIE = 1e-4
 # Number of records that are used as queries, and their largest share of all records.
 _MAX_QUESTIONS, _MAX_QUESTIONS_SHARE = 500, 0.1
 # With fewer records nothing is measured.
-MIN_MEASURED = int(_K / _MAX_QUESTIONS_SHARE)
+MIN_MEASURED = int(MEASURED_K / _MAX_QUESTIONS_SHARE)
 # Dimensions to choose from are multiples of this.
 _DIM_STEP = 32
 # An exact scan must exceed the target recall by so much: a search also loses records in lists that it doesn't scan, and
 # the measurement has an error.
-_RECALL_MARGIN = 0.004
+RECALL_MARGIN = 0.004
 # Milliseconds per dimension of stage one, and per candidate that is read and ranked, measured at 100,000 records
 # (`benchmarks/README.md`).
-_MS_PER_DIM, _MS_PER_CANDIDATE = 0.001, 0.0045
+MS_PER_DIM, MS_PER_CANDIDATE = 0.001, 0.0045
 # Vectors per read.
-_BATCH = 20_000
+READ_BATCH = 20_000
 # New vectors have drifted if the shortlist keeps less than this share of the squared length that it kept of the vectors
 # the rotation was fitted on. At most so many of the new ones are looked at.
 _MIN_KEPT_ENERGY, _MAX_DRIFT_SAMPLE = 0.9, 2000
 # Shortlist sizes and shares of the inverted lists to choose from, cheapest first.
-_SIZES = (20, 30, 50, 100)
+SHORTLIST_SIZES = (20, 30, 50, 100)
 _SHARES = (0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 1.0)
 
 
@@ -61,7 +61,7 @@ class Questions:
     """Records that are used as queries.
 
     Attributes:
-        rows: int [q], their row numbers among all records.
+        rows: int [q], their row numbers among all records; -1 for queries that are no records.
         vectors: float32 unit rows [q, full_dim].
         nearest: int [q, 10], row numbers of the nearest other records, in any order.
         least: float32 [q], lowest cosine with one of these.
@@ -119,7 +119,7 @@ def fit_shortlist(read: ReadRows, count: int, shortlist_dim: int, dim_fixed: boo
     sample = read(np.sort(rest[:SAMPLE]))
     rotation = fit(sample)
     if questions is not None and not dim_fixed:
-        ranks = _ranks(read, count, rotation, questions, _dims_to_try(len(rotation)))
+        ranks = ranks_at(read, count, rotation, questions, dims_to_try(len(rotation)))
         shortlist_dim = _cheapest_dim(ranks, target_recall)
     return Fit(rotation, shortlist_dim, explained_energy(sample, rotation, shortlist_dim), questions)
 
@@ -128,15 +128,27 @@ def choose_questions(read: ReadRows, count: int) -> Questions:
     """Choose records to use as queries, and find their nearest records by an exact scan."""
     chosen = np.random.default_rng(0).permutation(count)[: min(_MAX_QUESTIONS, int(count * _MAX_QUESTIONS_SHARE))]
     rows = np.sort(chosen)
-    vectors = unit_rows(read(rows))
+    return find_nearest(unit_rows(read(rows)), read, count, rows)
+
+
+def find_nearest(vectors: Float32Array, read: ReadRows, count: int, rows: Rows | None = None) -> Questions:
+    """Find the nearest records of queries by an exact scan.
+
+    Args:
+        vectors: the queries, float32 unit rows [q, full_dim].
+        read: returns float32 [n, full_dim] by ascending row numbers.
+        count: number of records.
+        rows: int [q], those of the queries, which aren't their own neighbours; None if the queries are no records.
+    """
+    rows = np.full(len(vectors), -1, dtype=np.intp) if rows is None else rows
     best = np.empty((len(rows), 0), dtype=np.intp)
     scores = np.empty((len(rows), 0), dtype=np.float32)
-    for start in range(0, count, _BATCH):
-        batch = np.arange(start, min(start + _BATCH, count))
+    for start in range(0, count, READ_BATCH):
+        batch = np.arange(start, min(start + READ_BATCH, count))
         found = vectors @ unit_rows(read(batch)).T
         found[batch == rows[:, None]] = -np.inf  # itself
         scores, best = np.hstack([scores, found]), np.hstack([best, np.broadcast_to(batch, found.shape)])
-        kept = np.argpartition(scores, -_K, axis=1)[:, -_K:]
+        kept = np.argpartition(scores, -MEASURED_K, axis=1)[:, -MEASURED_K:]
         scores, best = np.take_along_axis(scores, kept, 1), np.take_along_axis(best, kept, 1)
     return Questions(rows, vectors, best, scores.min(axis=1))
 
@@ -157,12 +169,12 @@ def measure(
         Share of the true top 10 that was found, 0 to 1, and the seconds per query.
     """
     start = time.perf_counter()
-    answers = searcher.nearest(questions.vectors, _K + 1, size, share)
+    answers = searcher.nearest(questions.vectors, MEASURED_K + 1, size, share)
     seconds = (time.perf_counter() - start) / len(answers)
     shares = []
     for row, nearest, least, found in zip(*(questions.rows, questions.nearest, questions.least, answers), strict=True):
         true = {ids[other] for other in nearest}
-        others = [(id_, score) for id_, score in found if id_ != ids[row]][:_K]
+        others = [(id_, score) for id_, score in found if id_ != ids[row]][:MEASURED_K]
         # Of equal records, such as copies of one text, any will do.
         shares.append(sum(id_ in true or score >= least - _TIE for id_, score in others) / len(nearest))
     return float(np.mean(shares)), seconds
@@ -185,10 +197,12 @@ def calibrate(searcher: Searcher, questions: Questions, ids: Sequence[str]) -> N
     shortlist, config = searcher.stores.shortlist, searcher.stores.config
     share = 1.0
     if searcher.in_memory:
-        enough = (s for s in _SHARES if measure(searcher, questions, ids, _SIZES[-1], s)[0] >= config.target_recall)
+        enough = (
+            s for s in _SHARES if measure(searcher, questions, ids, SHORTLIST_SIZES[-1], s)[0] >= config.target_recall
+        )
         # Twice as many lists as these queries need: users' queries are less similar to the records.
         share = min(2 * next(enough, 1.0), 1.0)
-    for size in _SIZES:
+    for size in SHORTLIST_SIZES:
         recall, seconds = measure(searcher, questions, ids, size, share)
         if recall >= config.target_recall:
             break
@@ -238,20 +252,20 @@ def _cheapest_dim(ranks: Mapping[int, Ranks], target_recall: float) -> int:
     """Return the cheapest dimension at which a shortlist by exact scan reaches the target recall.
 
     Args:
-        ranks: per dimension, int [q, 10], ranks of the true neighbours from `_ranks`.
+        ranks: per dimension, int [q, 10], ranks of the true neighbours from `ranks_at`.
         target_recall: share of the true neighbours to find, 0 to 1.
     """
     costs: dict[int, float] = {}
     for dim, rank in ranks.items():
-        for size in _SIZES:
+        for size in SHORTLIST_SIZES:
             recall, candidates = _shortlist_recall(rank, size)
-            if recall >= min(target_recall + _RECALL_MARGIN, 1.0):
-                cost = dim * _MS_PER_DIM + candidates * _MS_PER_CANDIDATE
+            if recall >= min(target_recall + RECALL_MARGIN, 1.0):
+                cost = dim * MS_PER_DIM + candidates * MS_PER_CANDIDATE
                 costs[dim] = min(costs.get(dim, cost), cost)
     return min(costs, key=lambda dim: costs[dim]) if costs else max(ranks)
 
 
-def _dims_to_try(full_dim: int) -> list[int]:
+def dims_to_try(full_dim: int) -> list[int]:
     """Return multiples of 32 up to about half of the full dimension, in steps of at least a quarter."""
     dims: list[int] = []
     for dim in range(_DIM_STEP, max(full_dim // 2, min(full_dim, 4 * _DIM_STEP)) + 1, _DIM_STEP):
@@ -260,7 +274,7 @@ def _dims_to_try(full_dim: int) -> list[int]:
     return dims or [full_dim]
 
 
-def _ranks(
+def ranks_at(
     read: ReadRows, count: int, rotation: Float32Array, questions: Questions, dims: Sequence[int]
 ) -> dict[int, Ranks]:
     """Return the ranks of the true neighbours in an exact scan at each dimension, 0 for the first: int [q, 10]."""
@@ -272,8 +286,8 @@ def _ranks(
         dots = np.einsum("qd,qkd->qk", queries[:, :dim], true[..., :dim])
         thresholds.append(np.sort(dots / np.maximum(np.linalg.norm(true[..., :dim], axis=-1), 1e-30), axis=1))
     ranks = np.zeros((len(dims), *questions.nearest.shape), dtype=np.int64)
-    for start in range(0, count, _BATCH):
-        batch = np.arange(start, min(start + _BATCH, count))
+    for start in range(0, count, READ_BATCH):
+        batch = np.arange(start, min(start + READ_BATCH, count))
         rotated = read(batch) @ axes
         itself = batch == questions.rows[:, None]
         scores = np.zeros((len(queries), len(batch)), dtype=np.float32)
@@ -287,7 +301,7 @@ def _ranks(
             for query, (row, least) in enumerate(zip(cosine, thresholds[place], strict=True)):
                 # The margin keeps rounding errors from counting a neighbour as nearer than itself.
                 above = np.searchsorted(least, row[row > least[0] + 1e-6] - 1e-6)
-                ranks[place, query] += np.bincount(above, minlength=_K + 1)[::-1].cumsum()[::-1][1:]
+                ranks[place, query] += np.bincount(above, minlength=MEASURED_K + 1)[::-1].cumsum()[::-1][1:]
     return dict(zip(dims, ranks, strict=True))
 
 
@@ -307,7 +321,7 @@ def _shortlist_recall(ranks: Ranks, chosen: int) -> tuple[float, float]:
     Returns:
         Share of the true neighbours in the shortlist, and its mean size in the end.
     """
-    size = np.full((len(ranks), 1), first_size(chosen, _K))
+    size = np.full((len(ranks), 1), first_size(chosen, MEASURED_K))
     for _ in range(MAX_ROUNDS - 1):
         late = ((ranks < size) & (ranks >= LATE * size)).any(axis=1, keepdims=True)
         size = np.where(late, 2 * size, size)

@@ -9,20 +9,19 @@ import numpy as np
 
 from mrl_rag.errors import InvalidDimension, InvalidInput, InvalidVectors
 from mrl_rag.index.calibration import (
-    _BATCH,
-    _K,
-    _MS_PER_CANDIDATE,
-    _MS_PER_DIM,
-    _RECALL_MARGIN,
-    _SIZES,
     MIN_MEASURED,
+    MS_PER_CANDIDATE,
+    MS_PER_DIM,
+    RECALL_MARGIN,
+    SHORTLIST_SIZES,
     Questions,
     Ranks,
     ReadRows,
-    _dims_to_try,
-    _ranks,
     choose_questions,
+    dims_to_try,
+    find_nearest,
     measure,
+    ranks_at,
 )
 from mrl_rag.index.plan import Plan
 from mrl_rag.index.rotation import SAMPLE, fit
@@ -126,16 +125,16 @@ def tune(
     if vectors is None:
         questions = choose_questions(records.read, len(records))
     else:
-        questions = questions_of(vectors, records.read, len(records))
+        questions = find_nearest(vectors, records.read, len(records))
     rotation = _rotation(stores, records, questions)
-    ranks = _ranks(records.read, len(records), rotation, questions, tried)
+    ranks = ranks_at(records.read, len(records), rotation, questions, tried)
     order = np.random.default_rng(0).permutation(len(questions.rows))
     choosing, held_out = np.sort(order[: len(order) // 2]), np.sort(order[len(order) // 2 :])
     candidates, enough = [], []
     for dim, by_question in ranks.items():
         size, reached = _shortest(by_question[choosing], target_recall)
         recall = estimate((by_question[held_out] < size).mean(axis=1))
-        milliseconds = dim * _MS_PER_DIM + size * _MS_PER_CANDIDATE
+        milliseconds = dim * MS_PER_DIM + size * MS_PER_CANDIDATE
         candidates.append(Candidate(Plan(dims=(dim, full_dim), sizes=(size,)), recall, milliseconds))
         enough += [candidates[-1]] if reached else []
     chosen = min(enough, key=lambda candidate: candidate.milliseconds, default=None)
@@ -146,19 +145,6 @@ def measure_applied(tuning: Tuning, searcher: Searcher, held_out: Questions, rec
     """Return the tuning with the recall of the index's own searches, one question at a time."""
     shares = [measure(searcher, _part(held_out, [row]), records.ids)[0] for row in range(len(held_out.rows))]
     return replace(tuning, measured=estimate(shares))
-
-
-def questions_of(vectors: Float32Array, read: ReadRows, count: int) -> Questions:
-    """Return questions that are no records, float32 unit rows [q, full_dim], with their nearest records."""
-    best = np.empty((len(vectors), 0), dtype=np.intp)
-    scores = np.empty((len(vectors), 0), dtype=np.float32)
-    for start in range(0, count, _BATCH):
-        batch = np.arange(start, min(start + _BATCH, count))
-        scores = np.hstack([scores, vectors @ unit_rows(read(batch)).T])
-        best = np.hstack([best, np.broadcast_to(batch, (len(vectors), len(batch)))])
-        kept = np.argpartition(scores, -_K, axis=1)[:, -_K:]
-        scores, best = np.take_along_axis(scores, kept, 1), np.take_along_axis(best, kept, 1)
-    return Questions(np.full(len(vectors), -1, dtype=np.intp), vectors, best, scores.min(axis=1))
 
 
 def _rotation(stores: Stores, records: Records, questions: Questions) -> Float32Array:
@@ -172,8 +158,8 @@ def _rotation(stores: Stores, records: Records, questions: Questions) -> Float32
 
 def _shortest(ranks: Ranks, target_recall: float) -> tuple[int, bool]:
     """Return the shortest shortlist with enough of the true top 10, and whether it has; else the longest."""
-    sizes = (*_SIZES, *_LONGER)
-    wanted = min(target_recall + _RECALL_MARGIN, 1.0)
+    sizes = (*SHORTLIST_SIZES, *_LONGER)
+    wanted = min(target_recall + RECALL_MARGIN, 1.0)
     found = next((size for size in sizes if (ranks < size).mean() >= wanted), None)
     return (sizes[-1], False) if found is None else (found, True)
 
@@ -184,7 +170,7 @@ def _part(questions: Questions, rows: object) -> Questions:
 
 def _checked_dims(dims: Sequence[int] | None, shortlist_dim: int, full_dim: int) -> list[int]:
     if dims is None:
-        return sorted({*_dims_to_try(full_dim), shortlist_dim})
+        return sorted({*dims_to_try(full_dim), shortlist_dim})
     if not dims:
         raise InvalidDimension(f"dims is {dims!r}; name at least one dimension, or leave it out.")
     return sorted({check_dim(dim, full_dim) for dim in dims})
