@@ -47,7 +47,7 @@ def _cells(spec: ModelSpec) -> tuple[str, ...]:
         _code(spec.name),
         f"[{spec.hub_id}](https://huggingface.co/{spec.hub_id})",
         _code(spec.architecture),
-        spec.pooling,
+        spec.pooling or "its own files",
         "yes" if spec.layer_norm else "no",
         _code(spec.prompts.get("query", "")),
         _code(spec.prompts.get("document", "")),

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Literal
+from typing import Literal, TypeAlias
 
 from mrl_rag.tasks import Task
+
+Language: TypeAlias = Literal["en", "zh", "ja", "multilingual"]
 
 
 @dataclass(frozen=True)
@@ -33,13 +35,14 @@ class ModelSpec:
         name: the short name.
         hub_id: repository on the Hugging Face hub.
         architecture: the network's `model_type` in transformers, which needs no remote code.
-        pooling: how token vectors become one: their mean, the first token's, or the last one's.
+        pooling: how token vectors become one: their mean, the first token's, or the last one's; None where only the
+            model's own files say.
         full_dim: length of the whole vector.
         dims: the dimensions its authors trained it for, widest first; only the full one if it is not a Matryoshka
             model. Of a range without named dimensions, its two ends, and `note` says so.
         max_length: longest input in tokens that its authors state, special tokens counted.
-        licence: SPDX identifier, or the licence's own name where it has none.
-        languages: "en", "zh" or "multilingual": what its authors trained it for, by its card and its mteb row.
+        licence: SPDX identifier, the licence's own name where it has none, or "unstated".
+        languages: "en", "zh", "ja" or "multilingual": what its authors trained it for, by its card and its mteb row.
         prompts: task -> the text its authors put before the input, used where the model's own files have none; a task
             that isn't a key has no prompt.
         layer_norm: whether the pooled vector is layer-normed before truncation, which no model file says.
@@ -51,12 +54,12 @@ class ModelSpec:
     name: str
     hub_id: str
     architecture: str
-    pooling: Literal["mean", "cls", "lasttoken"]
+    pooling: Literal["mean", "cls", "lasttoken"] | None
     full_dim: int
     dims: tuple[int, ...]
     max_length: int
     licence: str
-    languages: Literal["en", "zh", "multilingual"]
+    languages: Language
     # Not hashed: a read-only view of a dict has no hash.
     prompts: Mapping[Task, str] = field(default_factory=dict, hash=False)
     layer_norm: bool = False
@@ -80,6 +83,7 @@ _VLLM = "https://github.com/vllm-project/vllm/blob"
 _FLAG = "https://github.com/FlagOpen/FlagEmbedding/blob"
 _CONTRASTORS = "https://github.com/nomic-ai/contrastors/blob"
 _FASTEMBED = "https://github.com/qdrant/fastembed/blob"
+_STELLA = f"{_HUB}/dunzhang/stella-large-zh-v3-1792d/blob"
 
 _MTEB_NOMIC = f"{_MTEB}/06aee2b7cfea3dbb2c6db9cfd02e101295aa656f/mteb/models/model_implementations/nomic_models.py"
 _MTEB_MXBAI = f"{_MTEB}/2199b5d5741d09d15cb03b4ab203bc42ce65e579/mteb/models/model_implementations/mxbai_models.py"
@@ -487,8 +491,49 @@ MODELS: dict[str, ModelSpec] = {
             ),
             note=_NOT_MATRYOSHKA,
         ),
+        ModelSpec(
+            name="acge_text_embedding",
+            hub_id="aspire/acge_text_embedding",
+            architecture="bert",  # the tags of its page
+            pooling=None,  # its 1_Pooling/config.json; a Dense module follows, 2_Dense
+            full_dim=1792,  # the card: 1792 numbers in all
+            dims=(1792, 1024),  # the card's example of a cut
+            max_length=1024,  # the card's "Sequence Length"
+            licence="unstated",  # asked for in discussion 16, without an answer
+            languages="zh",
+            sources=(
+                f"{_HUB}/aspire/acge_text_embedding/commit/159763b7d81adf1ecead88dc6733b0580787316b",
+                f"{_HUB}/aspire/acge_text_embedding/tree/fc0140e0ac70015b1d8fdff44e2daab8aad4a335",
+                f"{_HUB}/aspire/acge_text_embedding/discussions/16",
+            ),
+            note="Its card offers Matryoshka cuts and shows 1024; it doesn't list the dimensions of the training. "
+            "Pooling and a Dense module are read from its own files.",
+        ),
+        ModelSpec(
+            name="stella-large-zh-v3-1792d",
+            hub_id="dunzhang/stella-large-zh-v3-1792d",
+            architecture="bert",  # the tags of its page
+            pooling="mean",  # its 1_Pooling/config.json
+            full_dim=1792,  # its 2_Dense/config.json, from 1024
+            dims=(1792,),  # Matryoshka loss came with its successor, stella-mrl-large-zh-v3.5-1792d
+            max_length=512,  # mteb's row, as its licence, its language and that it takes no prompt
+            licence="unstated",
+            languages="zh",
+            sources=(
+                f"{_STELLA}/445b2a75fd7bc265574b79fd3e6282b11a1f5e5d/1_Pooling/config.json",
+                f"{_STELLA}/c2d4fc76754bb690a059b7cb8e67fbd8d84cb128/2_Dense/config.json",
+                f"{_MTEB}/0378e943dd8269471f2ffbd5bf506506414552c8/mteb/models/model_implementations/stella_models.py",
+            ),
+            # Its page has the tag PyTorch and not Safetensors.
+            note=f"{_NOT_MATRYOSHKA} Its weights are pickled: pass `pickled_weights=True`.",
+        ),
     )
 }
+
+
+def rows_for(language: Language | None) -> list[ModelSpec]:
+    """Return the models for a language, multilingual ones with them; all for None."""
+    return [spec for spec in MODELS.values() if language is None or spec.languages in (language, "multilingual")]
 
 
 def find_row(model: str) -> ModelSpec | None:

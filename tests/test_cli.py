@@ -303,6 +303,13 @@ def test_the_models_fit_80_columns_and_say_what_is_here(capsys):
     ]
 
 
+def test_models_for_chinese_are_found_by_language(capsys):
+    assert main(["models", "--language", "zh", "--json"]) == 0
+    found = {row["name"]: row["languages"] for row in json.loads(capsys.readouterr().out)}
+    assert found["acge_text_embedding"] == "zh"
+    assert set(found.values()) == {"zh", "multilingual"}
+
+
 # How commands end
 
 

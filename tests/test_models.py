@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-from mrl_rag.models import MODELS, find_row
+from mrl_rag.models import MODELS, find_row, rows_for
 from mrl_rag.tasks import TASKS
 
 ROOT = Path(__file__).parents[1]
@@ -86,3 +86,11 @@ def test_a_row_is_found_by_short_name_and_by_hub_id():
     row = MODELS["nomic-v1.5"]
     assert find_row("nomic-v1.5") is find_row("nomic-ai/nomic-embed-text-v1.5") is find_row(row.hub_id.upper()) is row
     assert find_row("nomic-ai") is None
+
+
+def test_a_language_finds_its_own_models_and_the_multilingual_ones():
+    names = {language: {row.name for row in rows_for(language)} for language in ("en", "zh", "ja", None)}
+    assert names[None] == set(MODELS)
+    assert {"acge_text_embedding", "stella-large-zh-v3-1792d"} == names["zh"] - names["ja"]
+    assert {"bge-m3", "qwen3-0.6b"} <= names["ja"] < names["zh"]
+    assert "minilm" in names["en"] - names["zh"]

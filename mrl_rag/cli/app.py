@@ -230,7 +230,7 @@ def info(folder: Folder = None, db: Db = Path("./db"), collection: Collection = 
 @app.command(epilog="Example: mrl-rag models --language multilingual")
 def models(
     language: Annotated[
-        Literal["en", "zh", "multilingual"] | None,
+        Literal["en", "zh", "ja", "multilingual"] | None,
         typer.Option(help="Only models for this language; multilingual ones know it as well."),
     ] = None,
     as_json: Json = False,
@@ -238,9 +238,9 @@ def models(
     """List the models, and which are on this machine."""
     from mrl_rag.cli.output import print_models
     from mrl_rag.encoder import find_on_disk
-    from mrl_rag.models import MODELS
+    from mrl_rag.models import rows_for
 
-    rows = [row for row in MODELS.values() if language is None or row.languages in (language, "multilingual")]
+    rows = rows_for(language)
     places = {row.name: find_on_disk(row.name) for row in rows}
     if as_json:
         keys = ("name", "hub_id", "full_dim", "dims", "max_length", "languages", "licence", "note")

@@ -119,7 +119,12 @@ def read_recipe(folder: Path, spec: ModelSpec | None = None) -> Recipe:
     paths = _read_modules(folder)
     own = spec.prompts if spec else {}
     if not paths:
-        poolings: tuple[Pooling, ...] = (spec.pooling,) if spec else _default_pooling(folder)
+        if spec and spec.pooling is None:
+            raise ModelFilesError(
+                f"{folder} has no modules.json, which says how {spec.name} makes its vectors. "
+                "Download the model again, with all its folders."
+            )
+        poolings: tuple[Pooling, ...] = (spec.pooling,) if spec and spec.pooling else _default_pooling(folder)
         return Recipe(poolings=poolings, prompts={task: own.get(task, "") for task in TASKS})
     poolings, include_prompt = _read_pooling(folder / paths[1][1] / "config.json")
     modules = [_read_module(folder, kind, path) for kind, path in paths[2:] if kind != "Dropout"]

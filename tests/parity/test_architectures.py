@@ -13,7 +13,7 @@ from sentence_transformers import SentenceTransformer
 
 from mrl_rag import MatryoshkaEncoder
 from mrl_rag.encoder.network import _TOLERANCE
-from mrl_rag.encoder.recipe import Pooling
+from mrl_rag.encoder.recipe import Pooling, read_recipe
 from mrl_rag.errors import ModelFilesError
 from mrl_rag.models import MODELS, ModelSpec, PackagedWeights
 from mrl_rag.tasks import PROMPT_NAMES, TASKS
@@ -307,6 +307,27 @@ def test_the_nomic_recipe_is_the_published_snippet(save_model, texts, cosine_dis
         ours = encoder.encode_queries(texts, dim=dim)
         assert cosine_distance(ours, expected).max() < 1e-5
         np.testing.assert_allclose(ours, expected, atol=1e-5)
+
+
+def test_a_row_may_leave_pooling_and_dense_to_the_models_files(save_model, cosine_distance):
+    """acge_text_embedding's layout in small: BERT, Pooling, Dense to a longer vector; cut with the length set to 1."""
+    folder = save_model(
+        "bert",
+        pooling="mean",
+        modules=[("Dense", {"out_features": 56, "activation_function": "torch.nn.modules.linear.Identity"})],
+    )
+    row = MODELS["acge_text_embedding"]
+    recipe = read_recipe(folder, row)
+    assert (recipe.poolings, [module.kind for module in recipe.modules]) == (("mean",), ["Dense"])
+    encoder, reference = open_both(folder)
+    assert encoder.full_dim == 56
+    texts = ["the thread", "a query of the document"]
+    for dim in (56, 32):
+        expected = reference.encode(texts, truncate_dim=dim, normalize_embeddings=True)
+        assert cosine_distance(encoder.encode(texts, dim=dim), expected).max() < 1e-5
+    (folder / "modules.json").unlink()
+    with pytest.raises(ModelFilesError, match=r"no modules\.json.*acge_text_embedding"):
+        read_recipe(folder, row)
 
 
 def test_the_fingerprint_follows_every_part_of_the_recipe(save_model):
