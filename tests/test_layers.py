@@ -25,6 +25,7 @@ FLOORS = {
     "binding": 4,
     "retriever": 5,
     "evaluation": 6,
+    "classification": 4,
     "testing": 4,
     "files": 6,
     "doctor": 6,
