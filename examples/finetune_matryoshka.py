@@ -4,7 +4,7 @@ python examples/finetune_matryoshka.py [PAIRS] [--model minilm] [--out ./minilm-
 
 PAIRS is a file of JSON lines, {"question": ..., "passage": ...}, or a BEIR folder; without it, docstrings of
 installed packages: the first paragraph, and the rest. One half of the passages is trained on, the other measured.
-Needs: pip install sentence-transformers datasets accelerate
+Needs: pip install 'sentence-transformers>=6' datasets accelerate
 """
 
 from __future__ import annotations
