@@ -24,8 +24,8 @@ from mrl_rag.models import find_row
 from mrl_rag.truncation import Float32Array, unit_rows
 
 _NO_LABELS = {
-    "records": "none (exact top 10 at full dimension, of records)",
-    "sentences": "none (exact top 10 at full dimension, of titles and first sentences)",
+    "records": "none (exact search at full dimension, of records)",
+    "sentences": "none (exact search at full dimension, of titles and first sentences)",
 }
 # Questions that are made of passages, where there are no others.
 _MADE_QUESTIONS = 500

@@ -88,7 +88,7 @@ def test_the_questions_that_lost_most_show_what_was_lost(minilm):
 def test_without_judgments_titles_and_first_sentences_are_asked(minilm):
     found = evaluate(Dataset(TEXTS, {}, {}), minilm, dims=(192,), precisions=("float32",), k=2)
     assert set(found.questions) == {text.partition(".")[0] + "." for text in TEXTS.values()}
-    assert found.labels == "none (exact top 10 at full dimension, of titles and first sentences)"
+    assert found.labels == "none (exact search at full dimension, of titles and first sentences)"
     assert found.reference.scores.keys() == {"recall@2"}
     assert found.reference.scores["recall@2"].mean == 1
 
