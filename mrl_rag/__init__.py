@@ -2,7 +2,7 @@
 
 `MatryoshkaEncoder` turns texts into vectors that can be cut to any length, and `truncate` cuts them; `OpenAIEncoder`
 and `NomicEncoder` ask a server for them, and `CachedEncoder` keeps those of any encoder on disk. Subclass `Encoder` for
-one of your own.
+one of your own. A `MatryoshkaHead` is a learned map after a model, which makes its vectors lose less when cut.
 `TwoStageIndex` searches Chroma at a low dimension and reranks the shortlist at full dimension, as a `Plan` says.
 `TwoStageRetriever` puts both together: texts in, each `Hit` out.
 `rank` orders candidates found elsewhere; `fit_to_context` chooses those that fit a language model's context.
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from mrl_rag.budget import ContextFit, fit_to_context
     from mrl_rag.encoder import CachedEncoder, Encoder, MatryoshkaEncoder, NomicEncoder, OpenAIEncoder
     from mrl_rag.errors import MrlRagError
+    from mrl_rag.heads import HeadCard, MatryoshkaHead
     from mrl_rag.index import Hit, IndexInfo, Plan, Record, Report, Stage, Tuning, TwoStageIndex, rank
     from mrl_rag.retriever import TwoStageRetriever
     from mrl_rag.tasks import Task
@@ -29,9 +30,11 @@ __all__ = [
     "CachedEncoder",
     "ContextFit",
     "Encoder",
+    "HeadCard",
     "Hit",
     "IndexInfo",
     "MatryoshkaEncoder",
+    "MatryoshkaHead",
     "MrlRagError",
     "NomicEncoder",
     "OpenAIEncoder",
@@ -53,6 +56,7 @@ _ROOMS = {
     "budget": ("ContextFit", "fit_to_context"),
     "encoder": ("CachedEncoder", "Encoder", "MatryoshkaEncoder", "NomicEncoder", "OpenAIEncoder"),
     "errors": ("MrlRagError",),
+    "heads": ("HeadCard", "MatryoshkaHead"),
     "index": ("Hit", "IndexInfo", "Plan", "Record", "Report", "Stage", "Tuning", "TwoStageIndex", "rank"),
     "retriever": ("TwoStageRetriever",),
     "tasks": ("Task",),

@@ -7,6 +7,7 @@ MrlRagError
 │   ├── InvalidTexts
 │   ├── InvalidIds
 │   ├── InvalidPlan
+│   ├── HeadMismatch
 │   └── UnknownArgument (TypeError)
 ├── UnknownModel (ValueError)
 ├── ModelFilesError
@@ -51,6 +52,10 @@ class InvalidIds(InvalidInput):
 
 class InvalidPlan(InvalidInput):
     """A search plan or a number of hits can't be carried out."""
+
+
+class HeadMismatch(InvalidInput):
+    """A head was fitted on the vectors of another encoder, or an index has one already."""
 
 
 class UnknownArgument(InvalidInput, TypeError):

@@ -318,7 +318,7 @@ def _encoder_that_filled(index: TwoStageIndex) -> MatryoshkaEncoder:
             f"encoder is None, and index {index.name!r} doesn't know which model filled it. Pass the encoder."
         )
     try:
-        encoder = MatryoshkaEncoder(index.model)
+        encoder = MatryoshkaEncoder(index.model, head=index.head)
     except MrlRagError as error:
         raise IndexMismatch(
             f"encoder is None, and {index.model!r}, which filled index {index.name!r}, can't be made from its name: "

@@ -20,6 +20,7 @@ FLOORS = {
     "budget": 2,
     "quantization": 2,
     "models": 2,
+    "heads": 2,
     "encoder": 3,
     "index": 3,
     "binding": 4,

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
 from mrl_rag.encoder.base import CHUNK_SIZE, Advance, Encoder, PickledByArguments, ignore_progress
 from mrl_rag.encoder.batching import TokenSequence
@@ -40,6 +39,8 @@ from mrl_rag.encoder.settings import (
 from mrl_rag.encoder.suitability import dim_warning, language_warning
 from mrl_rag.encoder.tokenizing import LongInputs, Tokenized, Tokenizer
 from mrl_rag.errors import EncoderClosed, InvalidInput
+from mrl_rag.heads import MatryoshkaHead
+from mrl_rag.heads.head import AnyHead
 from mrl_rag.lifetime import leave_to_parent, renew_after_fork
 from mrl_rag.tasks import Task, check_task, check_texts, merge_prompts
 from mrl_rag.truncation import Float32Array, layer_norm, normalize, truncate
@@ -91,8 +92,8 @@ class MatryoshkaEncoder(PickledByArguments, Encoder):
         max_length: longest input in tokens, special tokens counted; None for the model's own.
         prompts: task -> prompt; overrides the model's own, which are the prompts "query", "document",
             "classification" and "clustering" in its files.
-        head: a learned linear map, float array [full_dim, full_dim], applied before truncation as
-            `vector @ head`.
+        head: a learned linear map, applied to the full vector of a text before it is cut, as `vector @ head`: a
+            `MatryoshkaHead`, the file of one, or a float array [full_dim, full_dim].
         revision: branch, tag or commit on the hub.
         trust_remote_code: let the model's folder run code of its own.
         local_files_only: never ask the hub; None for what the environment says (`HF_HUB_OFFLINE`).
@@ -120,7 +121,10 @@ class MatryoshkaEncoder(PickledByArguments, Encoder):
 
     Raises:
         UnknownModel: no such short name or folder, and the hub doesn't have it; or its files are not on this machine.
-        ModelFilesError: the model's files are missing or damaged, or need something this encoder lacks.
+        ModelFilesError: the files of the model or of the head are missing or damaged, or need something this encoder
+            lacks.
+        HeadMismatch: the head was fitted on vectors of another model, or of this one with other prompts or another
+            maximum length.
         InvalidInput: another argument is out of range or not one of those named above.
         EncoderOutOfMemory: while encoding, where one text alone does not fit the device's memory.
         EncoderClosed: while encoding, after `close`, after a device's process died, or in a fork (see above).
@@ -145,7 +149,7 @@ class MatryoshkaEncoder(PickledByArguments, Encoder):
         dtype: str | torch.dtype | None = None,
         max_length: int | None = None,
         prompts: Mapping[Task, str] | None = None,
-        head: npt.ArrayLike | None = None,
+        head: AnyHead | None = None,
         revision: str | None = None,
         trust_remote_code: bool = False,
         local_files_only: bool | None = None,
@@ -158,6 +162,7 @@ class MatryoshkaEncoder(PickledByArguments, Encoder):
         devices = as_devices(device)
         backend = check_backend(backend, devices)
         check_present(devices)
+        head = None if head is None else MatryoshkaHead.of(head)
         self.model = str(model)
         self.device = devices[0]
         self.long_inputs = check_long_inputs(long_inputs)
@@ -182,9 +187,11 @@ class MatryoshkaEncoder(PickledByArguments, Encoder):
         self.full_dim = min(self._width, recipe.truncate_dim or self._width)
         self.dims = spec.dims if spec else (self.full_dim,)
         try:
-            self._head = check_head(head, self._width)
+            self._head = check_head(head, self.full_dim)
             self._dim = pick_dim(dim, truncate_dim, self.full_dim)
             self.max_length = pick_max_length(max_length, self._files, tokenizer, network.positions)
+            if head is not None and head.card is not None and head.card.fingerprint:
+                head.check_encoder(self.model, self._headless_fingerprint)
         except InvalidInput:
             network.close()
             raise
@@ -257,6 +264,11 @@ class MatryoshkaEncoder(PickledByArguments, Encoder):
 
         The first read hashes the weights, which takes about a second per gigabyte.
         """
+        found = self._headless_fingerprint
+        return found if self._head is None else self._head.fingerprint_with(found)
+
+    @cached_property
+    def _headless_fingerprint(self) -> str:
         recipe = asdict(self._files.recipe)
         # Their effective values are hashed below, or they change nothing.
         for key in ("prompts", "passage_prompt", "max_length", "similarity"):
@@ -268,7 +280,8 @@ class MatryoshkaEncoder(PickledByArguments, Encoder):
             "prompts": self.prompts,
             "max_length": self.max_length,
             "long_inputs": self.long_inputs == "average",
-            "head": None if self._head is None else hashlib.sha256(self._head.tobytes()).hexdigest(),
+            # Kept, so that indexes that were filled before heads had fingerprints of their own still open.
+            "head": None,
         }
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
 
@@ -398,16 +411,18 @@ class MatryoshkaEncoder(PickledByArguments, Encoder):
         return network.run(sequences)
 
     def _finish(self, pooled: Float32Array, tokenized: Tokenized, texts: int) -> Float32Array:
-        """Return full vectors, float32 [texts, n], of pooled ones: layer norm, head, and the average of pieces.
+        """Return full vectors, float32 [texts, n], of pooled ones: layer norm, the average of pieces, and the head.
 
         A text that has no tokens gets zeros.
         """
         if self._layer_norm:
             pooled = layer_norm(pooled)
-        if self._head is not None:
-            pooled = pooled @ self._head
-        if tokenized.text_index == list(range(texts)):
-            return pooled
+        if tokenized.text_index != list(range(texts)):
+            pooled = self._averaged(pooled, tokenized, texts)
+        # The head last: so it makes of an archive's vectors what it makes of the texts.
+        return pooled if self._head is None else truncate(pooled, self.full_dim) @ self._head.matrix
+
+    def _averaged(self, pooled: Float32Array, tokenized: Tokenized, texts: int) -> Float32Array:
         if self.long_inputs == "average":
             weights = [len(sequence.ids) - sequence.prompt_length for sequence in tokenized.sequences]
             pooled = normalize(pooled) * np.array(weights, dtype=np.float32)[:, None]

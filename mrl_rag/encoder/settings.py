@@ -6,14 +6,13 @@ import warnings
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast, get_args
 
-import numpy.typing as npt
-
 from mrl_rag.arguments import is_integer
 from mrl_rag.encoder.loading import ModelFiles
 from mrl_rag.encoder.tokenizing import LongInputs
 from mrl_rag.errors import InvalidDimension, InvalidInput, InvalidVectors
+from mrl_rag.heads import MatryoshkaHead
 from mrl_rag.tasks import Task
-from mrl_rag.truncation import Float32Array, as_rows, check_dim
+from mrl_rag.truncation import check_dim
 
 if TYPE_CHECKING:
     import torch
@@ -105,14 +104,12 @@ def check_long_inputs(asked: object) -> LongInputs:
     raise InvalidInput(f"long_inputs is {asked!r}; it must be one of {', '.join(map(repr, get_args(LongInputs)))}.")
 
 
-def check_head(head: npt.ArrayLike | None, full_dim: int) -> Float32Array | None:
-    """Return a head as float32 [full_dim, full_dim], refusing other shapes."""
-    if head is None:
-        return None
-    matrix = as_rows(head, "head")
-    if matrix.shape != (full_dim, full_dim):
-        raise InvalidVectors(f"head has shape {matrix.shape}; this model needs ({full_dim}, {full_dim}).")
-    return matrix
+def check_head(head: MatryoshkaHead | None, full_dim: int) -> MatryoshkaHead | None:
+    """Return a head, refusing one for vectors of another length."""
+    if head is not None and head.full_dim != full_dim:
+        shape = (head.full_dim, head.full_dim)
+        raise InvalidVectors(f"head has shape {shape}; this model needs ({full_dim}, {full_dim}).")
+    return head
 
 
 def pick_dim(dim: int | None, truncate_dim: int | None, full_dim: int) -> int:

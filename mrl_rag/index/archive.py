@@ -144,8 +144,8 @@ class Archive(Protocol):
     def load_axes(self, name: str, count: int) -> Float32Array:
         """Return the first `count` columns of a rotation, float32 [full_dim, count]."""
 
-    def drop_rotations(self, but: str) -> None:
-        """Remove every rotation except `but`."""
+    def drop_rotations(self, but: Sequence[str]) -> None:
+        """Remove every rotation except those with these names."""
 
     def close(self) -> None:
         """Close the files."""
@@ -435,11 +435,12 @@ class LmdbArchive:
         with self._translated_errors():
             self._file.write(lambda txn: txn.drop(self._changes, delete=False))
 
-    def drop_rotations(self, but: str) -> None:
+    def drop_rotations(self, but: Sequence[str]) -> None:
         """See `Archive.drop_rotations`."""
+        kept = tuple(f"{name}:".encode() for name in but)
 
         def work(txn: Transaction) -> None:
-            for key in [key for key, _ in txn.cursor(self._rotations) if not key.startswith(but.encode() + b":")]:
+            for key in [key for key, _ in txn.cursor(self._rotations) if not key.startswith(kept)]:
                 txn.delete(key, db=self._rotations)
 
         self._write(work)

@@ -179,9 +179,10 @@ class ChromaArchive:
             )
         return np.ascontiguousarray(np.stack([axes[name] for name in names]).T)
 
-    def drop_rotations(self, but: str) -> None:
+    def drop_rotations(self, but: Sequence[str]) -> None:
         """See `Archive.drop_rotations`."""
-        self._delete("rotation", [key for key in self._keys("rotation") if not key.startswith(f"{but}:")])
+        kept = tuple(f"{name}:" for name in but)
+        self._delete("rotation", [key for key in self._keys("rotation") if not key.startswith(kept)])
 
     def close(self) -> None:
         """See `Archive.close`."""

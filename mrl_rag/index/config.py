@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal, TypeAlias
 
 from mrl_rag.errors import DimensionMismatch, IndexMismatch
+from mrl_rag.heads import MatryoshkaHead
 
 ArchivePrecision: TypeAlias = Literal["float16", "int8", "binary"]
 
@@ -28,6 +29,7 @@ class Wanted:
         recall: share of the true top 10 that a new index aims at.
         key_orders: the orders of metadata keys that a new index begins with, as `KeyOrders.text`.
         hnsw: settings of a new index's graph, over Chroma's defaults.
+        head: what the vectors of a new index have been through; None where it isn't known.
     """
 
     full_dim: int | None
@@ -39,6 +41,7 @@ class Wanted:
     recall: float
     key_orders: str = ""
     hnsw: Mapping[str, Any] | None = None
+    head: MatryoshkaHead | None = None
 
 
 @dataclass(frozen=True)
@@ -63,6 +66,7 @@ class IndexConfig:
         recall: share that was reached on vectors left out of the fit; 0.0 until it is measured.
         measured_records: number of records when it was measured.
         key_orders: the orders of metadata keys, as `KeyOrders.text`.
+        head: name of the head in the archive, where `apply_head` has put one on the vectors; else "".
     """
 
     full_dim: int
@@ -80,6 +84,7 @@ class IndexConfig:
     measured_records: int = 0
     key_orders: str = ""
     model: str = ""
+    head: str = ""
 
     @property
     def fitted(self) -> bool:
@@ -163,7 +168,7 @@ class IndexConfig:
             IndexMismatch: the fingerprints differ.
         """
         if fingerprint and self.fingerprint and fingerprint != self.fingerprint:
-            settings = " with other files, prompts or another maximum length" if model == self.model else ""
+            settings = " with other files, prompts, maximum length or head" if model == self.model else ""
             raise IndexMismatch(
                 f"collection {name!r} was filled by {_encoder(self.model, self.fingerprint)}; this is "
                 f"{_encoder(model, fingerprint)}{settings}. Open it with the encoder that filled it, or fill a new "

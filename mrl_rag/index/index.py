@@ -21,6 +21,7 @@ from mrl_rag.compat.chroma import settings_of
 from mrl_rag.errors import (
     ArchiveError,
     DimensionMismatch,
+    HeadMismatch,
     IndexMismatch,
     InvalidIds,
     InvalidInput,
@@ -28,6 +29,8 @@ from mrl_rag.errors import (
     MrlRagError,
     TwoStageIndexError,
 )
+from mrl_rag.heads import MatryoshkaHead
+from mrl_rag.heads.head import AnyHead
 from mrl_rag.index import writer
 from mrl_rag.index.archive import document_hash
 from mrl_rag.index.calibration import (
@@ -69,7 +72,7 @@ from mrl_rag.index.filters import check_where
 from mrl_rag.index.info import IndexInfo, info_of
 from mrl_rag.index.plan import Plan, check_is_plan, check_k, check_plan
 from mrl_rag.index.rebuild import rebuild
-from mrl_rag.index.reencode import Documents, catch_up, check_documents_there, goes_on, next_name
+from mrl_rag.index.reencode import ArchivedVectors, Documents, catch_up, goes_on, next_name
 from mrl_rag.index.search import Hit, Request, Searcher, max_exact, mmr
 from mrl_rag.index.session import REPAIR_SECONDS, VERIFY_SECONDS, Session
 from mrl_rag.index.shortlist import (
@@ -107,6 +110,8 @@ _MIN_VECTORS_PER_DIM = 4
 _GROWTH = 10
 # No model's vectors are longer.
 _MAX_DIM = 65536
+# Name of the head in the archive, beside the rotation.
+_HEAD = "head"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -366,6 +371,28 @@ class TwoStageIndex:
         if config is None:
             return self._wanted.model, self._wanted.fingerprint
         return config.model or self._wanted.model, config.fingerprint or self._wanted.fingerprint
+
+    @property
+    def head(self) -> MatryoshkaHead | None:
+        """The head that `apply_head` has put on the vectors, without its card; None without one.
+
+        Raises:
+            ArchiveError: it is missing or damaged, or the index is on a server, which doesn't keep it.
+        """
+
+        def work(searcher: Searcher) -> MatryoshkaHead | None:
+            stores = searcher.stores
+            if not stores.config.head:
+                return None
+            try:
+                return MatryoshkaHead(stores.archive.load_axes(stores.config.head, stores.config.full_dim))
+            except ArchiveError as error:
+                raise ArchiveError(
+                    f"the head of index {self.name!r} is missing or damaged, or was never kept, as on a server. "
+                    "Searches don't need it: pass the encoder, MatryoshkaEncoder(..., head=FILE)."
+                ) from error
+
+        return self._session.current(work, None)
 
     @property
     def name(self) -> str:
@@ -1061,6 +1088,63 @@ class TwoStageIndex:
             lambda: None,
         )
 
+    def apply_head(
+        self,
+        head: AnyHead,
+        *,
+        shortlist_dim: int | None = None,
+        progress: bool = False,
+        drop_old: bool = False,
+    ) -> str | None:
+        """Put a head on the full vectors, without downtime; nothing is encoded.
+
+            index.apply_head("head.safetensors")
+            TwoStageRetriever(MatryoshkaEncoder("minilm", head="head.safetensors"), index)
+
+        Each full vector becomes `vector @ matrix` at unit length, and the index's fingerprint that of its encoder with
+        this head. The head is stored in a folder's index, so that `TwoStageRetriever(None, path)` finds it. The new
+        collection is filled beside the old one as in `reencode`, with what is said there of readers, writers and
+        interruptions.
+        An index takes one head: to change it, fit and apply another on the old collection, which is kept.
+
+        Args:
+            head: a `MatryoshkaHead`, the file of one, or a float array [full_dim, full_dim].
+            shortlist_dim: as for a new `TwoStageIndex`.
+            progress: show a bar when standard error is a terminal.
+            drop_old: remove the old collection after the switch; see `reencode`.
+
+        Returns:
+            The name under which the old collection is kept; None where none is.
+
+        Raises:
+            HeadMismatch: it was fitted on vectors of another encoder, or the index has a head already.
+            DimensionMismatch: it takes vectors of another length.
+            ModelFilesError: the file can't be read.
+            InvalidInput: nothing is stored in the index.
+            ArchiveError: a full vector is missing or damaged.
+            IndexNotWritable: another process writes to the folder.
+        """
+        head = MatryoshkaHead.of(head)
+        opened = self._session.open()
+        if opened is None:
+            raise InvalidInput(f"nothing is stored in index {self.name!r}; fill it by an encoder with this head.")
+        if opened.stores.config.head:
+            raise HeadMismatch(
+                f"index {self.name!r} has a head already. Apply another one to the collection that was kept (`kept`), "
+                "or encode the documents again (`reencode`)."
+            )
+        head.check_encoder(self.model, self.fingerprint)
+        if head.full_dim != self.full_dim:
+            raise DimensionMismatch(
+                f"the head takes vectors of {head.full_dim} numbers, and index {self.name!r} has {self.full_dim}. Fit "
+                "one on vectors of the model that filled it."
+            )
+        fingerprint = head.fingerprint_with(self.fingerprint) if self.fingerprint else None
+        vectors = ArchivedVectors(self, head)
+        return self._reencode(
+            *(vectors, self.model, fingerprint, shortlist_dim, progress, drop_old), nullcontext(), lambda: None
+        )
+
     def _reencode(
         self,
         documents: Documents,
@@ -1093,7 +1177,7 @@ class TwoStageIndex:
             self._take(model, fingerprint, shortlist_dim if opened is None else None)
             switched()
         else:
-            check_documents_there(self, self.ids())
+            documents.check(self)
             with self._beside(opened.stores, documents, model, fingerprint, shortlist_dim) as target:
                 catch_up(self, target, documents, progress)
                 if shortlist_dim not in (None, target.shortlist_dim):
@@ -1113,7 +1197,7 @@ class TwoStageIndex:
     def _take(self, model: str | None, fingerprint: str | None, shortlist_dim: int | None) -> None:
         """Take vectors of another encoder from here on."""
         self._wanted = replace(
-            self._wanted, full_dim=None, shortlist_dim=shortlist_dim, model=model, fingerprint=fingerprint
+            self._wanted, full_dim=None, shortlist_dim=shortlist_dim, model=model, fingerprint=fingerprint, head=None
         )
         self._session.take(self._wanted)
 
@@ -1145,7 +1229,7 @@ class TwoStageIndex:
                 self.client.delete_collection(left)
             if not fingerprint and not goes_on(target, documents):
                 target.drop()
-            target._wanted.shortlist_dim = shortlist_dim
+            target._wanted.shortlist_dim, target._wanted.head = shortlist_dim, documents.head
             target._wanted.key_orders, target._wanted.hnsw = stores.shortlist.key_orders, stores.shortlist.hnsw
         except BaseException:
             target.close()
@@ -1356,9 +1440,13 @@ class TwoStageIndex:
             target_recall=self._wanted.recall,
             model=self._wanted.model or "",
             key_orders=self._wanted.key_orders,
+            head=_HEAD if self._wanted.head else "",
         )
         # The archive first: a collection without one would be damaged.
         archive = self._session.storage.open_archive(config, create=True)
+        if self._wanted.head is not None and not self._session.storage.shared:
+            # Chroma rounds vectors that aren't of unit length, and the fingerprint is of the exact matrix.
+            archive.save_rotation(_HEAD, self._wanted.head.matrix)
         # On a server no index ranks every record, so it fits as soon as it may.
         enough = _MIN_VECTORS_PER_DIM * full_dim if self._session.storage.shared else max_exact(full_dim) + 1
         if config.rotation == "auto" and config.shortlist_dim < full_dim and len(rows) >= enough:

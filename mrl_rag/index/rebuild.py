@@ -75,7 +75,7 @@ def rebuild(
     new = storage.stores(ShortlistCollection.create(storage.client, name, config, hnsw), stores.archive)
     _copy(stores, new, lost or set(), progress)
     new.shortlist.replace(stores.shortlist)
-    stores.archive.drop_rotations(but=config.rotation)
+    stores.archive.drop_rotations(but=[config.rotation, config.head])
     return Rebuilt(new, questions, tuple(ids))
 
 

@@ -1,4 +1,4 @@
-"""Fills a new collection with the vectors of another model, beside the old one; see `TwoStageIndex.reencode`.
+"""Fills a new collection with other vectors, beside the old one; see `TwoStageIndex.reencode` and `apply_head`.
 
 The new collection's name is made of the old one's and the new encoder, so that a later call finds what an interrupted
 one has encoded. Until it takes the old one's name nothing else has changed, and `ShortlistCollection.open` finds it if
@@ -14,12 +14,13 @@ from typing import TYPE_CHECKING, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from mrl_rag.errors import InvalidTexts, InvalidVectors
+from mrl_rag.errors import ArchiveError, InvalidTexts, InvalidVectors
 from mrl_rag.index.checks import NEXT
 from mrl_rag.progress import progress_bar
 from mrl_rag.truncation import Float32Array, as_rows, unit_rows
 
 if TYPE_CHECKING:
+    from mrl_rag.heads import MatryoshkaHead
     from mrl_rag.index.index import Record, TwoStageIndex
 
 Encode: TypeAlias = Callable[[list[str]], npt.ArrayLike]
@@ -66,11 +67,24 @@ class Documents:
     Args:
         encode: makes float [n, full_dim] of n texts.
         text_of: makes the text of a record that has a document; None for the document.
+
+    Attributes:
+        head: what the vectors have been through, stored with the new collection; None where it isn't known.
     """
+
+    head: MatryoshkaHead | None = None
 
     def __init__(self, encode: Encode, text_of: TextOf | None) -> None:
         self._encode = encode
         self._text_of = text_of
+
+    def check(self, source: TwoStageIndex) -> None:
+        """Raise an error if vectors can't be made of all records."""
+        check_documents_there(source, source.ids())
+
+    def copy(self, source: TwoStageIndex, ids: Sequence[str], target: TwoStageIndex) -> None:
+        """Make the target's records with these ids those of the source; encode only texts that it doesn't have."""
+        _copy(source.get(ids, vectors=False), target, self)
 
     def text(self, record: Record) -> str:
         """Return the text to encode."""
@@ -88,13 +102,51 @@ class Documents:
         return rows
 
 
+class ArchivedVectors(Documents):
+    """Makes vectors of those that an index has, by a head. Nothing is encoded, and records need no document.
+
+    Args:
+        source: the index.
+        head: for its vectors.
+    """
+
+    def __init__(self, source: TwoStageIndex, head: MatryoshkaHead) -> None:
+        self._source = source
+        self.head: MatryoshkaHead = head
+
+    def check(self, source: TwoStageIndex) -> None:
+        """Raise no error yet: `copy` finds full vectors that are missing."""
+
+    def vectors(self, records: Sequence[Record]) -> Float32Array:
+        """Return float32 [n, full_dim]."""
+        return self._mapped(self._source.get([record.id for record in records]))
+
+    def copy(self, source: TwoStageIndex, ids: Sequence[str], target: TwoStageIndex) -> None:
+        """Make the target's records with these ids those of the source; `upsert` leaves equal ones alone."""
+        records = source.get(ids)
+        if records:
+            documents, metadatas = [r.document for r in records], [r.metadata for r in records]
+            target.upsert([r.id for r in records], self._mapped(records), documents, metadatas)
+
+    def _mapped(self, records: Sequence[Record]) -> Float32Array:
+        bare = [record.id for record in records if record.vector is None]
+        if bare:
+            raise ArchiveError(
+                f"{len(bare)} records of index {self._source.name!r} have no full vector, {bare[0]!r} among them. Call "
+                "repair(encode=encoder.encode_documents), then apply the head again."
+            )
+        return self.head.apply(np.array([record.vector for record in records]).reshape(-1, self.head.full_dim))
+
+
 def goes_on(target: TwoStageIndex, documents: Documents) -> bool:
     """Say whether what an interrupted call has stored is of this encoder, by encoding one record again."""
     for record in target.get(limit=1):
         if record.vector is None:
             return False
         rows = documents.vectors([record])
-        return rows.shape[1] == len(record.vector) and float(unit_rows(rows)[0] @ record.vector) >= _SAME
+        return (
+            len(rows) > 0 and rows.shape[1] == len(record.vector) and float(unit_rows(rows)[0] @ record.vector) >= _SAME
+        )
     return True
 
 
@@ -104,7 +156,7 @@ def catch_up(source: TwoStageIndex, target: TwoStageIndex, documents: Documents,
     Args:
         source: the index as it is.
         target: the one to fill.
-        documents: makes the vectors.
+        documents: makes the vectors, and copies records with them.
         progress: whether to show a bar when standard error is a terminal.
 
     Raises:
@@ -118,7 +170,7 @@ def catch_up(source: TwoStageIndex, target: TwoStageIndex, documents: Documents,
     with progress_bar(len(ids), "reencode", "record", progress) as advance:
         for start in range(0, len(ids), _BATCH):
             batch = ids[start : start + _BATCH]
-            _copy(source.get(batch, vectors=False), target, documents)
+            documents.copy(source, batch, target)
             advance(len(batch))
 
 

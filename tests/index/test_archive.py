@@ -192,6 +192,6 @@ def test_a_rotation_comes_back_whole_or_by_its_first_axes(archives):
     writer.save_rotation("other", -rotation)
     np.testing.assert_array_equal(reader.load_axes("one", DIM), rotation)
     np.testing.assert_array_equal(reader.load_axes("one", 5), rotation[:, :5])
-    writer.drop_rotations(but="one")
+    writer.drop_rotations(but=["one"])
     with pytest.raises(ArchiveError, match="missing"):
         reader.load_axes("other", 5)

@@ -78,10 +78,10 @@ def test_the_authors_dimension_is_the_full_one(save_model, compare, cosine_dista
     assert cosine_distance(encoder.encode(TEXTS, dim=3), expected).max() < 1e-5
     averaging, _ = compare(folder, long_inputs="average")
     assert averaging.encode(["the long one " * 40]).shape == (1, 8)
-    head = np.eye(24)[::-1]
+    head = np.eye(8)[::-1]
     turned = MatryoshkaEncoder(folder, device="cpu", dtype="float32", head=head)
     whole = SentenceTransformer(str(folder), device="cpu", truncate_dim=24).encode_document(TEXTS)
-    assert cosine_distance(turned.encode(TEXTS), whole[:, :-9:-1]).max() < 1e-5
+    assert cosine_distance(turned.encode(TEXTS), whole[:, 7::-1]).max() < 1e-5
 
 
 @pytest.mark.parametrize("how", ["dot", "manhattan"])
