@@ -14,13 +14,13 @@ import chromadb
 import numpy as np
 import pytest
 
-from mrl_rag import TwoStageIndex, TwoStageRetriever, __version__
+from mrl_rag import MatryoshkaHead, TwoStageIndex, TwoStageRetriever, __version__
 from mrl_rag.cli import main
 from mrl_rag.cli.conditions import parse_where
 from mrl_rag.errors import InvalidInput
 
 ROOT = Path(__file__).parents[1]
-COMMANDS = re.findall(r"^## `mrl-rag (\w+)`$", (ROOT / "docs" / "cli.md").read_text(encoding="utf-8"), re.MULTILINE)
+COMMANDS = re.findall(r"^## `mrl-rag ([\w-]+)`$", (ROOT / "docs" / "cli.md").read_text(encoding="utf-8"), re.MULTILINE)
 
 
 @pytest.fixture(autouse=True)
@@ -229,6 +229,24 @@ def test_verify_names_what_repair_mends(db, capsys):
     assert capsys.readouterr().out.count("13 records: nothing is wrong\n") == 2
 
 
+def test_a_head_fitted_on_an_index_is_put_on_it_and_written(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("mrl_rag.heads.fitting._MAX_STEPS", 20)
+    output = str(tmp_path / "head.safetensors")
+    with TwoStageIndex(tmp_path / "db", model="minilm", fingerprint="ab12") as index:
+        index.upsert([f"id-{i}" for i in range(120)], np.random.default_rng(0).normal(size=(120, 16)))
+    assert main(["fit-head", str(tmp_path / "db"), "--output", output, "--apply"]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("90 vectors of minilm, 30 held out\nshare of the top 10 at full dimension that is found")
+    assert re.search(r"^ +8  0\.\d{3} -> 0\.\d{3}$", out, re.M)
+    assert out.endswith(f"written to {output}\n")
+    head = MatryoshkaHead.load(output)
+    assert head.card.data == "120 records of index 'docs'"
+    with TwoStageIndex(tmp_path / "db") as index:
+        assert index.fingerprint == head.fingerprint_with("ab12")
+    assert main(["fit-head", str(tmp_path / "db")]) == 2
+    assert "has a head already" in capsys.readouterr().err
+
+
 @pytest.mark.usefixtures("default_dtype")
 def test_repair_encodes_what_chroma_has_added_by_itself(tmp_path, capsys, minilm):
     with TwoStageRetriever(minilm, tmp_path) as retriever:
@@ -314,8 +332,11 @@ def test_models_for_chinese_are_found_by_language(capsys):
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_json_is_all_that_a_command_prints(command, filled, tmp_path, capsys):
-    backup = str(tmp_path / "backup.jsonl")
+def test_json_is_all_that_a_command_prints(command, filled, model, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("mrl_rag.heads.fitting._MAX_STEPS", 20)
+    backup, pairs = str(tmp_path / "backup.jsonl"), tmp_path / "pairs.jsonl"
+    words = [one + two for one in "abcdefghijk" for two in "lmnopqrstu"]
+    pairs.write_text("".join(json.dumps([f"what is {word}", f"{word} is a thing"]) + "\n" for word in words))
     if command == "import":
         assert main(["export", backup]) == 0
         capsys.readouterr()
@@ -325,6 +346,7 @@ def test_json_is_all_that_a_command_prints(command, filled, tmp_path, capsys):
         "export": [backup],
         "import": [backup],
         "reencode": ["--drop-old"],
+        "fit-head": ["--pairs", str(pairs), "--model", model, "--apply"],
         "clear": ["--yes"],
     }.get(command, [])
     assert main([command, *arguments, "--json"]) == 0
@@ -346,7 +368,7 @@ def test_the_docs_show_the_help_as_it_is(capsys):
     assert main(["--help"]) == 0
     page = (ROOT / "docs" / "cli.md").read_text(encoding="utf-8")
     assert f"```text\n$ mrl-rag --help\n{capsys.readouterr().out}```" in page
-    assert set(re.findall(r"^  (\w+)  +[A-Z]", page.partition("Commands:")[2].partition("Examples:")[0], re.M)) == {
+    assert set(re.findall(r"^  ([\w-]+)  +[A-Z]", page.partition("Commands:")[2].partition("Examples:")[0], re.M)) == {
         *COMMANDS
     }
 

@@ -18,7 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 if TYPE_CHECKING:
-    from mrl_rag import Hit, Report, Stage, TwoStageIndex
+    from mrl_rag import HeadCard, Hit, Report, Stage, TwoStageIndex
     from mrl_rag.doctor import Finding
     from mrl_rag.evaluation import Evaluation
     from mrl_rag.files import FilesReport
@@ -272,6 +272,16 @@ def print_tuning(index: TwoStageIndex, tuning: Tuning) -> None:
         console.print(f"applied; the index's own searches find {tuning.measured}")
     elif not tuning.reached:
         console.print(f"on the questions held out it stays below {tuning.target_recall:.1%}")
+
+
+def print_head(card: HeadCard, file: Path) -> None:
+    """Print what a head was fitted on, and what it gains."""
+    console = _console()
+    console.print(f"{card.fitted_on:,} {card.kind} of {card.model or 'a model not known'}, {card.held_out:,} held out")
+    console.print(f"{card.measure}:", style="bold")
+    for dim in card.dims:
+        console.print(f"  {dim:>5}  {card.before[dim]:.3f} -> {card.after[dim]:.3f}")
+    console.print(f"written to {file}")
 
 
 def print_findings(findings: Sequence[Finding]) -> None:

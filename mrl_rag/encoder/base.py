@@ -13,6 +13,7 @@ import numpy as np
 
 from mrl_rag.arguments import check_integer
 from mrl_rag.errors import InvalidVectors
+from mrl_rag.heads import MatryoshkaHead
 from mrl_rag.progress import progress_bar
 from mrl_rag.tasks import Task, check_task, check_texts
 from mrl_rag.truncation import Float32Array, check_dim
@@ -178,6 +179,42 @@ class Encoder(ABC):
             float32 [dim] for a string, [n, dim] for a list of n.
         """
         return self.encode([texts], "document", dim)[0] if isinstance(texts, str) else self.encode(texts, dim=dim)
+
+    def fit_head(
+        self,
+        questions: Sequence[str],
+        passages: Sequence[str],
+        *,
+        seed: int = 0,
+        data: str = "",
+        progress: bool = False,
+    ) -> MatryoshkaHead:
+        """Encode questions and the passages that answer them, and fit a head; see `MatryoshkaHead.fit`.
+
+        Args:
+            questions: n strings, n >= 100. One may occur several times, with other passages.
+            passages: n strings; passage i answers question i.
+            seed: as there.
+            data: what the texts are, in words, for the head's card.
+            progress: show bars when standard error is a terminal.
+
+        Raises:
+            InvalidTexts: as `encode` does.
+            InvalidVectors: there are too few, or not as many of one as of the other.
+        """
+        return MatryoshkaHead.fit(
+            self._encode_each_once(questions, "query", progress),
+            self._encode_each_once(passages, "document", progress),
+            seed=seed,
+            data=data,
+            model=str(getattr(self, "model", "")),
+            fingerprint=self.fingerprint,
+            progress=progress,
+        )
+
+    def _encode_each_once(self, texts: Sequence[str], task: Task, progress: bool) -> Float32Array:
+        row_of = {text: row for row, text in enumerate(dict.fromkeys(check_texts(texts)))}
+        return self.encode(list(row_of), task, self.full_dim, progress)[[row_of[text] for text in texts]]
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}(full_dim={self.full_dim})"

@@ -32,6 +32,16 @@ class Dataset:
     name: str = "dataset"
     labels: str = "judgments"
 
+    @property
+    def pairs(self) -> list[tuple[str, str]]:
+        """Each question with each document that is relevant to it, as texts."""
+        return [
+            (self.queries[query], self.corpus[id_])
+            for query, judged in self.qrels.items()
+            for id_, relevance in judged.items()
+            if relevance > 0 and id_ in self.corpus
+        ]
+
 
 def read_beir(folder: Path | str, judged: bool = True) -> Dataset:
     """Read a test collection in the BEIR layout.

@@ -110,6 +110,8 @@ _MIN_VECTORS_PER_DIM = 4
 _GROWTH = 10
 # No model's vectors are longer.
 _MAX_DIM = 65536
+# Vectors that a head is fitted on.
+_MAX_FITTED = 100_000
 # Name of the head in the archive, beside the rotation.
 _HEAD = "head"
 
@@ -1086,6 +1088,34 @@ class TwoStageIndex:
             drop_old,
             nullcontext(),
             lambda: None,
+        )
+
+    def fit_head(self, *, seed: int = 0, progress: bool = False) -> MatryoshkaHead:
+        """Fit a head on the full vectors, without labels, for other collections of the model; see `MatryoshkaHead.fit`.
+
+        For this collection alone, `reindex(rotation="fit")` serves better: it changes no full vector.
+
+        Args:
+            seed: as there.
+            progress: show a bar when standard error is a terminal.
+
+        Returns:
+            The head, fitted on up to 100,000 of the vectors; its card has the index's name, model and fingerprint.
+
+        Raises:
+            HeadMismatch: the index has a head already.
+            InvalidVectors: there are fewer than 100 vectors.
+        """
+
+        def sample(searcher: Searcher) -> Float32Array:
+            if searcher.stores.config.head:
+                raise HeadMismatch(f"index {self.name!r} has a head already; fit one on a collection without.")
+            return writer.sampled_vectors(searcher.stores, _MAX_FITTED)[1]
+
+        vectors = self._session.current(sample, np.empty((0, 0), dtype=np.float32))
+        data = f"{len(vectors)} records of index {self.name!r}"
+        return MatryoshkaHead.fit(
+            vectors, seed=seed, data=data, model=self.model or "", fingerprint=self.fingerprint or "", progress=progress
         )
 
     def apply_head(
