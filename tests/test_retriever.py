@@ -308,7 +308,7 @@ def makes_its_encoder(monkeypatch):
     """Let models be made from their names without weights, and remember which were closed."""
     made = []
 
-    def make(name):
+    def make(name, head=None):
         kind, dim = name.split("-")
         encoder = Model(kind, int(dim))
         encoder.model, encoder.closed = name, []

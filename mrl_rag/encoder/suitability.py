@@ -9,6 +9,10 @@ from mrl_rag.models import MODELS, ModelSpec
 # The sample of a call's texts that is looked at, small enough to cost microseconds: characters per text, and texts.
 _CHARACTERS = 200
 _TEXTS = 32
+# What a plain cut costs a model that wasn't trained for it: nDCG@10 of minilm by dimension, the mean of covid-faq,
+# cranfield and npl (`benchmarks/heads.md`).
+_FULL_QUALITY = 0.504
+_QUALITY = {256: 0.495, 192: 0.490, 128: 0.468, 96: 0.442, 64: 0.399, 32: 0.299}
 
 
 def dim_warning(spec: ModelSpec, dim: int) -> str:
@@ -16,11 +20,12 @@ def dim_warning(spec: ModelSpec, dim: int) -> str:
     if dim >= min(spec.dims):
         return ""
     trained = ", ".join(map(str, spec.dims))
+    measured = min((tried for tried in _QUALITY if tried >= dim), default=max(_QUALITY))
     return (
         f"{spec.name} was trained for dimension {trained}, and its vectors are truncated to {dim}. That costs "
-        "accuracy: nDCG@10 of minilm on Cranfield falls from 0.40 to 0.30 at 64 (benchmarks/README.md). Search full "
-        "vectors with a TwoStageIndex, which fits shorter ones to them, or use a Matryoshka model: "
-        f"{_matryoshka_models(dim)}."
+        f"accuracy: nDCG@10 of minilm falls from {_FULL_QUALITY:.2f} to {_QUALITY[measured]:.2f} at {measured} "
+        "(benchmarks/heads.md). Search full vectors with a TwoStageIndex, which fits shorter ones to them, fit a "
+        f"head on pairs of your own (fit_head), or use a Matryoshka model: {_matryoshka_models(dim)}."
     )
 
 
