@@ -19,9 +19,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from safetensors.numpy import load_file
 
-from mrl_rag import CachedEncoder, MatryoshkaEncoder, Plan
+from mrl_rag import CachedEncoder, MatryoshkaEncoder, MatryoshkaHead, Plan
 from mrl_rag.evaluation import (
     Dataset,
     EncodedDataset,
@@ -47,14 +46,12 @@ def main() -> None:
     parser.add_argument("folders", type=Path, nargs="+")
     parser.add_argument("--model", default="minilm")
     parser.add_argument("--keep", type=Path, default="vectors.sqlite3", help="keep the vectors here for the next run")
-    parser.add_argument(
-        "--head", type=Path, action="append", default=[], help="a head: one matrix, .npy or .safetensors"
-    )
+    parser.add_argument("--head", type=Path, action="append", default=[], help="a file of `mrl-rag fit-head`")
     parser.add_argument("--million", action="store_true", help="also time a million random vectors")
     parser.add_argument("--machine", default="", help="what to say of the machine")
     arguments = parser.parse_args()
     warnings.simplefilter("ignore")
-    heads = {path.stem: matrix_of(path) for path in arguments.head}
+    heads = {path.stem: MatryoshkaHead.load(path).matrix for path in arguments.head}
     with CachedEncoder(MatryoshkaEncoder(arguments.model), arguments.keep) as encoder:
         collections = [encode_dataset(read(folder), encoder, progress=True) for folder in arguments.folders]
     threads = os.environ.get("OPENBLAS_NUM_THREADS")
@@ -90,12 +87,6 @@ def read(folder: Path) -> Dataset:
         {f"q{row}": of_label[entry["label"]] for row, entry in enumerate(test)},
         folder.resolve().name,
     )
-
-
-def matrix_of(path: Path) -> Float32Array:
-    """Read a head."""
-    matrix: Float32Array = np.load(path) if path.suffix == ".npy" else next(iter(load_file(path).values()))
-    return matrix.astype(np.float32)
 
 
 def maps_of(data: EncodedDataset, others: Float32Array) -> dict[str, Float32Array | None]:

@@ -280,8 +280,6 @@ class MatryoshkaEncoder(PickledByArguments, Encoder):
             "prompts": self.prompts,
             "max_length": self.max_length,
             "long_inputs": self.long_inputs == "average",
-            # Kept, so that indexes that were filled before heads had fingerprints of their own still open.
-            "head": None,
         }
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
 

@@ -8,17 +8,18 @@ from dataclasses import dataclass, replace
 from typing import TypedDict, get_args
 
 import numpy as np
-import numpy.typing as npt
 
 from mrl_rag.arguments import check_integer
 from mrl_rag.errors import InvalidInput, InvalidVectors
 from mrl_rag.evaluation.measures import judge, timed
 from mrl_rag.evaluation.results import Evaluation, LostQuestion, Result
 from mrl_rag.evaluation.ways import PRECISIONS, Precision, Rows, ScanningSearcher, Way, bytes_per_vector
+from mrl_rag.heads import MatryoshkaHead
+from mrl_rag.heads.head import AnyHead
 from mrl_rag.index.plan import check_k
 from mrl_rag.index.rotation import SAMPLE, fit
 from mrl_rag.intervals import estimate
-from mrl_rag.truncation import Float32Array, as_rows, check_dim
+from mrl_rag.truncation import Float32Array, check_dim
 
 # Of an archive's float16; scores of full vectors that differ by less are equal.
 _TIE = 1e-4
@@ -35,7 +36,7 @@ class SweepSettings(TypedDict, total=False):
 
     sizes: Sequence[int]
     precisions: Sequence[Precision]
-    head: npt.ArrayLike | None
+    head: AnyHead | None
 
 
 # Takes float32 unit rows [q, full_dim] and returns rows per query, int [q, k], best first.
@@ -97,7 +98,7 @@ def sweep(
     dims: Sequence[int] | None = None,
     sizes: Sequence[int] = (50,),
     precisions: Sequence[Precision] = ("float32", "int8", "binary"),
-    head: npt.ArrayLike | None = None,
+    head: AnyHead | None = None,
     k: int = 10,
     own: Sequence[tuple[Result, Search]] = (),
 ) -> Evaluation:
@@ -112,7 +113,7 @@ def sweep(
         dims: dimensions to try; None for `default_dims`.
         sizes: shortlist sizes to try.
         precisions: of one stage, out of "float32", "float16", "int8" and "binary".
-        head: float [full_dim, full_dim], applied to vectors and queries; None for none.
+        head: a `MatryoshkaHead`, the file of one, or a float array [full_dim, full_dim]; None for none.
         k: hits per question.
         own: searches of an index, to be measured in addition, as results without their measurements.
 
@@ -159,11 +160,11 @@ def measure_ways(data: EncodedDataset, ways: Sequence[Way], k: int = 10) -> list
     return [judged.try_way(way)[0] for way in ways]
 
 
-def _checked_head(head: npt.ArrayLike | None, full: int) -> Float32Array | None:
+def _checked_head(head: AnyHead | None, full: int) -> Float32Array | None:
     if head is None:
         return None
-    matrix = as_rows(head, "head")
-    if matrix.shape != (full, full):
+    matrix = MatryoshkaHead.of(head).matrix
+    if len(matrix) != full:
         raise InvalidVectors(f"head has shape {matrix.shape}; these vectors need one of shape {(full, full)}.")
     return matrix
 

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mrl_rag import TwoStageIndex
+from mrl_rag import MatryoshkaHead, TwoStageIndex
 from mrl_rag.cli import main
 from mrl_rag.errors import InvalidDimension, InvalidInput, InvalidVectors
 from mrl_rag.evaluation import Dataset, EncodedDataset, Evaluation, evaluate, evaluate_index, exact_scan, sweep
@@ -118,8 +118,15 @@ def test_records_that_are_asked_fit_no_projection(clustered):
     assert fitted.low > plain.high
 
 
-def test_a_head_is_tried_at_every_dimension_and_the_full_one(clustered):
-    found = sweep(unlabelled(*clustered), dims=(4,), precisions=("float32",), head=fit(clustered[0]))
+@pytest.mark.parametrize("kind", ["array", "head", "file"])
+def test_a_head_is_tried_at_every_dimension_and_the_full_one(clustered, kind, tmp_path):
+    head = fit(clustered[0])
+    if kind != "array":
+        head = MatryoshkaHead(head)
+    if kind == "file":
+        head.save(tmp_path / "head.safetensors")
+        head = tmp_path / "head.safetensors"
+    found = sweep(unlabelled(*clustered), dims=(4,), precisions=("float32",), head=head)
     assert of(found, "head", 32).scores["recall@10"].mean == 1
     assert of(found, "head", 4).per_question == of(found, "fitted projection", 4).per_question
 
