@@ -1,6 +1,6 @@
 """What fewer dimensions cost: quality, bytes, multiply-adds and time of each way to search, on each collection.
 
-    python benchmarks/quality.py FOLDER ... [--keep vectors.sqlite3] [--head head.safetensors] > benchmarks/quality.md
+    python benchmarks/quality.py FOLDER ... [--keep vectors.sqlite3] > benchmarks/quality.md
 
 A folder is in the BEIR layout, or holds `train.jsonl` and `test.jsonl` with {"text", "label"} per line: then the texts
 of the same label are what answers a text of `test`.
@@ -15,7 +15,6 @@ import shlex
 import sys
 import time
 import warnings
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -46,24 +45,21 @@ def main() -> None:
     parser.add_argument("folders", type=Path, nargs="+")
     parser.add_argument("--model", default="minilm")
     parser.add_argument("--keep", type=Path, default="vectors.sqlite3", help="keep the vectors here for the next run")
-    parser.add_argument("--head", type=Path, action="append", default=[], help="a file of `mrl-rag fit-head`")
     parser.add_argument("--million", action="store_true", help="also time a million random vectors")
     parser.add_argument("--machine", default="", help="what to say of the machine")
     arguments = parser.parse_args()
     warnings.simplefilter("ignore")
-    heads = {path.stem: MatryoshkaHead.load(path).matrix for path in arguments.head}
     with CachedEncoder(MatryoshkaEncoder(arguments.model), arguments.keep) as encoder:
         collections = [encode_dataset(read(folder), encoder, progress=True) for folder in arguments.folders]
     threads = os.environ.get("OPENBLAS_NUM_THREADS")
     folders = [str(folder) for folder in arguments.folders]
-    options = [part for path in arguments.head for part in ("--head", str(path))]
-    options += ["--million"] * arguments.million
+    options = ["--million"] * arguments.million
     command = shlex.join(["python", "benchmarks/quality.py", *folders, *options])
     command = f"OPENBLAS_NUM_THREADS={threads} {command}" if threads else command
     print(INTRODUCTION.format(command=command, machine=arguments.machine, size=SIZE, bytes=bytes_table()))
     for data in collections:
         others = np.concatenate([other.vectors for other in collections if other is not data] or [data.vectors])
-        report_quality(data, maps_of(data, others), heads)
+        report_quality(data, maps_of(data, others))
     print(ADAPTIVE.format(size=SIZE, funnel=FUNNEL_SIZE))
     for data in collections:
         # In fewer records all ways take as long.
@@ -92,7 +88,12 @@ def read(folder: Path) -> Dataset:
 def maps_of(data: EncodedDataset, others: Float32Array) -> dict[str, Float32Array | None]:
     """Return the maps that are applied before a cut, by their names in the tables."""
     sample = others[np.random.default_rng(0).permutation(len(others))[:SAMPLE]]
-    return {"plain cut": None, "PCA of other text": fit(sample), "the index's projection": data.fit_projection()}
+    return {
+        "plain cut": None,
+        "PCA of other text": fit(sample),
+        "head of other text": MatryoshkaHead.fit(sample).matrix,
+        "the index's projection": data.fit_projection(),
+    }
 
 
 def bytes_table() -> str:
@@ -111,23 +112,20 @@ def bytes_table() -> str:
     )
 
 
-def report_quality(data: EncodedDataset, maps: dict[str, Float32Array | None], heads: dict[str, Float32Array]) -> None:
+def report_quality(data: EncodedDataset, maps: dict[str, Float32Array | None]) -> None:
     """Print nDCG@10 and recall@10 of each way at each dimension."""
     pairs = sum(relevance > 0 for judged in data.relevant or () for relevance in judged.values())
     print(f"\n### {data.name}: {len(data.ids):,} passages, {len(data.queries):,} questions, {pairs:,} right pairs\n")
     kinds = ("one stage", "two stages")
-    rows = {f"{name}, {kind}": (data, map_, kind) for kind in kinds for name, map_ in maps.items()}
-    for name, head in heads.items():
-        mapped = replace(data, vectors=normalize(data.vectors @ head), queries=normalize(data.queries @ head))
-        rows |= {f"head {name}, {kind}": (mapped, None, kind) for kind in kinds}
+    rows = {f"{name}, {kind}": (map_, kind) for kind in kinds for name, map_ in maps.items()}
     found: dict[str, dict[int, Result]] = {}
-    for name, (searched, map_, kind) in rows.items():
+    for name, (map_, kind) in rows.items():
         dims = DIMS if kind == "one stage" else DIMS[1:]
         ways = [
             Way(name, (dim,), map=map_) if kind == "one stage" else Way(name, (dim, DIMS[0]), (SIZE,), "int8", map_)
             for dim in dims
         ]
-        found[name] = dict(zip(dims, measure_ways(searched, ways), strict=True))
+        found[name] = dict(zip(dims, measure_ways(data, ways), strict=True))
     for measure in ("nDCG@10", "recall@10"):
         print(f"| {measure} | {' | '.join(map(str, DIMS))} |")
         print(f"| --- |{' ---: |' * len(DIMS)}")
@@ -218,6 +216,8 @@ INTRODUCTION = """# What fewer dimensions cost
 - **Two stages**: an exact scan of int8 codes, the best {size} of which are reranked at 384.
 - **Plain cut**: the first numbers.
 - **PCA of other text**: fitted on the other collections here.
+- **Head of other text**: `MatryoshkaHead.fit` on the same, without labels: an orthogonal map. [heads.md](heads.md) has
+  heads from pairs, and from more text.
 - **The index's projection**: uncentred PCA of the collection's own passages, without its questions, as
   `rotation="fit"` makes it.
 

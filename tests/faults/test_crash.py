@@ -17,7 +17,7 @@ import pytest
 from mrl_rag import TwoStageIndex
 from mrl_rag.testing import DeterministicEncoder
 
-KILLS = int(os.environ.get("MRL_RAG_KILLS", "10"))
+KILLS = int(os.environ.get("MRL_RAG_KILLS", "6"))
 DIM = 24
 WRITER = """
 import json, os, random, sys
@@ -163,15 +163,16 @@ def test_a_change_of_the_model_that_is_killed_loses_nothing_and_goes_on(tmp_path
     encoders = {str(dim): DeterministicEncoder(dim) for dim in (DIM, 2 * DIM)}
     with TwoStageIndex(db, model=str(DIM), fingerprint=encoders[str(DIM)].fingerprint) as index:
         index.upsert([str(n) for n in range(300)], encoders[str(DIM)].encode_documents(TEXTS), TEXTS)
-    wanted, kills, batches = str(2 * DIM), 0, 0
-    for _ in range(KILLS // 2):
+    wanted, kills, switches = str(2 * DIM), 0, 0
+    # The last one is left to end, however slow the machine.
+    for patience in (*(moments.uniform(0, 0.6) for _ in range(KILLS // 2)), None):
         journal.touch()
         size = journal.stat().st_size
         process = subprocess.Popen([sys.executable, "-W", "ignore", "-c", REENCODER, db, journal, wanted])
         while journal.stat().st_size == size and process.poll() is None:
             time.sleep(0.01)
         try:
-            process.wait(moments.uniform(0, 0.6))
+            process.wait(patience)
         except subprocess.TimeoutExpired:
             process.send_signal(signal.SIGKILL)
             kills += 1
@@ -186,5 +187,5 @@ def test_a_change_of_the_model_that_is_killed_loses_nothing_and_goes_on(tmp_path
                 # Nothing was encoded again but the batch in flight, once per kill.
                 assert journal.read_text().count("encoded") <= 300 + 20 * kills
                 journal.unlink()
-                wanted, kills, batches = next(name for name in encoders if name != wanted), 0, batches + 1
-    assert batches
+                wanted, kills, switches = next(name for name in encoders if name != wanted), 0, switches + 1
+    assert switches

@@ -46,7 +46,7 @@ def typed(records):
     }
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(records=RECORDS)
 def test_every_value_is_the_one_that_chroma_returns(collection, records):
     folder, chroma = collection

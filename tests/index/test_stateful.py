@@ -1,6 +1,6 @@
 """After any sequence of operations an index answers like a dict with an exact scan.
 
-MRL_RAG_STEPS (default 700) is about how many steps are taken in all; `make test-faults` takes 5000.
+MRL_RAG_STEPS (default 450) is about how many steps are taken in all; `make test-faults` takes 5000.
 """
 
 import os
@@ -23,7 +23,7 @@ from hypothesis.stateful import (
 from mrl_rag import Plan, TwoStageIndex, truncate
 from mrl_rag.evaluation import exact_scan
 
-STEPS = int(os.environ.get("MRL_RAG_STEPS", "700"))
+STEPS = int(os.environ.get("MRL_RAG_STEPS", "450"))
 DIM = 16
 ids = st.lists(st.sampled_from([f"r{number}" for number in range(10)]), min_size=1, max_size=6, unique=True)
 

@@ -85,7 +85,7 @@ def everything():
     return store, nodes
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(filters=FILTERS)
 @example(filters=leaf("x", "all", []))
 @example(filters=MetadataFilters(filters=[leaf("x", "any", [])], condition="not"))
@@ -97,7 +97,7 @@ def test_any_filter_finds_what_simple_vector_store_would(everything, filters):
     assert set(store.query(query).ids) == expected
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(metadata=METADATA, filters=FILTERS)
 def test_what_python_says_is_what_llama_index_says(metadata, filters):
     filters = filters if isinstance(filters, MetadataFilters) else MetadataFilters(filters=[filters])
