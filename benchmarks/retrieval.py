@@ -2,7 +2,7 @@
 
     python benchmarks/retrieval.py path/to/dataset [--model minilm] [--cache vectors.sqlite3]
 
-Prints two tables. Ways to search: top-10 agreement with the exact scan, nDCG@10 (trec_eval's, by pytrec_eval),
+Prints two tables. Ways to search: top-10 agreement with the exact scan, nDCG@10 (of ir-measures, over trec_eval),
 milliseconds a query asked alone and in one call for all, time to fill, and bytes of Chroma's vector index. Ways to keep
 full vectors: the same agreement and nDCG@10 of the default search, and the archive's bytes a vector, checksum included.
 """
