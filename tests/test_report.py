@@ -18,8 +18,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from matplotlib.colors import to_hex
+from sklearn.datasets import make_classification
 
 from mrl_rag import Record, TwoStageIndex
+from mrl_rag.classification import AdaptiveClassifier
 from mrl_rag.cli import main
 from mrl_rag.errors import InvalidInput
 from mrl_rag.evaluation import Evaluation, LostQuestion, Result
@@ -182,6 +184,15 @@ def test_the_curve_goes_over_dimensions_in_the_best_precision_with_its_interval(
     assert lines["fitted projection"] == [[64, 0.7]]
     band = figure.axes[0].collections[0].get_paths()[0].vertices
     assert (band[:, 1].min(), band[:, 1].max()) == pytest.approx((0.45, 0.9))
+
+
+def test_the_curve_of_a_real_classifier_is_on_the_page():
+    vectors, labels = make_classification(200, 16, n_informative=8, n_classes=3, random_state=0)
+    points = AdaptiveClassifier(dims=[1]).fit(vectors, labels).curve(vectors, labels)
+    assert len(classifier_curve(points).axes[0].lines[0].get_xdata()) == len(points)
+    assert f"Accuracy of the adaptive classifier: {points[0][1]:.3f} at 1 numbers" in render(
+        evaluation(), classifier=points
+    )
 
 
 def test_the_classifiers_curve():
