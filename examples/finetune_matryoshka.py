@@ -2,8 +2,9 @@
 
 python examples/finetune_matryoshka.py [PAIRS] [--model minilm] [--out ./minilm-matryoshka]
 
-PAIRS is a file of JSON lines, {"question": ..., "passage": ...}, or a BEIR folder; without it, docstrings of
-installed packages: the first paragraph, and the rest. One half of the passages is trained on, the other measured.
+PAIRS is a .jsonl file of {"question": ..., "passage": ...}, a .csv or .tsv with two columns, or a BEIR folder; without
+it, docstrings of installed packages: the first paragraph, and the rest. One half of the passages is trained on, the
+other measured.
 Needs: pip install 'sentence-transformers>=6' datasets accelerate
 """
 
@@ -11,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import inspect
-import json
 import pydoc
 import random
 import tempfile
@@ -26,9 +26,9 @@ from sentence_transformers import SentenceTransformer, SentenceTransformerTraine
 from sentence_transformers.sentence_transformer.losses import MatryoshkaLoss, MultipleNegativesRankingLoss
 from sentence_transformers.sentence_transformer.training_args import BatchSamplers
 
-from mrl_rag import MatryoshkaEncoder, truncate
+from mrl_rag import MatryoshkaEncoder, evaluation, truncate
 from mrl_rag.encoder import find_on_disk
-from mrl_rag.evaluation import exact_scan, read_beir
+from mrl_rag.evaluation import exact_scan
 
 DIMS = (384, 256, 128, 64, 32)
 CHARACTERS = 600  # of a docstring's rest: longer ones add time and little meaning
@@ -42,15 +42,11 @@ class Pair(NamedTuple):
 
 
 def read_pairs(source: Path | None = None) -> list[Pair]:
-    """Return pairs from a file of JSON lines, from a BEIR folder, or, for None, from docstrings."""
+    """Return pairs from a file, from a BEIR folder, or, for None, from docstrings."""
     if source is None:
         return docstring_pairs()
-    if source.is_dir():
-        data = read_beir(source)
-        judged = ((data.queries[query], found) for query, found in data.qrels.items() if query in data.queries)
-        return [Pair(query, data.corpus[id_]) for query, found in judged for id_, score in found.items() if score > 0]
-    lines = source.read_text(encoding="utf-8").splitlines()
-    return [Pair(entry["question"], entry["passage"]) for entry in map(json.loads, filter(str.strip, lines))]
+    data = evaluation.read_beir(source) if source.is_dir() else evaluation.read_pairs(source)
+    return [Pair(*texts) for texts in data.pairs]
 
 
 def docstring_pairs(packages: set[str] | None = None) -> list[Pair]:

@@ -34,12 +34,12 @@ class Dataset:
 
     @property
     def pairs(self) -> list[tuple[str, str]]:
-        """Each question with each document that is relevant to it, as texts."""
+        """Each question with each document that is relevant to it, as texts; judgments of unknown ones are left out."""
         return [
             (self.queries[query], self.corpus[id_])
             for query, judged in self.qrels.items()
             for id_, relevance in judged.items()
-            if relevance > 0 and id_ in self.corpus
+            if relevance > 0 and query in self.queries and id_ in self.corpus
         ]
 
 

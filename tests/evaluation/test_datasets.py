@@ -1,7 +1,7 @@
 import pytest
 
 from mrl_rag.errors import InvalidInput
-from mrl_rag.evaluation import read_dataset, read_pairs
+from mrl_rag.evaluation import Dataset, read_dataset, read_pairs
 
 PAIRS = [("who?", "one"), ("what, then?", "two\u2028lines"), ("who?", "three"), ("where?", "one")]
 
@@ -59,3 +59,8 @@ def test_a_beir_folder_without_judgments_is_its_corpus(tmp_path):
         read_dataset(tmp_path, data)
     assert read_dataset(tmp_path / "index", data) is None
     assert read_dataset(None, data) is data
+
+
+def test_judgments_of_unknown_questions_and_passages_make_no_pairs():
+    data = Dataset({"d": "text"}, {"q": "asked"}, {"q": {"d": 1, "gone": 1, "e": 0}, "unknown": {"d": 1}})
+    assert data.pairs == [("asked", "text")]

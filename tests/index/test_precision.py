@@ -7,11 +7,11 @@ from mrl_rag.errors import IndexMismatch, InvalidInput
 
 @pytest.fixture
 def decaying():
-    """300 groups of ten near each other: the members of a group are each other's top ten."""
+    """120 groups of ten near each other: the members of a group are each other's top ten."""
     rng = np.random.default_rng(0)
     spectrum = 1 / np.sqrt(np.arange(1, 97))
-    vectors = np.repeat(rng.normal(size=(300, 96)), 10, axis=0) * spectrum
-    vectors += 0.3 * rng.normal(size=(3000, 96)) * spectrum
+    vectors = np.repeat(rng.normal(size=(120, 96)), 10, axis=0) * spectrum
+    vectors += 0.3 * rng.normal(size=(1200, 96)) * spectrum
     return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
 
 
@@ -20,7 +20,7 @@ def decaying():
 def test_each_precision_finds_the_same_records(tmp_path, decaying, precision, error, stage_one, score_all_up_to):
     score_all_up_to(10_000 if stage_one == "every record" else 0, scan=stage_one != "graph", lists=stage_one == "lists")
     index = TwoStageIndex(tmp_path, shortlist_dim=32, precision=precision)
-    index.upsert([f"id-{row:04}" for row in range(3000)], decaying)
+    index.upsert([f"id-{row:04}" for row in range(1200)], decaying)
     index.close()
     index = TwoStageIndex(tmp_path)
     exact = decaying[:50] @ decaying.T
@@ -37,7 +37,7 @@ def test_each_precision_finds_the_same_records(tmp_path, decaying, precision, er
 def test_bits_choose_the_candidates_that_are_read_whole(decaying, score_all_up_to):
     score_all_up_to(0)
     index = TwoStageIndex(shortlist_dim=32, precision="binary")
-    index.upsert([str(row) for row in range(3000)], decaying)
+    index.upsert([str(row) for row in range(1200)], decaying)
     hit = index.search(decaying[:1], k=3, explain=True)[0][0]
     shortlist, whole = hit.stages
     assert (shortlist.dim, whole.dim) == (32, 96)
@@ -47,7 +47,7 @@ def test_bits_choose_the_candidates_that_are_read_whole(decaying, score_all_up_t
 
 def test_a_condition_that_few_records_meet_is_scored_exactly(decaying):
     index = TwoStageIndex(shortlist_dim=32, precision="binary")
-    index.upsert([str(row) for row in range(3000)], decaying, metadatas=[{"row": row} for row in range(3000)])
+    index.upsert([str(row) for row in range(1200)], decaying, metadatas=[{"row": row} for row in range(1200)])
     exact = np.argsort(-(decaying[:1] @ decaying[:500].T)[0])[:20]
     hits = index.search(decaying[:1], k=20, where={"row": {"$lt": 500}})[0]
     assert len({hit.id for hit in hits} & set(map(str, exact))) >= 19

@@ -76,6 +76,8 @@ def test_an_open_reader_finds_what_another_process_writes(
     if stage_one != "graph" and most_recent < 10_000:
         pytest.skip("only a search of the graph looks at recent records by themselves")
     monkeypatch.setattr("mrl_rag.index.search._MAX_RECENT", most_recent)
+    monkeypatch.setattr("mrl_rag.index.archive._MAX_LOGGED_TRANSACTIONS", 32)
+    elsewhere("import mrl_rag.index.archive as archive; archive._MAX_LOGGED_TRANSACTIONS = 32")
     elsewhere(write(0, 300))
     index = TwoStageIndex(tmp_path)
     index.search(vectors[:3])
@@ -88,9 +90,9 @@ def test_an_open_reader_finds_what_another_process_writes(
     assert {len(hits) for hits in answers} == {4}
     assert all(int(hit.id) >= 150 for hits in answers for hit in hits)
     # More transactions than are logged, and a replaced record.
-    elsewhere("for i in range(340, 620): index.upsert([str(i)], vectors[i:i + 1])")
+    elsewhere("for i in range(340, 380): index.upsert([str(i)], vectors[i:i + 1])")
     elsewhere("index.upsert(['200'], vectors[1199:])")
-    assert nearest(index, vectors[[345, 619, 1199]]) == ["345", "619", "200"]
+    assert nearest(index, vectors[[345, 379, 1199]]) == ["345", "379", "200"]
     index.close()
 
 
