@@ -40,22 +40,22 @@ def cloud(chroma_server, monkeypatch):
 
 
 def test_an_index_keeps_within_the_quota(cloud):
-    vectors = np.random.default_rng(0).normal(size=(1500, 32)).astype(np.float32)
-    ids = [f"id-{row:04}" for row in range(1500)]
+    vectors = np.random.default_rng(0).normal(size=(800, 32)).astype(np.float32)
+    ids = [f"id-{row:04}" for row in range(800)]
     name = f"docs-{np.random.default_rng().integers(2**60)}"
     index = TwoStageIndex(client=cloud, collection=name, shortlist_dim=8, rotation="none")
-    index.upsert(ids, vectors, [f"text {row}" for row in range(1500)], [{"half": row % 2} for row in range(1500)])
-    assert len(index) == 1500
+    index.upsert(ids, vectors, [f"text {row}" for row in range(800)], [{"half": row % 2} for row in range(800)])
+    assert len(index) == 800
     assert index.search(vectors[7:8], k=100)[0][0].id == "id-0007"
     assert len(index.search(vectors[:1], k=5, where={"half": 0})[0]) == 5
     assert [record.id for record in index.get(where={"half": 1}, limit=400)] == ids[1:800:2]
     index.upsert(ids[:400], vectors[400:800])
-    assert index.changed(ids, [None] * 400 + [f"text {row}" for row in range(400, 1500)]) == list(range(400, 1500))
+    assert index.changed(ids, [None] * 400 + [f"text {row}" for row in range(400, 800)]) == list(range(400, 800))
     assert index.verify().ok
     index.reindex(shortlist_dim=16, rotation="fit")
     index.delete(where={"half": 0})
     assert index.repair().ok
-    assert len(index) == 950
+    assert len(index) == 600
     copy = TwoStageIndex.from_chroma(plain(cloud, vectors), client=cloud, shortlist_dim=8)
     assert len(copy) == 700
 
