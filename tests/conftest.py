@@ -7,6 +7,8 @@ import time
 import warnings
 from pathlib import Path
 
+# Tests start many processes, each of which would compile the sources again.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 if "PYTEST_XDIST_WORKER" in os.environ:
     # One thread per test process and what it starts: together they take all cores, and threads that share one wait for
     # each other. Before NumPy and torch read it.

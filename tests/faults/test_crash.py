@@ -17,7 +17,7 @@ import pytest
 from mrl_rag import TwoStageIndex
 from mrl_rag.testing import DeterministicEncoder
 
-KILLS = int(os.environ.get("MRL_RAG_KILLS", "6"))
+KILLS = int(os.environ.get("MRL_RAG_KILLS", "5"))
 DIM = 24
 WRITER = """
 import json, os, random, sys

@@ -27,7 +27,7 @@ import pytest
 from mrl_rag import Plan, TwoStageIndex
 from mrl_rag.errors import ArchiveError, IndexMismatch, MrlRagError, TwoStageIndexError
 
-DAMAGES = int(os.environ.get("MRL_RAG_DAMAGES", "3"))
+DAMAGES = int(os.environ.get("MRL_RAG_DAMAGES", "2"))
 # Above Chroma's 1000, from where on it writes its graph to the disk.
 COUNT, DIM = 1200, 32
 VECTORS = np.random.default_rng(0).normal(size=(COUNT, DIM)).astype(np.float32)

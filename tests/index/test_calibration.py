@@ -34,8 +34,7 @@ def recall(index, vectors, queries, **settings):
     return recall_at_k(found, [[str(row) for row in rows] for rows in exact_scan(vectors, queries, 10)])
 
 
-@pytest.mark.parametrize("place", ["memory", "folder"])
-@pytest.mark.parametrize("batch", [None, 700])
+@pytest.mark.parametrize(("place", "batch"), [("memory", None), ("folder", None), ("folder", 700)])
 @pytest.mark.parametrize("stage_one", ["scan", "lists", "graph"])
 def test_the_default_settings_find_nearly_all_of_the_true_top_ten(
     tmp_path, place, batch, stage_one, score_all_up_to, caplog
