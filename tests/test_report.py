@@ -312,6 +312,8 @@ def test_unusual_metadata_makes_a_few_groups(values, labels):
 def test_without_a_key_the_one_with_few_values_for_most_records_is_taken(records):
     assert telling_key(records) == "subject"
     assert telling_key(made([{"id": str(i), "one": "same", "number": i} for i in range(30)])) is None
+    files = [{"hash": 20 * "0" + name, "path": name} for name in ("a.md", "b.md")]
+    assert telling_key(made([files[i % 2] for i in range(30)])) == "path"
 
 
 # The page

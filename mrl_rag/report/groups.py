@@ -45,14 +45,17 @@ def group(records: Sequence[Record], key: str | None) -> tuple[list[str], list[s
 
 
 def telling_key(records: Sequence[Record]) -> str | None:
-    """Return the key of texts whose commonest values, 2 to 8, are those of most records; None if of less than half."""
-    best, most = None, len(records) / 2
-    for key in sorted({key for record in records for key, value in record.metadata.items() if isinstance(value, str)}):
+    """Return the key of texts whose commonest values, 2 to 8, are those of most records; None if of less than half.
+
+    Of keys that say the same, such as a file's path and its hash, it is the one with the shortest values.
+    """
+    telling = []
+    for key in {key for record in records for key, value in record.metadata.items() if isinstance(value, str)}:
         labels, shown = group(records, key)
         covered = sum(label not in (OTHER, MISSING) for label in labels)
-        if len({*shown} - {OTHER, MISSING}) > 1 and covered > most:
-            best, most = key, covered
-    return best
+        if len({*shown} - {OTHER, MISSING}) > 1 and covered > len(records) / 2:
+            telling.append((-covered, sum(map(len, shown)), key))
+    return min(telling)[-1] if telling else None
 
 
 def shorten(text: str, cells: int = 28) -> str:
