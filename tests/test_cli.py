@@ -229,6 +229,18 @@ def test_verify_names_what_repair_mends(db, capsys):
     assert capsys.readouterr().out.count("13 records: nothing is wrong\n") == 2
 
 
+@pytest.mark.parametrize("command", [["evaluate", "--save"], ["report", "--output"], ["fit-head", "--output"]])
+def test_a_file_that_cannot_be_written_is_refused_before_the_work(tmp_path, capsys, command):
+    with TwoStageIndex(tmp_path / "db") as index:
+        index.upsert([f"id-{i}" for i in range(120)], np.random.default_rng(0).normal(size=(120, 16)))
+    for file, said in ((tmp_path / "gone" / "file", "there is no folder"), (tmp_path, "is a directory")):
+        assert main([command[0], str(tmp_path / "db"), command[1], str(file)]) == 2
+        streams = capsys.readouterr()
+        assert streams.out == ""
+        assert said in " ".join(streams.err.split())
+    assert os.listdir(tmp_path) == ["db"]
+
+
 def test_a_head_fitted_on_an_index_is_put_on_it_and_written(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("mrl_rag.heads.fitting._MAX_STEPS", 20)
     output = str(tmp_path / "head.safetensors")

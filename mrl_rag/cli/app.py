@@ -49,6 +49,17 @@ Db = Annotated[Path, typer.Option("--db", help="Folder of the index.")]
 Collection = Annotated[str | None, typer.Option(help="Its collection; the only one there is, if not named.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else.")]
 Folder = Annotated[Path | None, typer.Argument(metavar="DB", help="Folder of the index, as --db.")]
+DataOrFolder = Annotated[
+    Path | None, typer.Argument(metavar="DIR|DB", help="BEIR folder, or folder of an index, as --db.")
+]
+Dims = Annotated[str | None, typer.Option(metavar="N,N,...", help="Dimensions to try.")]
+
+
+def _in_a_folder(file: Path | None) -> Path | None:
+    """Refuse a file to write whose folder isn't there, before the work whose result it takes."""
+    if file is not None and not file.absolute().parent.is_dir():
+        raise typer.BadParameter(f"{file} can't be written: there is no folder {file.parent}.")
+    return file
 
 
 def run(arguments: Sequence[str] | None) -> int:
@@ -270,9 +281,7 @@ def doctor(
 
 @app.command(epilog="Example: mrl-rag evaluate ./db --pairs asked.csv --dims 192,64")
 def evaluate(
-    folder: Annotated[
-        Path | None, typer.Argument(metavar="DIR|DB", help="BEIR folder, or folder of an index, as --db.")
-    ] = None,
+    folder: DataOrFolder = None,
     db: Db = Path("./db"),
     collection: Collection = None,
     pairs: Annotated[
@@ -288,12 +297,15 @@ def evaluate(
     model: Annotated[
         str | None, typer.Option(help="Model for a BEIR folder or pairs alone; minilm if not named.")
     ] = None,
-    dims: Annotated[str | None, typer.Option(metavar="N,N,...", help="Dimensions to try.")] = None,
+    dims: Dims = None,
     sizes: Annotated[str, typer.Option(metavar="N,N,...", help="Shortlist sizes to try.")] = "50",
     precisions: Annotated[
         str, typer.Option(metavar="NAME,...", help="Of float32, float16, int8, binary.")
     ] = "float32,int8",
-    save: Annotated[Path | None, typer.Option(metavar="FILE", help="Also write the JSON here.")] = None,
+    save: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", dir_okay=False, callback=_in_a_folder, help="Also write the JSON here."),
+    ] = None,
     as_json: Json = False,
 ) -> int:
     """Measure what fewer dimensions cost."""
@@ -316,20 +328,21 @@ def evaluate(
             texts = asked is not None or ask == "sentences"
             filled_by = stack.enter_context(TwoStageRetriever(None, opened)).encoder if texts else None
             found = evaluate_index(opened, filled_by, pairs=asked, ask=ask, **settings)
-    if save:
-        save.write_text(found.to_json(), encoding="utf-8")
     if as_json:
         _print_json(json.loads(found.to_json()))
     else:
         print_evaluation(found)
+    if save:
+        try:
+            save.write_text(found.to_json(), encoding="utf-8")
+        except OSError as error:
+            raise InvalidInput(f"{save} can't be written: {error}. Name another file.") from error
     return FINE
 
 
 @app.command(epilog="Example: mrl-rag report ./db --color-by author")
 def report(
-    folder: Annotated[
-        Path | None, typer.Argument(metavar="DIR|DB", help="BEIR folder, or folder of an index, as --db.")
-    ] = None,
+    folder: DataOrFolder = None,
     db: Db = Path("./db"),
     collection: Collection = None,
     model: Annotated[str | None, typer.Option(help="Model for a BEIR folder; minilm if not named.")] = None,
@@ -343,7 +356,9 @@ def report(
         ),
     ] = None,
     color_by: Annotated[str | None, typer.Option(metavar="KEY", help="Metadata key that colours the map.")] = None,
-    output: Annotated[Path, typer.Option(metavar="FILE", help="The page to write.")] = Path("report.html"),
+    output: Annotated[
+        Path, typer.Option(metavar="FILE", dir_okay=False, callback=_in_a_folder, help="The page to write.")
+    ] = Path("report.html"),
     as_json: Json = False,
 ) -> int:
     """Draw what dimensions cost and a map of the records, on one page."""
@@ -445,7 +460,9 @@ def fit_head(
         typer.Option(metavar="FILE", help="Questions and passages that answer them: .jsonl, .csv or .tsv."),
     ] = None,
     model: Annotated[str | None, typer.Option(help="Model for the pairs; minilm if not named.")] = None,
-    output: Annotated[Path, typer.Option(help="The new file.")] = Path("head.safetensors"),
+    output: Annotated[Path, typer.Option(dir_okay=False, callback=_in_a_folder, help="The new file.")] = Path(
+        "head.safetensors"
+    ),
     seed: Annotated[int, typer.Option(help="Of what is held out.")] = 0,
     apply: Annotated[bool, typer.Option("--apply", help="Also put it on the index's vectors.")] = False,
     as_json: Json = False,
@@ -538,7 +555,7 @@ def tune(
     db: Db = Path("./db"),
     collection: Collection = None,
     target: Annotated[float, typer.Option(help="Share of the exact top 10 to find.")] = 0.99,
-    dims: Annotated[str | None, typer.Option(metavar="N,N,...", help="Dimensions to try.")] = None,
+    dims: Dims = None,
     apply: Annotated[bool, typer.Option("--apply", help="Search so from now on; encodes nothing.")] = False,
     as_json: Json = False,
 ) -> int:
