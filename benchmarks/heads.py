@@ -22,7 +22,7 @@ from index import machine
 
 from mrl_rag import MatryoshkaEncoder, MatryoshkaHead, truncate
 from mrl_rag.evaluation import ndcg
-from mrl_rag.index.rotation import fit as pca
+from mrl_rag.rotation import fit as pca
 from mrl_rag.truncation import Float32Array, normalize
 
 DIMS = (384, 256, 192, 128, 96, 64, 32)

@@ -32,7 +32,7 @@ from mrl_rag.evaluation import (
     timed,
 )
 from mrl_rag.evaluation.ways import ScanningSearcher, bytes_per_vector
-from mrl_rag.index.rotation import SAMPLE, fit
+from mrl_rag.rotation import SAMPLE, fit
 from mrl_rag.truncation import Float32Array, normalize
 
 DIMS = (384, 256, 192, 128, 96, 64, 32)

@@ -1,4 +1,4 @@
-"""Which coordinates the shortlist keeps: an orthogonal map fitted on an index's own vectors."""
+"""An orthogonal map that is fitted on vectors and puts what matters most into their first numbers: uncentred PCA."""
 
 from __future__ import annotations
 

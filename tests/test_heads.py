@@ -9,7 +9,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
-from mrl_rag import HeadCard, MatryoshkaEncoder, MatryoshkaHead, TwoStageIndex, TwoStageRetriever, truncate
+from mrl_rag import (
+    CachedEncoder,
+    HeadCard,
+    MatryoshkaEncoder,
+    MatryoshkaHead,
+    TwoStageIndex,
+    TwoStageRetriever,
+    truncate,
+)
 from mrl_rag.errors import (
     HeadMismatch,
     InvalidDimension,
@@ -18,7 +26,7 @@ from mrl_rag.errors import (
     ModelFilesError,
 )
 from mrl_rag.heads.fitting import similarity_error
-from mrl_rag.index.rotation import fit as pca
+from mrl_rag.rotation import fit as pca
 
 DIMS = (16, 8, 4, 2)
 
@@ -221,6 +229,13 @@ def tiny_head(tiny):
     encoder = tiny()
     matrix = np.random.default_rng(0).normal(size=(16, 16))
     return MatryoshkaHead(matrix, replace(CARD, full_dim=16, model=encoder.model, fingerprint=encoder.fingerprint))
+
+
+def test_an_encoder_with_a_head_fits_no_second_one(tiny, tiny_head, tmp_path):
+    headed = tiny(head=tiny_head)
+    for encoder in (headed, CachedEncoder(headed, tmp_path / "vectors.sqlite3")):
+        with pytest.raises(HeadMismatch, match="has a head already"):
+            encoder.fit_head(["a"], ["b"])
 
 
 @pytest.mark.parametrize("long_inputs", ["truncate", "average"])

@@ -20,12 +20,11 @@ from hypothesis import strategies as st
 from matplotlib.colors import to_hex
 from sklearn.datasets import make_classification
 
-from mrl_rag import Record, TwoStageIndex
+from mrl_rag import Record, TwoStageIndex, rotation
 from mrl_rag.classification import AdaptiveClassifier
 from mrl_rag.cli import main
 from mrl_rag.errors import InvalidInput
 from mrl_rag.evaluation import Evaluation, LostQuestion, Result
-from mrl_rag.index import rotation
 from mrl_rag.intervals import Estimate
 from mrl_rag.report import (
     classifier_curve,

@@ -12,7 +12,7 @@ from typing import Any, Self, TypeAlias
 import numpy as np
 
 from mrl_rag.arguments import check_integer
-from mrl_rag.errors import InvalidVectors
+from mrl_rag.errors import HeadMismatch, InvalidVectors
 from mrl_rag.heads import MatryoshkaHead
 from mrl_rag.progress import progress_bar
 from mrl_rag.tasks import Task, check_task, check_texts
@@ -57,6 +57,9 @@ class Encoder(ABC):
     @abstractmethod
     def max_length(self) -> int | None:
         """Longest input in tokens; None if that is not known."""
+
+    # What full vectors have been through; `fit_head` fits no second one.
+    _head: MatryoshkaHead | None = None
 
     @property
     @abstractmethod
@@ -199,15 +202,19 @@ class Encoder(ABC):
             progress: show bars when standard error is a terminal.
 
         Raises:
+            HeadMismatch: this encoder has a head already.
             InvalidTexts: as `encode` does.
             InvalidVectors: there are too few, or not as many of one as of the other.
         """
+        model = str(getattr(self, "model", ""))
+        if self._head is not None:
+            raise HeadMismatch(f"this encoder of {model!r} has a head already; fit one with an encoder without.")
         return MatryoshkaHead.fit(
             self._encode_each_once(questions, "query", progress),
             self._encode_each_once(passages, "document", progress),
             seed=seed,
             data=data,
-            model=str(getattr(self, "model", "")),
+            model=model,
             fingerprint=self.fingerprint,
             progress=progress,
         )

@@ -48,6 +48,7 @@ class CachedEncoder(Encoder):
 
     def __init__(self, encoder: Encoder, path: str | os.PathLike[str]) -> None:
         self.encoder = encoder
+        self._head = encoder._head
         self._path = Path(path).expanduser().absolute()
         self._lock = threading.Lock()
         self._connection: sqlite3.Connection | None = None

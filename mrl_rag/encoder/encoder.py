@@ -38,7 +38,7 @@ from mrl_rag.encoder.settings import (
 )
 from mrl_rag.encoder.suitability import dim_warning, language_warning
 from mrl_rag.encoder.tokenizing import LongInputs, Tokenized, Tokenizer
-from mrl_rag.errors import EncoderClosed, HeadMismatch, InvalidInput
+from mrl_rag.errors import EncoderClosed, InvalidInput
 from mrl_rag.heads import MatryoshkaHead
 from mrl_rag.heads.head import AnyHead
 from mrl_rag.lifetime import leave_to_parent, renew_after_fork
@@ -300,24 +300,6 @@ class MatryoshkaEncoder(PickledByArguments, Encoder):
             await serving
         self._report(tokenized.overruns, len(texts))
         return truncate(self._finish(vectors, tokenized, len(texts)), dim)
-
-    def fit_head(
-        self,
-        questions: Sequence[str],
-        passages: Sequence[str],
-        *,
-        seed: int = 0,
-        data: str = "",
-        progress: bool = False,
-    ) -> MatryoshkaHead:
-        """Encode questions and the passages that answer them, and fit a head, as in `Encoder.fit_head`.
-
-        Raises:
-            HeadMismatch: this encoder has a head already.
-        """
-        if self._head is not None:
-            raise HeadMismatch(f"this encoder of {self.model!r} has a head already; fit one with an encoder without.")
-        return super().fit_head(questions, passages, seed=seed, data=data, progress=progress)
 
     def close(self) -> None:
         """Free the network's memory, end the processes of several devices; the encoder can't encode after this."""

@@ -17,8 +17,8 @@ from mrl_rag.evaluation.ways import PRECISIONS, Precision, Rows, ScanningSearche
 from mrl_rag.heads import MatryoshkaHead
 from mrl_rag.heads.head import AnyHead
 from mrl_rag.index.plan import check_k
-from mrl_rag.index.rotation import SAMPLE, fit
 from mrl_rag.intervals import estimate
+from mrl_rag.rotation import SAMPLE, fit
 from mrl_rag.truncation import Float32Array, check_dim
 
 # Of an archive's float16; scores of full vectors that differ by less are equal.

@@ -12,6 +12,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy, kl_div, normalize
 from torch.nn.utils.parametrizations import orthogonal
 
+from mrl_rag import rotation
 from mrl_rag.arguments import check_integer
 from mrl_rag.errors import InvalidVectors
 from mrl_rag.progress import Advance, progress_bar
@@ -116,13 +117,6 @@ def _split(count: int, seed: int) -> tuple[Rows, Rows]:
     return order[held_out:], order[:held_out]
 
 
-def _pca(rows: Float32Array) -> torch.Tensor:
-    """Return the axes of an uncentred PCA, the longest first: float32 [full_dim, full_dim]."""
-    doubles = rows.astype(np.float64)
-    axes = np.linalg.eigh(doubles.T @ doubles)[1][:, ::-1]
-    return torch.from_numpy(np.ascontiguousarray(axes, dtype=np.float32))
-
-
 class _Map(nn.Module):
     """A linear map `vectors @ matrix`; where `turns`, it stays orthogonal."""
 
@@ -202,7 +196,7 @@ def _fit_vectors(
     rest, out = _split(len(rows), seed)
     seen, unseen = torch.from_numpy(rows[rest]), torch.from_numpy(rows[out])
     matrix = _optimise(
-        _pca(rows[rest]),
+        torch.from_numpy(rotation.fit(rows[rest])),
         True,
         lambda generator: _shuffled(len(seen), generator),
         lambda matrix, batch: _error(seen[batch], matrix, dims),
@@ -268,7 +262,7 @@ def _fit_pairs(
     seen, unseen = everything._replace(pairs=known[~out]), everything._replace(pairs=known[out])
     mined = _mine(seen, seed)
     fixed = torch.split(unseen.pairs, _BATCH)
-    matrix = _pca(np.concatenate([queries[~out], documents[~out]]))
+    matrix = torch.from_numpy(rotation.fit(np.concatenate([queries[~out], documents[~out]])))
     # Orthogonal first, which overfits less; then any map, as long as the held-out part gets better.
     for turns in (True, False):
         matrix = _optimise(

@@ -19,9 +19,9 @@ import numpy.typing as npt
 
 from mrl_rag.index.config import IndexConfig
 from mrl_rag.index.plan import LATE, MAX_ROUNDS, first_size
-from mrl_rag.index.rotation import SAMPLE, explained_energy, fit
 from mrl_rag.index.search import Searcher
 from mrl_rag.index.storage import Stores
+from mrl_rag.rotation import SAMPLE, explained_energy, fit
 from mrl_rag.truncation import Float32Array, unit_rows
 
 _LOG = logging.getLogger("mrl_rag")

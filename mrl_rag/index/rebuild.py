@@ -12,11 +12,11 @@ import numpy as np
 from mrl_rag.errors import ArchiveError, TwoStageIndexError
 from mrl_rag.index.calibration import Questions, fit_shortlist
 from mrl_rag.index.config import IndexConfig
-from mrl_rag.index.rotation import SAMPLE, explained_energy
 from mrl_rag.index.shortlist import NEW, ShortlistCollection
 from mrl_rag.index.storage import Storage, Stores
 from mrl_rag.index.writer import readable_vectors, sampled_vectors
 from mrl_rag.progress import progress_bar
+from mrl_rag.rotation import SAMPLE, explained_energy
 from mrl_rag.truncation import Float32Array, check_dim
 
 

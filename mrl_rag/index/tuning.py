@@ -24,10 +24,10 @@ from mrl_rag.index.calibration import (
     ranks_at,
 )
 from mrl_rag.index.plan import Plan
-from mrl_rag.index.rotation import SAMPLE, fit
 from mrl_rag.index.search import Searcher
 from mrl_rag.index.storage import Stores
 from mrl_rag.intervals import Estimate, estimate
+from mrl_rag.rotation import SAMPLE, fit
 from mrl_rag.truncation import Float32Array, as_rows, check_dim, unit_rows
 
 # Shortlists that are tried, beside those that an index chooses from by itself.

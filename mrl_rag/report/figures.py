@@ -13,10 +13,10 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
+from mrl_rag import rotation
 from mrl_rag.errors import InvalidInput, InvalidVectors
 from mrl_rag.evaluation import Evaluation, Result
 from mrl_rag.extras import require
-from mrl_rag.index import rotation
 from mrl_rag.report.findings import Cost, cost_of, frontier, main_measure
 from mrl_rag.report.groups import MISSING, OTHER, group, shorten
 from mrl_rag.report.palette import INK, LINE, MUTED, SERIES, Colour

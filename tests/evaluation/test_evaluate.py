@@ -15,7 +15,7 @@ from mrl_rag.errors import InvalidDimension, InvalidInput, InvalidVectors
 from mrl_rag.evaluation import Dataset, EncodedDataset, Evaluation, evaluate, evaluate_index, exact_scan, sweep
 from mrl_rag.evaluation.evaluate import made_questions
 from mrl_rag.evaluation.ways import PRECISIONS, ScanningSearcher, Way
-from mrl_rag.index.rotation import fit
+from mrl_rag.rotation import fit
 from mrl_rag.truncation import normalize, truncate
 
 TEXTS = {

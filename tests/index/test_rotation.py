@@ -8,7 +8,7 @@ import pytest
 from mrl_rag import Plan, TwoStageIndex
 from mrl_rag.errors import ArchiveError, InvalidDimension, InvalidInput
 from mrl_rag.evaluation import exact_scan, recall_at_k
-from mrl_rag.index.rotation import explained_energy, fit
+from mrl_rag.rotation import explained_energy, fit
 
 
 def decaying(count, seed=0, dims=64):
