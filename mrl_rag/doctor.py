@@ -23,7 +23,7 @@ from mrl_rag.errors import MrlRagError
 from mrl_rag.index import TwoStageIndex
 from mrl_rag.models import MODELS
 
-_PACKAGES = ("torch", "transformers", "tokenizers", "chromadb", "lmdb", "simsimd", "numpy")
+_PACKAGES = ("torch", "transformers", "tokenizers", "chromadb", "lmdb", "numkong", "numpy")
 _TESTED = {"chromadb": CHROMA, "torch": TORCH, "transformers": TRANSFORMERS}
 # Optional packages: the module, the extra that brings it, and what for.
 _OPTIONAL = (

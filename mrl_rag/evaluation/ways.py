@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, TypeAlias, get_args
 
+import numkong
 import numpy as np
 import numpy.typing as npt
-import simsimd
 
-from mrl_rag.quantization import quantize, row_bytes, score_bits, score_codes, sign_bits
+from mrl_rag.quantization import inner_products, pack, quantize, row_bytes, score_bits, sign_bits
 from mrl_rag.truncation import Float32Array, truncate
 
 Precision: TypeAlias = Literal["float32", "float16", "int8", "binary"]
@@ -106,12 +106,12 @@ class ScanningSearcher:
     def _first_scores(self, queries: Float32Array) -> Float32Array:
         precision, codes = self._way.precision, self._codes
         if precision == "int8":
-            return score_codes(quantize(queries)[0], codes.view(np.int8), self._scales)
+            return inner_products(codes.view(np.int8), pack(quantize(queries)[0])).T * self._scales
         if precision == "binary":
             return np.stack([score_bits(query, codes.view(np.uint8)) for query in queries])
         if precision == "float16":
             halves = queries.astype(np.float16)
-            return np.array(simsimd.cdist(halves, codes, metric="dot", out_dtype="float32"), dtype=np.float32)
+            return np.array(numkong.dots_packed(codes, numkong.dots_pack(halves)), dtype=np.float32).T
         scores: Float32Array = queries @ codes.view(np.float32).T
         return scores
 

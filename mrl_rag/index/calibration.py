@@ -43,9 +43,9 @@ _DIM_STEP = 32
 # An exact scan must exceed the target recall by so much: a search also loses records in lists that it doesn't scan, and
 # the measurement has an error.
 RECALL_MARGIN = 0.004
-# Milliseconds per dimension of stage one, and per candidate that is read and ranked, measured at 100,000 records
-# (`benchmarks/README.md`).
-MS_PER_DIM, MS_PER_CANDIDATE = 0.001, 0.0045
+# Milliseconds per dimension of stage one, more of them with more records to scan, and per candidate that is read and
+# ranked; measured at 100,000 and 1,000,000 records (`benchmarks/README.md`).
+_MS_PER_DIM, _MS_PER_DIM_AND_RECORD, _MS_PER_CANDIDATE = 0.001, 1e-8, 0.0045
 # Vectors per read.
 READ_BATCH = 20_000
 # New vectors have drifted if the shortlist keeps less than this share of the squared length that it kept of the vectors
@@ -120,7 +120,7 @@ def fit_shortlist(read: ReadRows, count: int, shortlist_dim: int, dim_fixed: boo
     rotation = fit(sample)
     if questions is not None and not dim_fixed:
         ranks = ranks_at(read, count, rotation, questions, dims_to_try(len(rotation)))
-        shortlist_dim = _cheapest_dim(ranks, target_recall)
+        shortlist_dim = _cheapest_dim(ranks, target_recall, count)
     return Fit(rotation, shortlist_dim, explained_energy(sample, rotation, shortlist_dim), questions)
 
 
@@ -248,19 +248,25 @@ def warn_of_drift(stores: Stores, rows: Float32Array) -> bool:
     return drifted
 
 
-def _cheapest_dim(ranks: Mapping[int, Ranks], target_recall: float) -> int:
+def expected_milliseconds(dim: int, candidates: float, records: int) -> float:
+    """Return about how long a query takes, by the number of candidates that are read and ranked."""
+    return dim * (_MS_PER_DIM + records * _MS_PER_DIM_AND_RECORD) + candidates * _MS_PER_CANDIDATE
+
+
+def _cheapest_dim(ranks: Mapping[int, Ranks], target_recall: float, records: int) -> int:
     """Return the cheapest dimension at which a shortlist by exact scan reaches the target recall.
 
     Args:
         ranks: per dimension, int [q, 10], ranks of the true neighbours from `ranks_at`.
         target_recall: share of the true neighbours to find, 0 to 1.
+        records: number of records.
     """
     costs: dict[int, float] = {}
     for dim, rank in ranks.items():
         for size in SHORTLIST_SIZES:
             recall, candidates = _shortlist_recall(rank, size)
             if recall >= min(target_recall + RECALL_MARGIN, 1.0):
-                cost = dim * MS_PER_DIM + candidates * MS_PER_CANDIDATE
+                cost = expected_milliseconds(dim, candidates, records)
                 costs[dim] = min(costs.get(dim, cost), cost)
     return min(costs, key=lambda dim: costs[dim]) if costs else max(ranks)
 

@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
-from mrl_rag.quantization import Codes, quantize, score_codes
-from mrl_rag.truncation import Float32Array, unit_rows
+from mrl_rag.quantization import Codes, inner_products, pack, unit_codes
+from mrl_rag.truncation import unit_rows
 
 Rows = npt.NDArray[np.intp]
+Result = TypeVar("Result")
 
 # With fewer records a scan of all of them is as fast.
 MIN_LISTED = 20_000
 # With shorter lists a search scans fewer records at the same recall, but k-means takes longer; `benchmarks/README.md`
 # has the figures.
-_RECORDS_PER_LIST, _MAX_LISTS = 32, 8192
+_RECORDS_PER_LIST, _MAX_LISTS = 32, 16_384
 # k-means is fitted on so many records per list.
 _SAMPLE_PER_LIST, _ITERATIONS = 20, 5
-# Vectors per matrix product with the centroids.
-_BATCH = 1024
+# Vectors that are compared with all centroids at a time: 64 x 16,384 results are 4 MB.
+_BATCH = 64
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,14 +33,12 @@ class InvertedLists:
     """The inverted lists of vectors that are sorted by list.
 
     Attributes:
-        codes: of the centroids, int8 [m, d].
-        scales: of the centroids, float32 [m].
+        centroids: int8 [m, d], as `unit_codes` returns them.
         starts: int64 [m + 1]; list i has the rows starts[i] to starts[i + 1] - 1.
         fitted_on: number of vectors when the centroids were fitted.
     """
 
-    codes: Codes
-    scales: Float32Array
+    centroids: Codes
     starts: npt.NDArray[np.int64]
     fitted_on: int
 
@@ -44,28 +47,21 @@ class InvertedLists:
         """The number of vectors in all lists."""
         return int(self.starts[-1])
 
-    def near(self, codes: Codes, share: float) -> list[tuple[Rows, Rows]]:
-        """Return the lists nearest to each query, int [m] in ascending order, and their rows, int [n].
+    def near(self, query: Codes, share: float) -> Rows:
+        """Return the rows in the lists nearest to a query, int [n] in ascending order.
 
         Args:
-            codes: the queries in eight bits per number, int8 [q, d].
+            query: in eight bits per number, int8 [d].
             share: share of the lists to scan (nprobe / m), 0 to 1; at least one is scanned.
         """
-        count = min(max(round(share * len(self.codes)), 1), len(self.codes))
-        scores = score_codes(codes, self.codes, self.scales)
-        chosen = np.sort(np.argpartition(scores, -count, axis=1)[:, -count:], axis=1)
+        count = min(max(round(share * len(self.centroids)), 1), len(self.centroids))
+        scores = inner_products(self.centroids, pack(query[None]))[:, 0]
+        chosen = np.sort(np.argpartition(scores, -count)[-count:])
         starts = self.starts[chosen]
         lengths = self.starts[chosen + 1] - starts
-        ends = np.cumsum(lengths, axis=1)
-        shifts = starts - ends + lengths
-        return [
-            (lists, np.arange(total) + np.repeat(shift, length))
-            for lists, total, shift, length in zip(chosen, ends[:, -1].tolist(), shifts, lengths, strict=True)
-        ]
-
-    def slices(self, lists: Rows) -> list[slice]:
-        """Return the rows of each of some lists as a slice."""
-        return list(map(slice, self.starts[lists].tolist(), self.starts[lists + 1].tolist()))
+        ends = np.cumsum(lengths)
+        rows: Rows = np.arange(ends[-1]) + np.repeat(starts - ends + lengths, lengths)
+        return rows
 
     def list_of(self, rows: Rows) -> Rows:
         """Return the list of each row, int [n]."""
@@ -81,33 +77,37 @@ class InvertedLists:
         Returns:
             The n + m rows sorted by list, int [n + m], and the lists.
         """
-        centroids = self.codes * self.scales[:, None]
-        new = _nearest_centroids(codes, centroids, np.arange(len(codes))) if len(codes) else lists[:0]
-        rows, starts = _sorted_by_list(np.append(lists, new), len(self.codes))
+        rows, starts = _sorted_by_list(np.append(lists, _nearest(codes, self.centroids)), len(self.centroids))
         return rows, replace(self, starts=starts)
 
 
-def group(codes: Codes, scales: Float32Array) -> tuple[Rows, InvertedLists]:
+def group(codes: Codes) -> tuple[Rows, InvertedLists]:
     """Group vectors by spherical k-means (Lloyd's algorithm). The result is deterministic.
 
     Args:
-        codes: the vectors in eight bits per number, int8 [n, d], n > 0.
-        scales: float32 [n].
+        codes: the vectors, int8 [n, d], n > 0, as `unit_codes` returns them.
 
     Returns:
         The rows sorted by list, int [n], and the lists.
     """
     count = min(max(len(codes) // _RECORDS_PER_LIST, 1), _MAX_LISTS)
     order = np.random.default_rng(0).permutation(len(codes))[: count * _SAMPLE_PER_LIST]
-    sample = np.sort(order)
-    centroids = _unit(codes, scales, order[:count])
+    sample, centroids = codes[np.sort(order)], codes[order[:count]]
     for _ in range(_ITERATIONS):
-        by_list, starts = _sorted_by_list(_nearest_centroids(codes, centroids, sample), len(centroids))
+        rows, starts = _sorted_by_list(_nearest(sample, centroids), len(centroids))
         # Drops lists that became empty.
         nonempty = starts[:-1][np.diff(starts) > 0]
-        centroids = unit_rows(np.add.reduceat(_unit(codes, scales, sample[by_list]), nonempty, axis=0))
-    rows, starts = _sorted_by_list(_nearest_centroids(codes, centroids, np.arange(len(codes))), len(centroids))
-    return rows, InvertedLists(*quantize(centroids), starts, len(codes))
+        centroids = unit_codes(unit_rows(np.add.reduceat(sample[rows], nonempty, axis=0, dtype=np.float32)))
+    rows, starts = _sorted_by_list(_nearest(codes, centroids), len(centroids))
+    return rows, InvertedLists(centroids, starts, len(codes))
+
+
+def in_blocks(function: Callable[[slice], Result], count: int, size: int) -> list[Result]:
+    """Call a function with slices of `size` of `count` rows, on all cores; return the results in order."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    slices = [slice(start, min(start + size, count)) for start in range(0, count, size)]
+    with ThreadPoolExecutor(cores) as pool:
+        return list(pool.map(function, slices))
 
 
 def _sorted_by_list(lists: Rows, count: int) -> tuple[Rows, npt.NDArray[np.int64]]:
@@ -116,12 +116,8 @@ def _sorted_by_list(lists: Rows, count: int) -> tuple[Rows, npt.NDArray[np.int64
     return rows, np.searchsorted(lists[rows], np.arange(count + 1)).astype(np.int64)
 
 
-def _unit(codes: Codes, scales: Float32Array, rows: Rows) -> Float32Array:
-    return codes[rows] * scales[rows, None]
-
-
-def _nearest_centroids(codes: Codes, centroids: Float32Array, rows: Rows) -> Rows:
-    """Return the nearest of the centroids, float32 [m, d], for each of `rows`: int [len(rows)]."""
-    columns = np.ascontiguousarray(centroids.T)
-    parts = np.split(rows, range(_BATCH, len(rows), _BATCH))
-    return np.concatenate([(codes[part] @ columns).argmax(axis=1) for part in parts]).astype(np.intp)
+def _nearest(codes: Codes, centroids: Codes) -> Rows:
+    """Return the nearest of the centroids, int8 [m, d], for each vector, int8 [n, d]: int [n]."""
+    packed = pack(centroids)
+    parts = in_blocks(lambda part: inner_products(codes[part], packed).argmax(axis=1), len(codes), _BATCH)
+    return np.concatenate([np.empty(0, dtype=np.intp), *parts])

@@ -17,9 +17,9 @@ import numpy as np
 import numpy.typing as npt
 
 from mrl_rag.index.archive import Slots
-from mrl_rag.index.lists import MIN_LISTED, InvertedLists, Rows, group
+from mrl_rag.index.lists import MIN_LISTED, InvertedLists, Rows, group, in_blocks
 from mrl_rag.index.storage import Stores
-from mrl_rag.quantization import Codes, quantize, rounding_errors, score_codes
+from mrl_rag.quantization import Codes, Packed, inner_products, pack, quantize, rounding_errors, unit_codes
 from mrl_rag.truncation import Float32Array, unit_rows
 
 Number = TypeVar("Number", np.int8, np.float32)
@@ -32,10 +32,14 @@ _MAX_REMOVED_SHARE = 0.25
 _MAX_UNSAVED_SHARE = 0.1
 # Once there are so many times the records that the centroids were fitted on, new ones are fitted.
 _MAX_GROWTH = 2
-# A scan of long vectors looks at so many of their first numbers, which hold most of a rotated vector's length, and at
-# the others only of the nearest: so many per candidate, but at least this share. At a million records of 288 numbers
-# batches had 123 queries per second instead of 33, and the same recall (`benchmarks/README.md`).
-_FIRST_NUMBERS, _KEPT_PER_CANDIDATE, _KEPT_SHARE = 96, 20, 1 / 32
+# At least so many queries together are compared with all records: a matrix product by all cores takes less time per
+# query than their lists one by one (`benchmarks/README.md`). They are taken in groups of at most so many.
+_MIN_SCAN, _MAX_SCAN = 8, 128
+# Records per matrix product: the results for 100 queries are 1.6 MB.
+_BLOCK = 4096
+# A scan of many records keeps what is above the score of some rank in a sample of so many: on average more than wanted
+# by this many standard deviations, and at least by this many ranks.
+_SAMPLE, _DEVIATIONS, _MIN_RANK = 8192, 4, 4
 # Bound on the rounding error of a cosine in float32.
 _FLOAT32_ERROR = 1e-5
 
@@ -66,9 +70,9 @@ class LoadedVectors:
     Attributes:
         version: of the archive.
         ids: of the n rows; further ids belong to rows of later versions.
-        codes: vectors in eight bits per number, int8 [n, d].
-        scales: float32 [n], factors of the codes.
+        codes: vectors in eight bits per number, int8 [n, d]; those of the shortlist's vectors are `unit_codes`.
         full: float32 unit rows [n, full_dim]; None where `codes` are of the shortlist's vectors.
+        scales: float32 [n], factors of the codes of full vectors; otherwise empty.
         lists: of the first rows, which are in the order of their lists; None without lists.
         error: largest distance of a vector in `full` from its codes.
         slots: int64 [n], slots of the full vectors in the archive; empty where they are not needed.
@@ -78,8 +82,8 @@ class LoadedVectors:
     version: int
     ids: list[str]
     codes: Codes
-    scales: Float32Array
-    full: Float32Array | None
+    full: Float32Array | None = None
+    scales: Float32Array = field(default_factory=lambda: np.empty(0, dtype=np.float32))
     lists: InvertedLists | None = None
     error: float = 0.0
     slots: Slots = field(default_factory=lambda: np.empty(0, dtype=np.int64))
@@ -95,64 +99,72 @@ class LoadedVectors:
         kept[self.removed] = False
         return kept
 
+    @cached_property
+    def _sample(self) -> Codes:
+        return np.ascontiguousarray(self.codes[:: len(self.codes) // _SAMPLE])
+
     def nearest(
-        self, queries: Float32Array, size: int, share: float, least: int, rotated: bool = False
+        self, queries: Float32Array, size: int, share: float, least: int, one_by_one: bool = False
     ) -> list[Candidates]:
         """Return the records nearest to each query by their codes, best first.
 
         Args:
             queries: float32 unit rows [q, d].
             size: candidates per query at most.
-            share: share of the inverted lists to scan, 0 to 1. Rows in no list are always scanned.
+            share: share of the inverted lists to scan, 0 to 1. Rows in no list are always scanned. Eight queries and
+                more are compared with all rows.
             least: all rows are scanned for a query if these lists give fewer candidates.
-            rotated: whether a rotation was fitted, so that the first numbers hold most of a vector's length.
+            one_by_one: whether eight queries and more, too, scan these lists alone.
         """
         codes, _ = quantize(queries)
-        if self.lists is None or share >= 1:
-            return [self._best_of_all(code, size) for code in codes]
+        if self.lists is None or share >= 1 or (len(queries) >= _MIN_SCAN and not one_by_one):
+            groups = [self._scan(codes[start : start + _MAX_SCAN], size) for start in range(0, len(codes), _MAX_SCAN)]
+            return [candidates for group in groups for candidates in group]
         unlisted = np.arange(self.lists.size, len(self.codes))
         found = []
-        for code, (lists, listed) in zip(codes, self.lists.near(codes, share), strict=True):
-            rows = np.append(listed, unlisted) if len(unlisted) else listed
-            if rotated:
-                rows = self._near_by_first_numbers(code, self.lists, lists, rows, size)
-            rows = self._without_removed(rows)
-            scores = score_codes(code[None], self.codes.take(rows, axis=0), self.scales[rows])[0]
-            best = self._best(rows, scores, size)
-            found.append(best if len(best.ids) >= min(size, least) else self._best_of_all(code, size))
+        for code in codes:
+            rows = self._without_removed(np.append(self.lists.near(code, share), unlisted))
+            best = self._best(rows, inner_products(self.codes.take(rows, axis=0), pack(code[None]))[:, 0], size)
+            found.append(best if len(best.ids) >= min(size, least) else self._scan(code[None], size)[0])
         return found
 
-    def _near_by_first_numbers(self, query: Codes, lists: InvertedLists, chosen: Rows, rows: Rows, size: int) -> Rows:
-        """Return the rows that are nearest by the first numbers alone, many more than `size`; all if that saves little.
+    def _scan(self, queries: Codes, size: int) -> list[Candidates]:
+        """Return the nearest of all rows to each query, int8 [q, d]."""
+        packed, count = pack(queries), len(queries)
+        if count == 1 or len(self.codes) <= 2 * _SAMPLE:
+            scores = inner_products(self.codes, packed).T
+            kept = self._without_removed(np.arange(len(self.codes)))
+            return [self._best(kept, one[kept] if len(self.removed) else one, size) for one in scores]
+        lowest = self._lowest(packed, size)
 
-        Args:
-            query: int8 [d].
-            lists: the inverted lists.
-            chosen: int [m], those that are scanned.
-            rows: int [n], their rows, and the rows in no list.
-            size: candidates wanted.
-        """
-        kept = max(_KEPT_PER_CANDIDATE * size, int(_KEPT_SHARE * len(rows)))
-        if len(query) < 2 * _FIRST_NUMBERS or len(rows) < 2 * kept:
-            return rows
-        # By slices: taking so many rows one by one takes longer.
-        parts = [*lists.slices(chosen), slice(lists.size, len(self.codes))]
-        first = np.concatenate([self.codes[part, :_FIRST_NUMBERS] for part in parts])
-        scores = score_codes(query[None, :_FIRST_NUMBERS], first, self.scales[rows])[0]
-        return rows[np.argpartition(scores, -kept)[-kept:]]
+        def above(part: slice) -> tuple[Rows, npt.NDArray[np.int32]]:
+            scores = inner_products(self.codes[part], packed)
+            found = np.flatnonzero(scores >= lowest)
+            return found + part.start * count, scores.ravel()[found]
+
+        places, scores = map(np.concatenate, zip(*in_blocks(above, len(self.codes), _BLOCK), strict=True))
+        rows, query = np.divmod(places, count)
+        there = np.flatnonzero(self._kept[rows])
+        order = there[np.argsort(query[there], kind="stable")]
+        parts = np.split(order, np.searchsorted(query[order], np.arange(1, count)))
+        return [
+            # Too few only by chance, or where many rows were removed.
+            self._best(rows[part], scores[part], size) if len(part) >= size else self._scan(queries[[place]], size)[0]
+            for place, part in enumerate(parts)
+        ]
+
+    def _lowest(self, packed: Packed, size: int) -> npt.NDArray[np.int32]:
+        """Return a score per query, int32 [q], that by a sample somewhat more than `size` rows reach."""
+        sample = np.ascontiguousarray(inner_products(self._sample, packed).T)
+        expected = size * sample.shape[1] / len(self.codes)
+        rank = min(int(expected + _DEVIATIONS * expected**0.5) + _MIN_RANK, sample.shape[1])
+        return np.partition(sample, -rank, axis=1)[:, -rank]
 
     def _without_removed(self, rows: Rows) -> Rows:
         return rows[self._kept[rows]] if len(self.removed) else rows
 
-    def _best_of_all(self, query: Codes, size: int) -> Candidates:
-        scores = score_codes(query[None], self.codes, self.scales)[0]
-        rows = np.arange(len(self.codes))
-        if len(self.removed):
-            rows, scores = rows[self._kept], scores[self._kept]
-        return self._best(rows, scores, size)
-
-    def _best(self, rows: Rows, scores: Float32Array, size: int) -> Candidates:
-        """Return the rows with the highest scores, float32 [n], best first."""
+    def _best(self, rows: Rows, scores: npt.NDArray[np.int32], size: int) -> Candidates:
+        """Return the rows with the highest scores, int32 [n], best first."""
         if size < len(scores):
             best = np.argpartition(scores, -size)[-size:]
             rows, scores = rows[best], scores[best]
@@ -162,7 +174,7 @@ class LoadedVectors:
     def among_best(self, query: Float32Array, k: int) -> Rows:
         """Return rows, int [m], that include the k nearest to a unit query, float32 [full_dim]."""
         code, scale = quantize(query[None])
-        scores = score_codes(code, self.codes, self.scales)[0] * scale
+        scores = inner_products(self.codes, pack(code))[:, 0] * (self.scales * scale)
         scores[self.removed] = -np.inf
         # Bound on the difference between a score and the cosine, from the rounding errors of both vectors
         # (Cauchy-Schwarz inequality).
@@ -229,7 +241,7 @@ class Loader:
         rows = unit_rows(vectors)
         codes, scales = quantize(rows)
         error = float(rounding_errors(rows, codes, scales).max(initial=0.0))
-        return LoadedVectors(0, found, codes, scales, rows, error=error)
+        return LoadedVectors(0, found, codes, rows, scales, error=error)
 
     def _caught_up(self, before: LoadedVectors) -> LoadedVectors | None:
         """Return the records with all later changes; None if not all changes are known, or too many rows are unused."""
@@ -250,8 +262,7 @@ class Loader:
         self._codes = np.empty((len(ids), config.full_dim if full else config.shortlist_dim), dtype=np.int8)
         self._full = np.empty((len(ids), config.full_dim), dtype=np.float32) if full else None
         self._row_of = {}
-        scales = np.empty(0, dtype=np.float32)
-        loaded = LoadedVectors(0, [], self._codes[:0], scales, None if self._full is None else self._full[:0])
+        loaded = LoadedVectors(0, [], self._codes[:0], None if self._full is None else self._full[:0])
         for start in range(0, len(ids), _BATCH):
             loaded = self._append(loaded, *self._stores.full_vectors(ids[start : start + _BATCH]))
         return loaded
@@ -275,13 +286,13 @@ class Loader:
         if self._full is not None:
             self._full = _with_room(self._full, count, end)
         scales, error = before.scales, before.error
-        if len(ids):
-            rows = unit_rows(vectors) if self._full is not None else self._stores.project(vectors)
+        if len(ids) and self._full is None:
+            self._codes[count:end] = unit_codes(self._stores.project(vectors))
+        elif len(ids) and self._full is not None:
+            rows = self._full[count:end] = unit_rows(vectors)
             codes, new_scales = quantize(rows)
             self._codes[count:end], scales = codes, np.append(scales, new_scales)
-            if self._full is not None:
-                self._full[count:end] = rows
-                error = max(error, float(rounding_errors(rows, codes, new_scales).max()))
+            error = max(error, float(rounding_errors(rows, codes, new_scales).max()))
         before.ids.extend(ids)
         self._row_of.update(zip(ids, range(count, end), strict=True))
         self._unsaved += len(ids) + len(gone)
@@ -304,7 +315,7 @@ class Loader:
             order, lists = lists.extended(lists.list_of(listed), loaded.codes[new])
             kept = kept[order]
         elif len(kept) >= MIN_LISTED:
-            order, lists = group(loaded.codes[kept], loaded.scales[kept])
+            order, lists = group(loaded.codes[kept])
             kept = kept[order]
         # A new array: other threads may be reading the old one.
         self._codes, self._row_of = loaded.codes[kept], None
@@ -312,9 +323,7 @@ class Loader:
             loaded.version,
             [loaded.ids[row] for row in kept.tolist()],
             self._codes,
-            loaded.scales[kept],
-            None,
-            lists,
+            lists=lists,
             slots=loaded.slots[kept],
         )
 
@@ -329,10 +338,8 @@ class Loader:
             if (about["rotation"], about["dim"]) == (self._stores.config.rotation, self._stores.config.shortlist_dim):
                 names = [name for name in file if name.startswith("list_")]
                 lists = InvertedLists(**{name[len("list_") :]: file[name] for name in names}) if names else None
-                self._codes, self._full = file["codes"], None
-                return LoadedVectors(
-                    about["version"], ids, self._codes, file["scales"], None, lists, slots=file["slots"]
-                )
+                self._codes, self._full = file["unit_codes"], None
+                return LoadedVectors(about["version"], ids, self._codes, lists=lists, slots=file["slots"])
         return None
 
     def _save(self, loaded: LoadedVectors) -> None:
@@ -352,8 +359,7 @@ class Loader:
                         {"version": loaded.version, "rotation": config.rotation, "dim": config.shortlist_dim}
                     ),
                     ids=_as_bytes(loaded.ids),
-                    codes=loaded.codes,
-                    scales=loaded.scales,
+                    unit_codes=loaded.codes,
                     slots=loaded.slots,
                     **lists,
                 )

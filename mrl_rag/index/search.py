@@ -296,7 +296,9 @@ class Searcher:
     def nearest(
         self, queries: Float32Array, k: int, size: int = 0, share: float = 0.0
     ) -> list[list[tuple[str, float]]]:
-        """Return ids and scores of what a search in two stages finds per query, best first. It is never exhaustive.
+        """Return ids and scores of what a search in two stages finds per query, best first.
+
+        It is never exhaustive, and the lists are scanned as for queries that are asked one by one.
 
         Args:
             queries: float32 unit rows [n, full_dim].
@@ -305,7 +307,7 @@ class Searcher:
             share: share of the inverted lists to scan in the first round, 0 to 1; 0 for the index's own.
         """
         loaded = self._loader.load(full=False) if self.in_memory else None
-        ranked = self._shortlist_and_rank(queries, Request(k), loaded, size, share)
+        ranked = self._shortlist_and_rank(queries, Request(k), loaded, size, share, one_by_one=True)
         return [[(hit.id, hit.score) for hit in answer] for answer in ranked]
 
     @property
@@ -401,6 +403,7 @@ class Searcher:
         loaded: LoadedVectors | None,
         chosen_size: int = 0,
         chosen_share: float = 0.0,
+        one_by_one: bool = False,
     ) -> list[list[Ranked]]:
         """Shortlist and rerank in rounds, each with twice the candidates, while a hit is late in the shortlist."""
         config, plan = self.stores.config, request.plan
@@ -415,8 +418,7 @@ class Searcher:
             if loaded is None:
                 shortlists = [Candidates(ids) for ids in self._search_graph(projected[pending], size, request)]
             else:
-                rotated = self.stores.config.fitted
-                shortlists = loaded.nearest(projected[pending], size, share, 2 * request.k, rotated)
+                shortlists = loaded.nearest(projected[pending], size, share, 2 * request.k, one_by_one)
             milliseconds = (time.perf_counter() - start) * 1e3
             reranked = self._rank_shortlists(queries[pending], shortlists, [seen[query] for query in pending], request)
             unfinished = []

@@ -10,8 +10,6 @@ import numpy as np
 from mrl_rag.errors import InvalidDimension, InvalidInput, InvalidVectors
 from mrl_rag.index.calibration import (
     MIN_MEASURED,
-    MS_PER_CANDIDATE,
-    MS_PER_DIM,
     RECALL_MARGIN,
     SHORTLIST_SIZES,
     Questions,
@@ -19,6 +17,7 @@ from mrl_rag.index.calibration import (
     ReadRows,
     choose_questions,
     dims_to_try,
+    expected_milliseconds,
     find_nearest,
     measure,
     ranks_at,
@@ -134,7 +133,7 @@ def tune(
     for dim, by_question in ranks.items():
         size, reached = _shortest(by_question[choosing], target_recall)
         recall = estimate((by_question[held_out] < size).mean(axis=1))
-        milliseconds = dim * MS_PER_DIM + size * MS_PER_CANDIDATE
+        milliseconds = expected_milliseconds(dim, size, len(records))
         candidates.append(Candidate(Plan(dims=(dim, full_dim), sizes=(size,)), recall, milliseconds))
         enough += [candidates[-1]] if reached else []
     chosen = min(enough, key=lambda candidate: candidate.milliseconds, default=None)

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from mrl_rag import TwoStageIndex
 from mrl_rag.index.lists import group
 from mrl_rag.index.loaded import LoadedVectors
-from mrl_rag.quantization import quantize
+from mrl_rag.quantization import quantize, unit_codes
 from mrl_rag.truncation import normalize
 
 
@@ -21,47 +21,56 @@ def clustered(count, dim=32, clusters=60, seed=0):
 @settings(max_examples=30, deadline=None)
 @given(count=st.integers(1, 300), distinct=st.integers(1, 300), share=st.floats(0, 1))
 def test_every_record_stands_in_one_list(count, distinct, share):
-    codes, scales = quantize(normalize(np.random.default_rng(count).normal(size=(distinct, 8))))
+    codes = unit_codes(normalize(np.random.default_rng(count).normal(size=(distinct, 8))))
     repeated = np.arange(count) % distinct
-    rows, lists = group(codes[repeated], scales[repeated])
+    rows, lists = group(codes[repeated])
     assert sorted(rows.tolist()) == list(range(count))
     assert lists.starts[0] == 0
     assert lists.size == count
     assert (np.diff(lists.starts) >= 0).all()
-    ((_, everything),) = lists.near(codes[:1], 1.0)
-    assert everything.tolist() == list(range(count))
-    ((chosen, near),) = lists.near(codes[:1], share)
-    assert set(near.tolist()) <= set(range(count))
-    assert near.tolist() == [row for part in lists.slices(chosen) for row in range(part.start, part.stop)]
+    assert lists.near(codes[0], 1.0).tolist() == list(range(count))
+    near = lists.near(codes[0], share)
+    chosen = np.unique(lists.list_of(near))
+    assert len(chosen) <= max(round(share * len(lists.centroids)), 1)
+    assert near.tolist() == [row for row in range(count) if lists.list_of(np.array([row]))[0] in chosen]
 
 
 def test_a_tenth_of_the_lists_holds_nearly_all_that_is_near():
     vectors, queries = clustered(6000), clustered(50, seed=1)
-    codes, scales = quantize(vectors)
-    rows, lists = group(codes, scales)
+    rows, lists = group(unit_codes(vectors))
     true = np.argsort(-queries @ vectors.T, axis=1)[:, :10]
-    found = [set(rows[near].tolist()) for _, near in lists.near(quantize(queries)[0], 0.1)]
+    found = [set(rows[lists.near(query, 0.1)].tolist()) for query in quantize(queries)[0]]
     assert np.mean([len(looked_at) for looked_at in found]) < 1500
     assert np.mean([len(looked_at & set(ids)) / 10 for looked_at, ids in zip(found, true.tolist(), strict=True)]) > 0.95
 
 
-def test_the_first_numbers_of_rotated_vectors_lose_nothing_near():
-    spectrum = np.arange(1, 257, dtype=np.float32) ** -0.55
-    vectors, queries = normalize(clustered(30_000, dim=256) * spectrum), clustered(40, dim=256, seed=1) * spectrum
-    codes, scales = quantize(vectors)
-    order, lists = group(codes, scales)
+@settings(max_examples=20, deadline=None)
+@given(
+    size=st.sampled_from([1, 20, 300]),
+    removed=st.sampled_from([0, 1, 15_000]),
+    copies=st.sampled_from([1, 5000]),
+    seed=st.integers(0, 5),
+)
+def test_many_queries_together_find_the_nearest_of_all_records(size, removed, copies, seed):
+    count = 20_000
+    vectors = np.repeat(clustered(count // copies, dim=8, seed=seed), copies, axis=0)
+    codes, queries = unit_codes(vectors), clustered(130, dim=8, seed=seed + 10)
+    gone = np.random.default_rng(seed).permutation(count)[:removed]
     loaded = LoadedVectors(
-        0, [str(row) for row in order], codes[order], scales[order], None, lists, slots=np.arange(30_000)
+        0, list(map(str, range(count))), codes, slots=np.arange(count), removed=gone, lists=group(codes[:64])[1]
     )
-    for share in (0.3, 0.999):
-        both = [loaded.nearest(normalize(queries), 20, share, 20, rotated) for rotated in (False, True)]
-        kept = [set(part.ids) & set(whole.ids) for whole, part in zip(*both, strict=True)]
-        assert np.mean([len(ids) / 20 for ids in kept]) > 0.99
+    scores = np.delete(codes.astype(np.int64), gone, axis=0) @ quantize(queries)[0].T.astype(np.int64)
+    for place, found in enumerate(loaded.nearest(queries, size, 0.1, size)):
+        rows = np.array([int(id_) for id_ in found.ids])
+        assert len(set(found.ids)) == size
+        assert not set(rows.tolist()) & set(gone.tolist())
+        nearest = codes[rows].astype(np.int64) @ quantize(queries[place][None])[0][0]
+        np.testing.assert_array_equal(nearest, np.sort(scores[:, place])[::-1][:size])
 
 
 def test_the_same_records_are_grouped_in_the_same_way():
-    codes, scales = quantize(clustered(2000))
-    (first, lists), (again, lists_again) = group(codes, scales), group(codes, scales)
+    codes = unit_codes(clustered(2000))
+    (first, lists), (again, lists_again) = group(codes), group(codes)
     np.testing.assert_array_equal(first, again)
     np.testing.assert_array_equal(lists.starts, lists_again.starts)
 
@@ -112,8 +121,8 @@ def test_a_search_returns_k_hits_even_if_the_lists_near_the_query_hold_fewer(sco
 @settings(max_examples=30, deadline=None)
 @given(first=st.integers(1, 200), more=st.integers(0, 200), dropped=st.integers(0, 50))
 def test_lists_are_extended_by_new_records_and_drop_deleted_ones(first, more, dropped):
-    codes, scales = quantize(normalize(np.random.default_rng(first).normal(size=(first + more, 8))))
-    _, lists = group(codes[:first], scales[:first])
+    codes = unit_codes(normalize(np.random.default_rng(first).normal(size=(first + more, 8))))
+    _, lists = group(codes[:first])
     kept = np.arange(min(dropped, first - 1), first)
     order, extended = lists.extended(lists.list_of(kept), codes[first:])
     assert sorted(order.tolist()) == list(range(len(kept) + more))

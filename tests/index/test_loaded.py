@@ -18,7 +18,8 @@ def vector(seed):
 def records(loaded):
     rows = set(range(len(loaded.codes))) - set(loaded.removed.tolist())
     assert len(rows) == len(loaded)
-    found = {loaded.ids[row]: (loaded.scales[row] * loaded.codes[row]).tolist() for row in rows}
+    scales = loaded.scales if loaded.full is not None else np.ones(len(loaded.codes))
+    found = {loaded.ids[row]: (scales[row] * loaded.codes[row]).tolist() for row in rows}
     assert len(found) == len(rows)
     return found
 
