@@ -35,7 +35,7 @@ _MAX_GROWTH = 2
 # At least so many queries together are compared with all records: a matrix product by all cores takes less time per
 # query than their lists one by one (`benchmarks/README.md`). They are taken in groups of at most so many.
 _MIN_SCAN, _MAX_SCAN = 8, 128
-# Records per matrix product: the results for 100 queries are 1.6 MB.
+# Records per matrix product: 100 queries' results are 1.6 MB, 4096 x 192 codes 0.8.
 _BLOCK = 4096
 # A scan of many records keeps what is above the score of some rank in a sample of so many: on average more than wanted
 # by this many standard deviations, and at least by this many ranks.
@@ -124,9 +124,16 @@ class LoadedVectors:
         found = []
         for code in codes:
             rows = self._without_removed(np.append(self.lists.near(code, share), unlisted))
-            best = self._best(rows, inner_products(self.codes.take(rows, axis=0), pack(code[None]))[:, 0], size)
+            best = self._best(rows, self._scores(rows, pack(code[None])), size)
             found.append(best if len(best.ids) >= min(size, least) else self._scan(code[None], size)[0])
         return found
+
+    def _scores(self, rows: Rows, query: Packed) -> npt.NDArray[np.int32]:
+        """Return the inner products of some rows with one query, int32 [n]."""
+        # In blocks, so that what is taken is still in the processor's cache when it is multiplied: half the time.
+        parts = (rows[start : start + _BLOCK] for start in range(0, len(rows), _BLOCK))
+        scores = [inner_products(self.codes.take(part, axis=0), query)[:, 0] for part in parts]
+        return np.concatenate(scores) if scores else np.empty(0, dtype=np.int32)
 
     def _scan(self, queries: Codes, size: int) -> list[Candidates]:
         """Return the nearest of all rows to each query, int8 [q, d]."""
