@@ -1,4 +1,5 @@
 import json
+import multiprocessing
 import os
 import socket
 import subprocess
@@ -165,6 +166,24 @@ def chroma_server(tmp_path_factory):
             time.sleep(0.1)
         yield port
         server.terminate()
+
+
+@pytest.fixture(scope="session")
+def start_process():
+    """Run code with the given names in another process, which has an index imported and is there in milliseconds.
+
+    It is a fork of a process that has imported Chroma, and never used it. Where there is no fork, it is a new process.
+    """
+    forks = "forkserver" in multiprocessing.get_all_start_methods()
+    context = multiprocessing.get_context("forkserver" if forks else "spawn")
+    context.set_forkserver_preload(["chromadb.api.rust", "mrl_rag.index.index", "mrl_rag.testing"])
+
+    def start(code, **names):
+        process = context.Process(target=exec, args=(code, names), daemon=True)
+        process.start()
+        return process
+
+    return start
 
 
 class ArchiveFile:

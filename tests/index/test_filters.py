@@ -135,6 +135,14 @@ def test_records_are_deleted_by_a_condition_too_large_for_one_request(open_index
     assert [record.id for record in index.get()] == ["a", "c"]
 
 
+@pytest.fixture(scope="module")
+def one_record(new_place):
+    """An index that only refuses what is written to it."""
+    with new_place() as open_index, open_index(full_dim=4) as index:
+        index.upsert(["kept"], np.ones((1, 4)), documents=["old"], metadatas=[{"n": 1}])
+        yield index
+
+
 @pytest.mark.parametrize(
     ("metadata", "words"),
     [
@@ -149,14 +157,12 @@ def test_records_are_deleted_by_a_condition_too_large_for_one_request(open_index
         ({"n": np.int64(1)}, "int64"),
     ],
 )
-def test_metadata_that_chromas_core_refuses_is_named_and_nothing_is_written(open_index, metadata, words):
-    index = open_index(full_dim=4)
-    index.upsert(["kept"], np.ones((1, 4)), documents=["old"], metadatas=[{"n": 1}])
+def test_metadata_that_chromas_core_refuses_is_named_and_nothing_is_written(one_record, metadata, words):
     with pytest.raises(InvalidInput, match=rf"metadatas\[1\].*{words}") as refused:
-        index.upsert(["new", "kept"], np.eye(4)[:2], documents=["new", "newer"], metadatas=[{"n": 1}, metadata])
+        one_record.upsert(["new", "kept"], np.eye(4)[:2], documents=["new", "newer"], metadatas=[{"n": 1}, metadata])
     assert len(str(refused.value)) < 800
-    assert [(record.id, record.document, record.metadata) for record in index.get()] == [("kept", "old", {"n": 1})]
-    assert index.verify().ok
+    assert [(record.id, record.document, record.metadata) for record in one_record.get()] == [("kept", "old", {"n": 1})]
+    assert one_record.verify().ok
 
 
 def test_the_largest_metadata_is_stored_replaced_and_its_collection_goes_on(open_index):

@@ -233,18 +233,18 @@ def test_a_record_that_chroma_has_added_by_itself_is_found_with_a_warning_until_
 
 
 @pytest.mark.parametrize(("lost", "ok"), [(1, True), (2, False)])
-def test_records_that_the_graph_lost_are_named_and_found_again(filled, monkeypatch, lost, ok):
+def test_records_that_the_graph_lost_are_named_and_found_again(writable, monkeypatch, lost, ok):
     """One unreachable record may be due to the graph's approximation."""
-    shortlist = type(filled._session.opened.stores.shortlist)
+    shortlist = type(writable._session.opened.stores.shortlist)
     unreached, replace, rebuilt = shortlist.unreached, shortlist.replace, []
     names = [f"id-{number}" for number in range(lost)]
     monkeypatch.setattr(
         shortlist, "unreached", lambda self, ids, rows: unreached(self, ids, rows) if rebuilt else names
     )
-    report = filled.verify()
-    assert (report.unreachable, report.tried, report.ok) == (names, 300, ok)
+    report = writable.verify()
+    assert (report.unreachable, report.tried, report.ok) == (names, 120, ok)
     monkeypatch.setattr(shortlist, "replace", lambda *given: rebuilt.append(True) or replace(*given))
-    assert filled.repair().ok
+    assert writable.repair().ok
     assert bool(rebuilt) == (not ok)
 
 

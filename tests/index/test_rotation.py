@@ -90,22 +90,22 @@ def test_new_vectors_that_differ_are_warned_of(score_all_up_to):
     assert index.rotation == "fit"
 
 
-def test_reindexing_changes_the_shortlist_and_nothing_else(open_index, filled, vectors):
-    everything = {8: Plan(dims=(8, 32), sizes=(300,)), 20: Plan(dims=(20, 32), sizes=(300,))}
-    before = filled.search(vectors[:5], plan=everything[8])
-    records = filled.get(["id-3", "id-4"])
+def test_reindexing_changes_the_shortlist_and_nothing_else(open_index, writable, vectors):
+    everything = {8: Plan(dims=(8, 32), sizes=(120,)), 20: Plan(dims=(20, 32), sizes=(120,))}
+    before = writable.search(vectors[:5], plan=everything[8])
+    records = writable.get(["id-3", "id-4"])
     for shortlist_dim, rotation, kind in (
         (20, "none", "none"),
         (8, "fit", "fit"),
         (20, None, "fit"),
         (8, "none", "none"),
     ):
-        filled.reindex(shortlist_dim=shortlist_dim, rotation=rotation, hnsw={"ef_search": 200})
-        assert (filled.shortlist_dim, filled.rotation, len(filled)) == (shortlist_dim, kind, 300)
-        assert filled.search(vectors[:5], plan=everything[shortlist_dim]) == before
-        again = filled.get(["id-3", "id-4"])
+        writable.reindex(shortlist_dim=shortlist_dim, rotation=rotation, hnsw={"ef_search": 200})
+        assert (writable.shortlist_dim, writable.rotation, len(writable)) == (shortlist_dim, kind, 120)
+        assert writable.search(vectors[:5], plan=everything[shortlist_dim]) == before
+        again = writable.get(["id-3", "id-4"])
         assert [(r.id, r.document, r.metadata) for r in again] == [(r.id, r.document, r.metadata) for r in records]
-        assert filled.verify().ok
+        assert writable.verify().ok
     other = open_index()
     assert other.search(vectors[:5], plan=everything[8]) == before
 
@@ -120,6 +120,14 @@ def test_another_handle_follows_a_reindexing(tmp_path, vectors):
     assert len(one) == 3
 
 
+@pytest.fixture(scope="module")
+def one_record(new_place, vectors):
+    """An index whose reindexing is always refused."""
+    with new_place() as open_index, open_index(full_dim=32, shortlist_dim=8) as index:
+        index.upsert(["a"], vectors[:1])
+        yield index
+
+
 @pytest.mark.parametrize(
     ("error", "arguments"),
     [
@@ -130,13 +138,11 @@ def test_another_handle_follows_a_reindexing(tmp_path, vectors):
         (InvalidInput, {"hnsw": {"no_such_setting": 1}}),
     ],
 )
-def test_a_bad_reindexing_is_refused_and_the_index_answers_on(open_index, vectors, error, arguments):
-    index = open_index(full_dim=32, shortlist_dim=8)
-    index.upsert(["a"], vectors[:1])
+def test_a_bad_reindexing_is_refused_and_the_index_answers_on(one_record, vectors, error, arguments):
     with pytest.raises(error):
-        index.reindex(**arguments)
-    assert [hit.id for hit in index.search(vectors[:1])[0]] == ["a"]
-    assert index.shortlist_dim == 8
+        one_record.reindex(**arguments)
+    assert [hit.id for hit in one_record.search(vectors[:1])[0]] == ["a"]
+    assert one_record.shortlist_dim == 8
 
 
 def test_an_interrupted_reindexing_leaves_the_old_collection(tmp_path, vectors, monkeypatch):
