@@ -1,6 +1,7 @@
 """`compact` gives disk space back; other processes go on reading, and nothing that others put there is touched."""
 
 import os
+import shutil
 import uuid
 
 import chromadb
@@ -40,6 +41,27 @@ def fill(index):
     return index
 
 
+@pytest.fixture(scope="module")
+def filled_folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("filled") / "db"
+    fill(TwoStageIndex(folder)).close()
+    return folder
+
+
+@pytest.fixture(scope="module")
+def half_deleted(filled_folder, tmp_path_factory):
+    folder = shutil.copytree(filled_folder, tmp_path_factory.mktemp("half_deleted") / "db")
+    with TwoStageIndex(folder) as index:
+        index.delete(IDS[:1000])
+    return folder
+
+
+@pytest.fixture
+def folder(filled_folder, tmp_path):
+    """A folder with an index of all records, for one test."""
+    return shutil.copytree(filled_folder, tmp_path / "db")
+
+
 def used(folder):
     return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
 
@@ -48,20 +70,20 @@ def nearest(index, rows, **settings):
     return [hits[0].id for hits in index.search(VECTORS[rows], k=1, **settings)]
 
 
-def test_what_deletions_and_reindexing_left_is_given_back(tmp_path):
-    with fill(TwoStageIndex(tmp_path)) as index:
+def test_what_deletions_and_reindexing_left_is_given_back(folder):
+    with TwoStageIndex(folder) as index:
         for _ in range(3):
             index.reindex()
         index.delete(IDS[:1000])
-        before = used(tmp_path)
+        before = used(folder)
         freed = index.compact()
-        assert used(tmp_path) == pytest.approx(before - freed, rel=0.02)
+        assert used(folder) == pytest.approx(before - freed, rel=0.02)
         assert freed > 0.6 * before
         assert index.verify().ok
         assert [record.document for record in index.get()] == TEXTS[1000:]
         assert nearest(index, [1000, 1999], where={"n": {"$gt": 0}}) == ["id-1000", "id-1999"]
         # What plain Chroma embeds texts with reads its rotation from there.
-        (archive,) = tmp_path.glob("archive-*.lmdb")
+        (archive,) = folder.glob("archive-*.lmdb")
         function = index.collection().configuration_json["embedding_function"]["config"]
         assert archive.name == f"archive-{function['archive']}.lmdb"
         # There is nothing more, and the index can be written as before.
@@ -69,18 +91,18 @@ def test_what_deletions_and_reindexing_left_is_given_back(tmp_path):
         index.upsert(["id-0"], VECTORS[:1])
         assert nearest(index, [0]) == ["id-0"]
         assert index.verify().ok
-    with TwoStageIndex(tmp_path) as again:
+    with TwoStageIndex(folder) as again:
         assert (len(again), again.verify().ok, nearest(again, [1500])) == (1001, True, ["id-1500"])
 
 
 @pytest.mark.parametrize("scored", ["every record", "scan", "graph"])
-def test_another_process_reads_before_during_and_after(tmp_path, elsewhere, scored):
-    index = fill(TwoStageIndex(tmp_path))
+def test_another_process_reads_before_during_and_after(folder, elsewhere, scored):
+    index = TwoStageIndex(folder)
     if scored != "every record":
         elsewhere("search._EXACT_RECORDS = 0")
     if scored == "graph":
         elsewhere("search.Searcher.in_memory = False")
-    elsewhere(f"reader = TwoStageIndex({str(tmp_path)!r})")
+    elsewhere(f"reader = TwoStageIndex({str(folder)!r})")
     ask = "answer = nearest(reader, {}) + nearest(reader, {}, where={{'n': {{'$gt': 0}}}})"
     assert elsewhere(ask.format([1, 1500], [1, 1500])) == ["id-1", "id-1500"] * 2
     index.reindex()
@@ -111,10 +133,10 @@ def test_another_process_reads_before_during_and_after(tmp_path, elsewhere, scor
     assert elsewhere("answer = reader.verify().ok") is True
 
 
-def test_the_indexes_of_this_process_go_on(tmp_path, score_all_up_to):
+def test_the_indexes_of_this_process_go_on(folder, score_all_up_to):
     score_all_up_to(0)
-    index = fill(TwoStageIndex(tmp_path))
-    others = TwoStageIndex(tmp_path), TwoStageIndex(client=chromadb.PersistentClient(tmp_path))
+    index = TwoStageIndex(folder)
+    others = TwoStageIndex(folder), TwoStageIndex(client=chromadb.PersistentClient(folder))
     for other in others:
         assert nearest(other, [3, 1500]) == ["id-3", "id-1500"]
     index.delete(IDS[:1000])
@@ -139,32 +161,33 @@ def test_a_client_that_a_compaction_has_overtaken_is_refused_or_right(tmp_path, 
     index.close()
 
 
-def test_only_what_nobody_uses_is_removed(tmp_path):
-    used_by_chroma = chromadb.PersistentClient(tmp_path).create_collection("plain")
-    used_by_chroma.add(IDS, VECTORS[:, :16], documents=TEXTS)
-    index, other = fill(TwoStageIndex(tmp_path)), TwoStageIndex(tmp_path, "other")
+def test_only_what_nobody_uses_is_removed(folder):
+    used_by_chroma = chromadb.PersistentClient(folder).create_collection("plain")
+    # So many that Chroma writes its graph.
+    used_by_chroma.add(IDS[:1200], VECTORS[:1200, :16], documents=TEXTS[:1200])
+    index, other = TwoStageIndex(folder), TwoStageIndex(folder, "other")
     other.upsert(IDS[:10], VECTORS[:10], TEXTS[:10])
     theirs = {
-        tmp_path / "notes.txt",
-        tmp_path / str(uuid.uuid4()) / "photo.jpg",
-        tmp_path / str(uuid.uuid4()) / "data_level0.bin" / "file",
-        tmp_path / "archive-of-mine.lmdb",
-        tmp_path / f"archive-{uuid.uuid4().hex}.lmdb.backup",
+        folder / "notes.txt",
+        folder / str(uuid.uuid4()) / "photo.jpg",
+        folder / str(uuid.uuid4()) / "data_level0.bin" / "file",
+        folder / "archive-of-mine.lmdb",
+        folder / f"archive-{uuid.uuid4().hex}.lmdb.backup",
     }
     for file in theirs:
         file.parent.mkdir(exist_ok=True, parents=True)
         file.write_text("mine")
-    os.symlink(tmp_path / "notes.txt", tmp_path / str(uuid.uuid4()))
-    left = tmp_path / f"archive-{uuid.uuid4().hex}.lmdb"
+    os.symlink(folder / "notes.txt", folder / str(uuid.uuid4()))
+    left = folder / f"archive-{uuid.uuid4().hex}.lmdb"
     left.write_bytes(bytes(100_000))
-    graph = tmp_path / str(uuid.uuid4())
+    graph = folder / str(uuid.uuid4())
     graph.mkdir()
     (graph / "data_level0.bin").write_bytes(bytes(100_000))
     assert index.compact() >= 200_000
     assert not left.exists()
     assert not graph.exists()
     assert all(file.read_text() == "mine" for file in theirs)
-    assert sum(path.is_symlink() for path in tmp_path.iterdir()) == 1
+    assert sum(path.is_symlink() for path in folder.iterdir()) == 1
     assert used_by_chroma.query(VECTORS[7:8, :16], n_results=1)["ids"] == [["id-7"]]
     assert index.verify().ok
     assert nearest(other, [3]) == ["id-3"]
@@ -184,8 +207,8 @@ def test_a_name_in_another_database_keeps_its_full_vectors(tmp_path):
     elsewhere.close()
 
 
-def test_a_compaction_that_fails_loses_nothing(tmp_path, monkeypatch):
-    index = fill(TwoStageIndex(tmp_path))
+def test_a_compaction_that_fails_loses_nothing(folder, monkeypatch):
+    index = TwoStageIndex(folder)
     index.delete(IDS[:1000])
     for broken in ("raise SystemExit('no space left')", "import nothing_there"):
         monkeypatch.setattr("mrl_rag.index.compact.COMMAND", broken)
@@ -197,9 +220,10 @@ def test_a_compaction_that_fails_loses_nothing(tmp_path, monkeypatch):
     index.close()
 
 
-def test_writers_are_kept_out(tmp_path, elsewhere):
-    index = fill(TwoStageIndex(tmp_path))
-    elsewhere(f"other = TwoStageIndex({str(tmp_path)!r})")
+def test_writers_are_kept_out(folder, elsewhere):
+    index = TwoStageIndex(folder)
+    index.upsert(["new"], VECTORS[:1])
+    elsewhere(f"other = TwoStageIndex({str(folder)!r})")
     assert "another process writes" in elsewhere("other.compact()")
     index.close()
     assert elsewhere("answer = other.compact() >= 0") is True
@@ -207,7 +231,10 @@ def test_writers_are_kept_out(tmp_path, elsewhere):
 
 def test_in_memory_there_is_nothing_to_do_and_a_server_is_named(chroma_server):
     assert TwoStageIndex().compact() == 0
-    assert fill(TwoStageIndex()).compact() == 0
+    with TwoStageIndex() as index:
+        index.upsert(IDS[:5], VECTORS[:5])
+        index.delete(IDS[:4])
+        assert index.compact() == 0
     with pytest.raises(InvalidInput, match="chroma vacuum"):
         TwoStageIndex(client=chromadb.HttpClient(port=chroma_server)).compact()
 
@@ -241,9 +268,9 @@ def test_info_tells_the_bytes_of_each_part(tmp_path, score_all_up_to):
         "mrl_rag.index.compact._run",
     ],
 )
-def test_an_interruption_anywhere_loses_nothing_and_the_next_call_cleans_up(tmp_path, monkeypatch, step):
-    index = fill(TwoStageIndex(tmp_path))
-    index.delete(IDS[:1000])
+def test_an_interruption_anywhere_loses_nothing_and_the_next_call_cleans_up(half_deleted, tmp_path, monkeypatch, step):
+    folder = shutil.copytree(half_deleted, tmp_path / "db")
+    index = TwoStageIndex(folder)
 
     def interrupted(*given):
         raise KeyboardInterrupt
@@ -256,8 +283,8 @@ def test_an_interruption_anywhere_loses_nothing_and_the_next_call_cleans_up(tmp_
     assert nearest(index, [1500]) == ["id-1500"]
     index.upsert(["new"], VECTORS[:1], ["new"])
     index.close()
-    with TwoStageIndex(tmp_path) as again:
+    with TwoStageIndex(folder) as again:
         assert (nearest(again, [0, 1500]), again.verify().ok) == (["new", "id-1500"], True)
         assert again.compact() > 0
-        assert len(list(tmp_path.glob("archive-*.lmdb"))) == 1
+        assert len(list(folder.glob("archive-*.lmdb"))) == 1
         assert (nearest(again, [0, 1500]), again.verify().ok) == (["new", "id-1500"], True)
