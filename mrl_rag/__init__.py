@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from mrl_rag.encoder import CachedEncoder, Encoder, MatryoshkaEncoder, NomicEncoder, OpenAIEncoder
     from mrl_rag.errors import MrlRagError
     from mrl_rag.heads import HeadCard, MatryoshkaHead
-    from mrl_rag.index import Hit, IndexInfo, Plan, Record, Report, Stage, Tuning, TwoStageIndex, rank
+    from mrl_rag.index import Hit, IndexInfo, Plan, Record, Report, RetryPolicy, Stage, Tuning, TwoStageIndex, rank
     from mrl_rag.retriever import TwoStageRetriever
     from mrl_rag.tasks import Task
     from mrl_rag.truncation import truncate
@@ -41,6 +41,7 @@ __all__ = [
     "Plan",
     "Record",
     "Report",
+    "RetryPolicy",
     "Stage",
     "Task",
     "Tuning",
@@ -57,7 +58,18 @@ _ROOMS = {
     "encoder": ("CachedEncoder", "Encoder", "MatryoshkaEncoder", "NomicEncoder", "OpenAIEncoder"),
     "errors": ("MrlRagError",),
     "heads": ("HeadCard", "MatryoshkaHead"),
-    "index": ("Hit", "IndexInfo", "Plan", "Record", "Report", "Stage", "Tuning", "TwoStageIndex", "rank"),
+    "index": (
+        "Hit",
+        "IndexInfo",
+        "Plan",
+        "Record",
+        "Report",
+        "RetryPolicy",
+        "Stage",
+        "Tuning",
+        "TwoStageIndex",
+        "rank",
+    ),
     "retriever": ("TwoStageRetriever",),
     "tasks": ("Task",),
     "truncation": ("truncate",),

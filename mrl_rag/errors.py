@@ -22,6 +22,7 @@ MrlRagError
     │   └── PlainCollection
     ├── ArchiveError
     ├── IndexNotWritable
+    ├── ServerUnavailable (ConnectionError)
     └── IndexClosed (RuntimeError)
 """
 
@@ -112,6 +113,10 @@ class ArchiveError(TwoStageIndexError):
 
 class IndexNotWritable(TwoStageIndexError):
     """The index's folder can't be written."""
+
+
+class ServerUnavailable(TwoStageIndexError, ConnectionError):
+    """The Chroma server didn't answer in time, or can't be reached."""
 
 
 class IndexClosed(TwoStageIndexError, RuntimeError):

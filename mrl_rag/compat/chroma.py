@@ -1,16 +1,24 @@
-"""chromadb: the client of a collection, the clients a process shares, the causes of its errors, and its command."""
+"""chromadb: its clients and their connections, the causes of its errors, and its command."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import asyncio
+import copy
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    import httpx
+    from chromadb.api import ClientAPI
     from chromadb.api.models.Collection import Collection
     from chromadb.config import Settings
 
 # The program of the `chroma` command, whose script may be in a folder that this process doesn't know.
 COMMAND = "import chromadb_rust_bindings, sys; chromadb_rust_bindings.cli(sys.argv)"
 TESTED = ">=1.5.9,<1.6"
+# Connections of one event loop to a server, unless the client's settings name a number. httpcore looks at all of them
+# at each request: with 100, a hundred searches at once take two to four times as long as with 8.
+_MAX_CONNECTIONS = 8
 
 # What SQLite says within an error of Chroma's: the folder can't be written; a pattern has more than 50,000 bytes, or a
 # regular expression takes too much memory.
@@ -59,3 +67,86 @@ def says_not_writable(message: str) -> bool:
 def says_too_large(message: str) -> bool:
     """Say whether an error is about a condition with too long a string; otherwise it is shown as any other."""
     return any(words in message for words in _TOO_LARGE)
+
+
+def is_remote(settings: Settings) -> bool:
+    """Say whether a client with these settings speaks to a server."""
+    return bool(settings.chroma_server_host)
+
+
+def with_server(client: ClientAPI, wrap: Callable[[Any], Any]) -> ClientAPI:
+    """Return a client like this one, with `wrap(server)` for its connection to the server.
+
+    Where this version keeps it elsewhere, the client itself: requests are then sent once.
+    """
+    server = getattr(client, "_server", None)
+    if server is None:
+        return client
+    wrapped = copy.copy(client)
+    wrapped._server = wrap(server)  # type: ignore[attr-defined]
+    return wrapped
+
+
+def limit_silence(client: ClientAPI, seconds: float) -> None:
+    """Have a client's requests fail after so many seconds without a byte, if it has no timeout yet.
+
+    Where this version keeps the connection elsewhere, it waits as long as Chroma does.
+    """
+    import httpx
+
+    session = getattr(getattr(client, "_server", None), "_session", None)
+    if isinstance(session, httpx.Client) and session.timeout == httpx.Timeout(None):
+        session.timeout = httpx.Timeout(seconds)
+
+
+def async_server(client: ClientAPI, timeout: float) -> tuple[Any, httpx.AsyncClient]:
+    """Return what `chromadb.AsyncHttpClient` uses to speak to the server of a sync client, for the running event loop.
+
+    Chromadb makes one `httpx.AsyncClient` per loop for all servers together, with the headers of the first, without
+    its auth provider's, without a timeout, and without checking certificates. Here it has one of its own with the
+    client's headers; whoever calls this closes it.
+
+    Args:
+        client: a client of a server.
+        timeout: seconds of silence after which a request has failed.
+    """
+    import httpx
+    from chromadb.api import AsyncServerAPI
+    from chromadb.config import System
+
+    settings = client.get_settings().model_copy(update={"chroma_api_impl": "chromadb.api.async_fastapi.AsyncFastAPI"})
+    server: Any = System(settings).instance(AsyncServerAPI)  # type: ignore[type-abstract]
+    verify = settings.chroma_server_ssl_verify
+    limits = server.http_limits
+    most = limits.max_connections or _MAX_CONNECTIONS
+    http = httpx.AsyncClient(
+        headers=client._server.get_request_headers(),  # type: ignore[attr-defined]
+        timeout=httpx.Timeout(timeout, pool=None),
+        verify=True if verify is None else verify,
+        limits=httpx.Limits(
+            max_connections=most,
+            max_keepalive_connections=limits.max_keepalive_connections or most,
+            keepalive_expiry=limits.keepalive_expiry,
+        ),
+    )
+    server._clients = {hash(asyncio.get_running_loop()): http}
+    return server, http
+
+
+def address_of(server: Any) -> str:
+    """Return the address of a connection's server, for messages."""
+    return str(server.get_api_url()).partition("/api/")[0]
+
+
+def status_of(error: BaseException) -> int | None:
+    """Return the HTTP status of an answer that chromadb has raised as an error; None where it isn't known.
+
+    Chromadb raises a bare `Exception` for an answer that isn't Chroma's own, within the error of httpx.
+    """
+    import httpx
+    from chromadb.errors import RateLimitError
+
+    if isinstance(error, RateLimitError):
+        return 429
+    cause = error.__context__
+    return cause.response.status_code if isinstance(cause, httpx.HTTPStatusError) else None

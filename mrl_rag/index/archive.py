@@ -64,7 +64,13 @@ def document_hash(document: str | None) -> bytes | None:
 
 
 class Archive(Protocol):
-    """Full vectors by id."""
+    """Full vectors by id.
+
+    Attributes:
+        created: whether this object has made the archive.
+    """
+
+    created: bool
 
     def __len__(self) -> int:
         """Return the number of vectors, without staged ones."""
@@ -186,6 +192,7 @@ class LmdbArchive:
                 f"the archive of full vectors {path} {'exists already' if create else 'is missing'}. Restore it "
                 "from a backup, or fill a new collection."
             )
+        self.created = create
         self._name = f"the archive {path}"
         self._full_dim = full_dim
         self._precision: Precision = "float16" if precision == "float16" else "int8"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Container, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -29,7 +30,10 @@ class ChromaArchive:
         client: any chromadb client.
         name: the collection's name.
         full_dim: length of a vector.
-        create: whether to make the collection, which must not exist; otherwise it must exist.
+        create: whether to make the collection, unless another client has; otherwise it must exist.
+
+    Attributes:
+        created: whether this object made the collection.
 
     Raises:
         ArchiveError: the collection is missing.
@@ -40,12 +44,19 @@ class ChromaArchive:
 
         self._full_dim = full_dim
         self._limits = Limits.of(client)
+        creator = uuid.uuid4().hex
         try:
             self._collection: Collection = (
-                client.create_collection(name, configuration={"hnsw": {"space": "cosine"}}, embedding_function=None)
+                client.get_or_create_collection(
+                    name,
+                    configuration={"hnsw": {"space": "cosine"}},
+                    metadata={"creator": creator},
+                    embedding_function=None,
+                )
                 if create
                 else client.get_collection(name, embedding_function=None)
             )
+            self.created = (self._collection.metadata or {}).get("creator") == creator
         except NotFoundError as error:
             raise ArchiveError(
                 f"the archive of full vectors, collection {name!r}, is missing. "
@@ -102,15 +113,7 @@ class ChromaArchive:
         """
         rows = self._embeddings("vector", ids)
         found = [id_ for id_ in ids if id_ in rows]
-        if not found:
-            return [], np.empty((0, self._full_dim), dtype=np.float32)
-        vectors = np.stack([rows[id_] for id_ in found])
-        if vectors.shape[1] != self._full_dim:
-            raise ArchiveError(
-                f"the archive {self._collection.name!r} holds {vectors.shape[1]}-number vectors, not {self._full_dim}. "
-                "Restore it from a backup, or fill a new collection."
-            )
-        return found, vectors
+        return found, np.stack([rows[id_] for id_ in found]) if found else np.empty((0, self._full_dim), np.float32)
 
     def changes(self, since: int) -> tuple[list[str], bool]:
         """See `Archive.changes`: changes are not logged."""
@@ -200,10 +203,30 @@ class ChromaArchive:
         found: dict[str, Float32Array] = {}
         for part in self._limits.batches(list(dict.fromkeys(ids))):
             answer = self._collection.get(ids=[f"{kind}:{id_}" for id_ in part], include=["embeddings"])
-            embeddings = answer["embeddings"] if answer["embeddings"] is not None else []
-            for key, row in zip(answer["ids"], embeddings, strict=True):
-                found[key.removeprefix(f"{kind}:")] = np.asarray(row, dtype=np.float32)
+            found |= {key.removeprefix(f"{kind}:"): vector for key, vector, _ in self.parsed(answer)}
         return found
+
+    def parsed(self, answer: Any) -> Iterator[tuple[str, Float32Array, bytes | None]]:
+        """Yield id, vector (float32 [full_dim]) and document hash of an answer's records, as the collection has them.
+
+        Raises:
+            ArchiveError: the vectors have another length.
+        """
+        if not answer["ids"]:
+            return
+        vectors = np.asarray(answer["embeddings"], dtype=np.float32)
+        if vectors.shape[1] != self._full_dim:
+            raise ArchiveError(
+                f"the archive {self._collection.name!r} holds {vectors.shape[1]}-number vectors, not {self._full_dim}. "
+                "Restore it from a backup, or fill a new collection."
+            )
+        metadatas = answer["metadatas"] or [None] * len(vectors)
+        yield from zip(answer["ids"], vectors, map(_hash_in, metadatas), strict=True)
+
+    @property
+    def collection(self) -> Collection:
+        """The collection itself."""
+        return self._collection
 
     def _staged(self) -> tuple[list[str], Float32Array, list[bytes | None]]:
         ids: list[str] = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import uuid
@@ -35,6 +36,7 @@ from mrl_rag.index import writer
 from mrl_rag.index.archive import document_hash
 from mrl_rag.index.calibration import (
     MIN_MEASURED,
+    Fit,
     Questions,
     calibrate,
     fit_shortlist,
@@ -74,6 +76,8 @@ from mrl_rag.index.plan import Plan, check_is_plan, check_k, check_plan
 from mrl_rag.index.rebuild import rebuild
 from mrl_rag.index.reencode import ArchivedVectors, Documents, catch_up, goes_on, next_name
 from mrl_rag.index.search import Hit, Request, Searcher, max_exact, mmr
+from mrl_rag.index.server import AsyncConnections, RetryPolicy, check_retries
+from mrl_rag.index.server_search import ServerSearcher, searcher_of
 from mrl_rag.index.session import REPAIR_SECONDS, VERIFY_SECONDS, Session
 from mrl_rag.index.shortlist import (
     ShortlistCollection,
@@ -134,6 +138,34 @@ class Record:
     vector: Float32Array | None
 
 
+@dataclass(frozen=True)
+class _Asked:
+    """The checked arguments of a search.
+
+    Attributes:
+        queries: float32 [n, full_dim].
+        single: whether they were given as one vector.
+        floor: least score of a hit; None for any.
+        request: the others.
+    """
+
+    queries: Float32Array
+    single: bool
+    floor: float | None
+    request: Request
+
+    @property
+    def nothing(self) -> list[list[Hit]]:
+        """The answers where nothing is found."""
+        return [[] for _ in self.queries]
+
+    def finished(self, answers: list[list[Hit]]) -> list[list[Hit]]:
+        """Return the answers as `search` does."""
+        if self.floor is not None:
+            answers = [[hit for hit in answer if hit.score >= self.floor] for answer in answers]
+        return answers[0] if self.single and answers else answers  # type: ignore[return-value]
+
+
 class TwoStageIndex:
     """Vectors searched in Chroma at a low dimension and reranked at full dimension.
 
@@ -174,6 +206,8 @@ class TwoStageIndex:
             size and share of the inverted lists. A stored index keeps what it has.
         model: name of the encoder's model. It is stored with the fingerprint and shown in messages, and
             `TwoStageRetriever(None, path)` makes the encoder from it.
+        retries: how often and how long requests to a server are sent; None for `RetryPolicy()`. Without a server
+            nothing is sent.
 
     Raises:
         InvalidDimension: a dimension is not an integer in range.
@@ -186,6 +220,7 @@ class TwoStageIndex:
         ArchiveError: the archive is missing or damaged.
         IndexNotWritable: the folder can't be made or written.
         IndexClosed: this process was forked from one that had used Chroma.
+        ServerUnavailable: the server didn't answer as often or as long as `retries` says; so do all methods.
     """
 
     def __init__(
@@ -201,6 +236,7 @@ class TwoStageIndex:
         precision: ArchivePrecision | None = None,
         recall: float = 0.99,
         model: str | None = None,
+        retries: RetryPolicy | None = None,
     ) -> None:
         release_dropped()
         if path is not None and client is not None:
@@ -215,7 +251,7 @@ class TwoStageIndex:
             recall=check_recall(recall),
         )
         self.plan = check_is_plan(plan)
-        name, storage = check_name(collection), Storage(path, client)
+        name, storage = check_name(collection), Storage(path, client, check_retries(retries))
         if storage.shared and precision is not None:
             raise InvalidInput(f"precision is {precision!r}; with this client the archive is float32 in Chroma.")
         self._session = Session(storage, name, self._wanted)
@@ -409,7 +445,8 @@ class TwoStageIndex:
     @property
     def client(self) -> ClientAPI:
         """The chromadb client this index is on."""
-        return self._session.client
+        client = self._session.client  # raises if the index was closed
+        return self._session.storage.given or client
 
     def collection(self, create: bool = False) -> Collection:
         """Return the Chroma collection, to read from. Records that Chroma adds by itself have no full vector.
@@ -426,9 +463,9 @@ class TwoStageIndex:
 
         with chroma_errors():
             if self._session.open() is None and create:
-                return empty_collection(self.client, self._session.name)
+                return empty_collection(self._session.client, self._session.name)
             try:
-                return self.client.get_collection(self._session.name, embedding_function=None)
+                return self._session.client.get_collection(self._session.name, embedding_function=None)
             except NotFoundError:
                 raise InvalidInput(f"there is no collection {self.name!r}; store a record, or make it.") from None
 
@@ -601,14 +638,14 @@ class TwoStageIndex:
             opened = self._session.open()
             if opened is None:
                 with suppress(NotFoundError):
-                    self.client.delete_collection(self._session.name)
+                    self._session.client.delete_collection(self._session.name)
             else:
                 self._remove(opened.stores)
             self.drop_old(unfinished=True)
 
     def _remove(self, stores: Stores) -> None:
         # Chroma first: a crash in between leaves an archive that no collection uses.
-        self.client.delete_collection(stores.shortlist.name)
+        self._session.client.delete_collection(stores.shortlist.name)
         self._session.opened = None
         self._session.storage.remove_archive(stores.config, stores.archive)
 
@@ -800,32 +837,80 @@ class TwoStageIndex:
             UserWarning: records have no full vector, and are scored at the shortlist dimension; `repair(encode=...)`
                 mends that.
         """
+        asked = self._asked(query_vectors, k, plan, where, where_document, ids, score_threshold, explain)
+
+        def nearest(searcher: Searcher) -> list[list[Hit]]:
+            request = self._request(asked, searcher.stores.config)
+            return asked.nothing if request is None else searcher.search(asked.queries, request)
+
+        return asked.finished(self._session.current(nearest, asked.nothing) if len(asked.queries) else [])
+
+    @explain_other_names
+    async def asearch(
+        self,
+        query_vectors: npt.ArrayLike,
+        k: int = 10,
+        plan: Plan | None = None,
+        where: Where | None = None,
+        where_document: Where | None = None,
+        *,
+        ids: Sequence[str] | None = None,
+        score_threshold: float | None = None,
+        explain: bool = False,
+    ) -> list[list[Hit]]:
+        """Search without blocking the event loop; see `search`.
+
+        On a server the requests are awaited, over connections of this loop's own, which are closed when the loop or
+        the index is. A thread only opens the index, and carries out conditions that are too large for one request. In
+        a folder and in memory, a thread searches.
+        """
+        settings: dict[str, Any] = {"ids": ids, "score_threshold": score_threshold, "explain": explain}
+        if self._session.storage.connections is None:
+            return await asyncio.to_thread(self.search, query_vectors, k, plan, where, where_document, **settings)
+        asked = self._asked(query_vectors, k, plan, where, where_document, **settings)
+
+        async def nearest(searcher: ServerSearcher, connections: AsyncConnections) -> list[list[Hit]]:
+            request = self._request(asked, searcher.stores.config)
+            if request is None:
+                return asked.nothing
+            if searcher.needs_thread(request):
+                return await asyncio.to_thread(searcher.search, asked.queries, request)
+            return await searcher.asearch(asked.queries, request, connections)
+
+        return asked.finished(await self._session.acurrent(nearest, asked.nothing) if len(asked.queries) else [])
+
+    def _asked(
+        self,
+        query_vectors: npt.ArrayLike,
+        k: int,
+        plan: Plan | None,
+        where: Where | None,
+        where_document: Where | None,
+        ids: Sequence[str] | None,
+        score_threshold: float | None,
+        explain: bool,
+    ) -> _Asked:
+        """Check the arguments of a search."""
         queries, single = as_queries(query_vectors)
         k = check_k(k)
         check_is_plan(plan)
         where, where_document = check_where(where, where_document)
         floor = check_threshold(score_threshold)
         among = None if ids is None else list(dict.fromkeys(check_ids(ids, unique=False)))
-        if not len(queries):
-            return []
-        if self._wanted.full_dim is not None:
+        if len(queries) and self._wanted.full_dim is not None:
             self._check_length(queries, "query_vectors", self._wanted.full_dim)
-        nothing: list[list[Hit]] = [[] for _ in queries]
+        request = Request(k, self.plan if plan is None else plan, where, where_document, among, explain)
+        return _Asked(queries, single, floor, request)
 
-        def nearest(searcher: Searcher) -> list[list[Hit]]:
-            config = searcher.stores.config
-            self._check_length(queries, "query_vectors", config.full_dim)
-            if among == []:
-                return nothing
-            wanted = self.plan if plan is None else plan
-            if wanted is not None:
-                check_plan(wanted, config.shortlist_dim, config.full_dim, k)
-            return searcher.search(queries, Request(k, wanted, where, where_document, among, explain))
-
-        answers = self._session.current(nearest, nothing)
-        if floor is not None:
-            answers = [[hit for hit in answer if hit.score >= floor] for answer in answers]
-        return answers[0] if single else answers  # type: ignore[return-value]
+    def _request(self, asked: _Asked, config: IndexConfig) -> Request | None:
+        """Return what to search for in an index with these settings; None for nothing."""
+        self._check_length(asked.queries, "query_vectors", config.full_dim)
+        request = asked.request
+        if request.among == []:
+            return None
+        if request.plan is not None:
+            check_plan(request.plan, config.shortlist_dim, config.full_dim, request.k)
+        return request
 
     @explain_other_names
     def search_mmr(
@@ -1011,8 +1096,8 @@ class TwoStageIndex:
             writer.recover(stores)
             found = verify(stores)
             stores.archive.delete(found.orphaned)
-            for name in leftovers(self.client, self._session.name):
-                self.client.delete_collection(name)
+            for name in leftovers(self._session.client, self._session.name):
+                self._session.client.delete_collection(name)
             if found.search_broken or found.misplaced or found.too_many_unreachable:
                 lost = {*found.missing, *found.damaged}
                 stores = self._rebuild(stores, rotation=found.new_rotation, lost=lost)
@@ -1246,17 +1331,18 @@ class TwoStageIndex:
             storage.folder if storage.reopens else None,
             name,
             shortlist_dim=None,
-            client=None if storage.reopens else self.client,
+            client=storage.given,
             model=model,
             fingerprint=fingerprint,
             rotation="none" if config.rotation == "none" else "auto",
             recall=config.target_recall,
             precision=None if config.precision == "float32" else config.precision,
+            retries=storage.retries,
         )
         try:
             # Not before the target is open: it finishes a renaming that a crash has interrupted.
-            for left in leftovers(self.client, name):
-                self.client.delete_collection(left)
+            for left in leftovers(self._session.client, name):
+                self._session.client.delete_collection(left)
             if not fingerprint and not goes_on(target, documents):
                 target.drop()
             target._wanted.shortlist_dim, target._wanted.head = shortlist_dim, documents.head
@@ -1279,7 +1365,7 @@ class TwoStageIndex:
     def kept(self) -> list[str]:
         """Return the names of the old collections that `reencode` has kept; each can be opened by its name."""
         with chroma_errors():
-            return kept(self.client, self.name)
+            return kept(self._session.client, self.name)
 
     def drop_old(self, unfinished: bool = False) -> list[str]:
         """Remove the old collections that `reencode` has kept, and their full vectors.
@@ -1292,11 +1378,12 @@ class TwoStageIndex:
         """
         storage = self._session.storage
         with self._session.writing():
-            names = kept(self.client, self.name) + (begun(self.client, self.name) if unfinished else [])
+            client = self._session.client
+            names = kept(client, self.name) + (begun(client, self.name) if unfinished else [])
             for name in names:
-                shortlist = ShortlistCollection.open(self.client, name)
-                for left in [*leftovers(self.client, name), *([] if shortlist is None else [name])]:
-                    self.client.delete_collection(left)
+                shortlist = ShortlistCollection.open(client, name)
+                for left in [*leftovers(client, name), *([] if shortlist is None else [name])]:
+                    client.delete_collection(left)
                 if shortlist is not None:
                     storage.remove_archive(shortlist.config)
         return names
@@ -1441,7 +1528,7 @@ class TwoStageIndex:
         """Return what the index is, and how many bytes its parts take; no record is read."""
         return self._session.current(
             lambda searcher: info_of(
-                searcher.stores, self._session.storage.folder, self.kept(), begun(self.client, self.name)
+                searcher.stores, self._session.storage.folder, self.kept(), begun(self._session.client, self.name)
             ),
             IndexInfo(self.name, self.model, self.fingerprint, 0, self.full_dim, self.shortlist_dim, self.rotation),
         )
@@ -1457,39 +1544,55 @@ class TwoStageIndex:
         self.close()
 
     def _create(self, ids: list[str], rows: Float32Array) -> Searcher:
+        storage, name = self._session.storage, self._session.name
+        config, fitted = self._new_config(rows)
+        if storage.shared:
+            room = empty_collection(self._session.client, name, config.shortlist_dim, self._wanted.hnsw)
+            # All clients that make this index at once take the same archive, which only one of them creates.
+            config = replace(config, archive=room.id.hex)
+        # The archive first: a collection without one would be damaged.
+        archive = storage.open_archive(config, create=True)
+        if not archive.created:
+            made = self._session.opened_once_made()
+            if made is not None:
+                return made
+        if self._wanted.head is not None and not storage.shared:
+            # Chroma rounds vectors that aren't of unit length, and the fingerprint is of the exact matrix.
+            archive.save_rotation(_HEAD, self._wanted.head.matrix)
+        if fitted is not None:
+            archive.save_rotation(config.rotation, fitted.rotation)
+            self._questions = None if fitted.questions is None else (fitted.questions, ids)
+        shortlist = ShortlistCollection.create(self._session.client, name, config, self._wanted.hnsw)
+        self._session.opened = searcher_of(storage.stores(shortlist, archive))
+        return self._session.opened
+
+    def _new_config(self, rows: Float32Array) -> tuple[IndexConfig, Fit | None]:
+        """Return the settings of a new index, and the rotation if the first vectors are enough to fit one."""
         full_dim = self._wanted.full_dim or rows.shape[1]
         self._check_length(rows, "vectors", full_dim)
+        shared = self._session.storage.shared
         config = IndexConfig(
             full_dim,
             check_dim(self._wanted.shortlist_dim or _default_shortlist(full_dim), full_dim),
             self._wanted.fingerprint or "",
             uuid.uuid4().hex,
             self._wanted.rotation,
-            precision="float32" if self._session.storage.shared else self._wanted.precision or "float16",
+            precision="float32" if shared else self._wanted.precision or "float16",
             dim_fixed=self._wanted.shortlist_dim is not None,
             target_recall=self._wanted.recall,
             model=self._wanted.model or "",
             key_orders=self._wanted.key_orders,
             head=_HEAD if self._wanted.head else "",
         )
-        # The archive first: a collection without one would be damaged.
-        archive = self._session.storage.open_archive(config, create=True)
-        if self._wanted.head is not None and not self._session.storage.shared:
-            # Chroma rounds vectors that aren't of unit length, and the fingerprint is of the exact matrix.
-            archive.save_rotation(_HEAD, self._wanted.head.matrix)
         # On a server no index ranks every record, so it fits as soon as it may.
-        enough = _MIN_VECTORS_PER_DIM * full_dim if self._session.storage.shared else max_exact(full_dim) + 1
-        if config.rotation == "auto" and config.shortlist_dim < full_dim and len(rows) >= enough:
-            _LOG.info("index %r fits its rotation on the first %d vectors", self._session.name, len(rows))
-            fitted = fit_shortlist(
-                lambda chosen: rows[chosen], len(rows), config.shortlist_dim, config.dim_fixed, config.target_recall
-            )
-            config = fitted.applied_to(config)
-            archive.save_rotation(config.rotation, fitted.rotation)
-            self._questions = None if fitted.questions is None else (fitted.questions, ids)
-        shortlist = ShortlistCollection.create(self.client, self._session.name, config, self._wanted.hnsw)
-        self._session.opened = Searcher(self._session.storage.stores(shortlist, archive))
-        return self._session.opened
+        enough = _MIN_VECTORS_PER_DIM * full_dim if shared else max_exact(full_dim) + 1
+        if config.rotation != "auto" or config.shortlist_dim == full_dim or len(rows) < enough:
+            return config, None
+        _LOG.info("index %r fits its rotation on the first %d vectors", self._session.name, len(rows))
+        fitted = fit_shortlist(
+            lambda chosen: rows[chosen], len(rows), config.shortlist_dim, config.dim_fixed, config.target_recall
+        )
+        return fitted.applied_to(config), fitted
 
     def _remember_encoder(self, stores: Stores) -> None:
         """Store which encoder fills the index, where that wasn't known when it was made."""
@@ -1519,7 +1622,7 @@ class TwoStageIndex:
             # If the old collection has lost its name already, a write to it would be lost.
             self._session.opened = None
             raise
-        self._session.opened = Searcher(rebuilt.stores)
+        self._session.opened = searcher_of(rebuilt.stores)
         if rebuilt.questions is not None:
             self._calibrate(rebuilt.questions, rebuilt.ids)
         elif self._is_unmeasured(rebuilt.stores) and not lost:
@@ -1544,7 +1647,7 @@ class TwoStageIndex:
             # The upsert that fitted the rotation was interrupted.
             self._calibrate(*own_questions(stores))
         elif config.measured_records and len(stores.archive) >= _GROWTH * config.measured_records:
-            measure_again(Searcher(stores))
+            measure_again(searcher_of(stores))
         elif config.fitted and len(rows) >= _DRIFT_SAMPLE and self._warned != config.rotation:
             # Once per rotation is enough.
             self._warned = config.rotation if warn_of_drift(stores, rows) else self._warned

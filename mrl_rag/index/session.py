@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, TypeVar
 
-from mrl_rag.errors import IndexClosed, IndexNotWritable, MrlRagError, TwoStageIndexError
+from mrl_rag.errors import IndexClosed, IndexNotWritable, MrlRagError, ServerUnavailable, TwoStageIndexError
 from mrl_rag.index import writer
 from mrl_rag.index.chroma_errors import chroma_errors
 from mrl_rag.index.config import IndexConfig, Wanted
 from mrl_rag.index.search import GraphOutdated, Searcher
+from mrl_rag.index.server import AsyncConnections
+from mrl_rag.index.server_search import ServerSearcher, searcher_of
 from mrl_rag.index.shortlist import ShortlistCollection
 from mrl_rag.index.storage import Storage, Stores
 from mrl_rag.lifetime import leave_to_parent, release_dropped, renew_after_fork
@@ -24,6 +28,8 @@ Empty = TypeVar("Empty")
 # Time limits of SQLite's check of Chroma's file, which nobody can write meanwhile.
 VERIFY_SECONDS = 2
 REPAIR_SECONDS = 600
+# Time for another client to make the collections of an index, and between two looks.
+_CREATION_SECONDS, _CREATION_POLL = 30.0, 0.1
 _NEW_CLIENT = "Close this client, and open the index on a new one, or by its path."
 
 
@@ -81,7 +87,7 @@ class Session:
                 f"index {self.name!r} was open when this process was forked. Open it only after the fork, or start "
                 "processes by multiprocessing's 'spawn' or 'forkserver'."
             )
-        leave_to_parent(self.opened)
+        leave_to_parent((self.opened, self.storage.connections))
         self.opened = None
 
     def open(self) -> Searcher | None:
@@ -111,8 +117,19 @@ class Session:
                         raise
                     # The index was dropped meanwhile by another process or client.
                     return self.open()
-                self.opened = Searcher(self.storage.stores(shortlist, archive))
+                opened = searcher_of(self.storage.stores(shortlist, archive))
+                if self.storage.shared:
+                    # Now, as a search on an event loop must not wait for it.
+                    _ = opened.stores.axes
+                self.opened = opened
             return self.opened
+
+    def opened_once_made(self) -> Searcher | None:
+        """Return the searcher of stores that another client is making; None if that takes it too long: it has ended."""
+        end = time.monotonic() + _CREATION_SECONDS
+        while (opened := self.open()) is None and time.monotonic() < end:
+            time.sleep(_CREATION_POLL)
+        return opened
 
     def reopen(self) -> Stores | None:
         """Replace the client, so that Chroma reads the folder again, and return the stores."""
@@ -210,6 +227,8 @@ class Session:
                                 f"more than a search can add to Chroma's old graph. {_NEW_CLIENT}"
                             ) from None
                         outdated = True
+                    except ServerUnavailable:
+                        raise
                     except (ChromaError, MrlRagError):
                         # While a collection is dropped or replaced, it raises various errors. Those don't count.
                         if opened.stores.shortlist.exists():
@@ -219,6 +238,42 @@ class Session:
                         self.reopen()
                     self._forget_if_replaced()
             return empty
+
+    async def acurrent(
+        self, work: Callable[[ServerSearcher, AsyncConnections], Awaitable[Answer]], empty: Empty
+    ) -> Answer | Empty:
+        """As `current`, awaiting `work(searcher, connections)`; for an index on a server.
+
+        A thread opens the stores, at first and after another client has replaced them.
+        """
+        from chromadb.errors import ChromaError
+
+        connections = self.storage.connections
+        assert connections is not None
+        with chroma_errors(missing=True):
+            while True:
+                _ = self.client  # raises if the index was closed
+                opened = self.opened or await asyncio.to_thread(self.open)
+                if opened is None:
+                    return empty
+                assert isinstance(opened, ServerSearcher)
+                shortlist = opened.stores.shortlist
+                server = await connections.server()
+                try:
+                    stamp = opened.stores.stamp
+                    if stamp == self._seen or await shortlist.aexists(server):
+                        self._seen = stamp
+                        return await work(opened, connections)
+                except ServerUnavailable:
+                    raise
+                except (ChromaError, MrlRagError):
+                    if await shortlist.aexists(server):
+                        raise
+                await asyncio.to_thread(self._forget_if_replaced_by_another)
+
+    def _forget_if_replaced_by_another(self) -> None:
+        with self.storage.lock:
+            self._forget_if_replaced()
 
     def check_not_hidden(self) -> None:
         """Raise an error if Chroma may have lost the collection: there are archives, and its file is damaged."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import wraps
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
@@ -25,7 +25,7 @@ from mrl_rag.truncation import Float32Array
 
 if TYPE_CHECKING:
     from chromadb.api import ClientAPI
-    from chromadb.api.collection_configuration import CreateHNSWConfiguration
+    from chromadb.api.collection_configuration import CreateCollectionConfiguration, CreateHNSWConfiguration
     from chromadb.api.models.Collection import Collection
     from chromadb.api.types import EmbeddingFunction
     from chromadb.config import Settings
@@ -82,6 +82,10 @@ class Limits:
         for start in range(0, len(items), self.batch):
             yield items[start : start + self.batch]
 
+    def page(self, wanted: int | None, there: int) -> int:
+        """Return how many to ask for next: of `wanted` in all, None for as many as there are, after `there`."""
+        return min(self.results, _MAX_LIMIT if wanted is None else wanted - there)
+
     def matching(
         self,
         collection: Collection,
@@ -99,7 +103,7 @@ class Limits:
             return met[offset : None if wanted is None else offset + wanted]
         found: list[str] = []
         while wanted is None or len(found) < wanted:
-            size = min(self.results, _MAX_LIMIT if wanted is None else wanted - len(found))
+            size = self.page(wanted, len(found))
             with chroma_condition(where, where_document):
                 answer = collection.get(
                     where=where,  # type: ignore[arg-type]
@@ -142,6 +146,8 @@ class ShortlistCollection:
         self._collection = collection
         self._limits = Limits.of(client)
         self._key_orders = key_orders(config.key_orders)
+        # Sets of metadata keys whose order isn't stored; there may be more than the collection's metadata takes.
+        self._unordered: set[frozenset[str]] = set()
 
     @classmethod
     def open(cls, client: ClientAPI, name: str) -> ShortlistCollection | None:
@@ -250,16 +256,65 @@ class ShortlistCollection:
         from chromadb.errors import NotFoundError
 
         try:
-            found = self._client.get_collection(self.name, embedding_function=None)
+            return self.note(self.settings())
         except NotFoundError:
             return False
-        archive = (found.metadata or {}).get(f"{PREFIX}archive")
-        return found.id == self._collection.id and archive == self.config.archive
+
+    async def aexists(self, server: Any) -> bool:
+        """Say the same by an async connection of chromadb's."""
+        from chromadb.errors import NotFoundError
+
+        try:
+            return self.note(await self.asettings(server))
+        except NotFoundError:
+            return False
+
+    def settings(self) -> Collection:
+        """Return the collection that has the name now, with its metadata.
+
+        Raises:
+            NotFoundError: there is none.
+        """
+        return self._client.get_collection(self.name, embedding_function=None)
+
+    async def asettings(self, server: Any) -> Any:
+        """Return the same by an async connection of chromadb's, as its model of a collection."""
+        place = {"tenant": self._collection.tenant, "database": self._collection.database}
+        return await server.get_collection(name=self.name, **place)
+
+    def note(self, found: Any, unordered: Iterable[frozenset[str]] = ()) -> bool:
+        """Take what other clients and processes have stored with the collection.
+
+        Args:
+            found: what `settings` returned.
+            unordered: sets of metadata keys that were looked for.
+
+        Returns:
+            Whether it is this collection, with its archive.
+        """
+        stored = found.metadata or {}
+        if found.id != self._collection.id or stored.get(f"{PREFIX}archive") != self.config.archive:
+            return False
+        # What another client has chosen must not be overwritten by `remember`.
+        self.config = IndexConfig.from_metadata(self.name, stored)
+        self._key_orders = key_orders(self.config.key_orders)
+        self._unordered.update(keys for keys in unordered if not self._key_orders.know(dict.fromkeys(keys)))
+        return True
+
+    @property
+    def collection(self) -> Collection:
+        """The collection itself."""
+        return self._collection
+
+    @property
+    def limits(self) -> Limits:
+        """What its client takes in one request."""
+        return self._limits
 
     @property
     def key_orders(self) -> str:
         """The orders of metadata keys, as `KeyOrders.text`."""
-        self._read_key_orders()
+        self.note(self.settings())
         return self._key_orders.text
 
     @property
@@ -330,21 +385,25 @@ class ShortlistCollection:
             documents, metadatas = answer["documents"] or [], answer["metadatas"] or []
             for id_, document, metadata in zip(answer["ids"], documents, metadatas, strict=True):
                 records[id_] = (document, dict(metadata or {}))
-        if not all(self._key_orders.know(metadata) for _, metadata in records.values()):
-            self._read_key_orders()
-        return {id_: (records[id_][0], self._key_orders.sort(records[id_][1])) for id_ in ids if id_ in records}
+        if unordered := self.unordered(metadata for _, metadata in records.values()):
+            self.note(self.settings(), unordered)
+        return {id_: (records[id_][0], self.in_order(records[id_][1])) for id_ in ids if id_ in records}
 
-    def _read_key_orders(self) -> None:
-        """Read what other clients and processes have added."""
-        stored = self._client.get_collection(self.name, embedding_function=None).metadata or {}
-        self._key_orders = key_orders(stored.get(f"{PREFIX}key_orders", ""))
+    def unordered(self, metadatas: Iterable[Mapping[str, Any]]) -> list[frozenset[str]]:
+        """Return the sets of keys whose order isn't known and may have been stored by another client or process."""
+        unknown = {frozenset(metadata) for metadata in metadatas if not self._key_orders.know(metadata)}
+        return list(unknown - self._unordered)
+
+    def in_order(self, metadata: Mapping[str, Any]) -> dict[str, Any]:
+        """Return a metadata with its keys in the order in which they were given, as far as it is known."""
+        return self._key_orders.sort(metadata)
 
     def _remember_key_orders(self, metadatas: Sequence[Metadata]) -> None:
         # Chroma stores no key with None.
         stored = [{key: value for key, value in m.items() if value is not None} for m in metadatas]
         if all(map(self._key_orders.know, stored)):
             return
-        self._read_key_orders()
+        self.note(self.settings())
         orders = self._key_orders.adding(stored, self._limits.value)
         if orders.text != self._key_orders.text:
             self._key_orders = orders
@@ -429,14 +488,27 @@ def _unique(ids: Sequence[str]) -> list[str]:
     return list(dict.fromkeys(ids))
 
 
-def empty_collection(client: ClientAPI, name: str) -> Collection:
+def empty_collection(
+    client: ClientAPI, name: str, dim: int | None = None, hnsw: Mapping[str, Any] | None = None
+) -> Collection:
     """Return the collection of that name; where there is none, make an empty one for `ShortlistCollection.create`.
 
+    Clients that call this at once get the same one.
+
+    Args:
+        client: any chromadb client.
+        name: the collection's name.
+        dim: length of the vectors that it will take. An empty one that had vectors of another length is deleted first.
+        hnsw: settings of Chroma's graph, over its defaults, for a new one.
+
     Raises:
-        InvalidInput: Chroma doesn't take the name.
+        InvalidInput: Chroma doesn't take the name or the settings.
     """
-    with chroma_input(f"collection={name!r}"):
-        return client.get_or_create_collection(name, configuration={"hnsw": _COSINE}, embedding_function=None)
+    with chroma_input(f"collection={name!r}, hnsw={dict(hnsw or {})!r}"):
+        if dim is not None:
+            _with_room(client, name, dim)
+        configuration: CreateCollectionConfiguration = {"hnsw": {**(hnsw or {}), **_COSINE}}  # type: ignore[typeddict-item]
+        return client.get_or_create_collection(name, configuration=configuration, embedding_function=None)
 
 
 def _embedding_function(client: ClientAPI, config: IndexConfig) -> EmbeddingFunction[Any]:
@@ -472,7 +544,7 @@ def _with_room(client: ClientAPI, name: str, dim: int) -> Collection | None:
         collection = client.get_collection(name, embedding_function=None)
     except NotFoundError:
         return None
-    if collection.get_model().dimension in (None, dim):
+    if is_ours(collection) or collection.get_model().dimension in (None, dim):
         return collection
     client.delete_collection(name)
     return None

@@ -19,18 +19,20 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from mrl_rag.compat.chroma import is_remote
 from mrl_rag.index.archive import Archive, LmdbArchive, Slots
 from mrl_rag.index.chroma_archive import ChromaArchive
 from mrl_rag.index.config import IndexConfig
 from mrl_rag.index.documents import DocumentReader, vector_segment
 from mrl_rag.index.folder import Folder, Graph
 from mrl_rag.index.gate import SharedGate
+from mrl_rag.index.server import AsyncConnections, RetryPolicy, with_retries
 from mrl_rag.index.shortlist import ShortlistCollection, Stored
 from mrl_rag.lifetime import Dropped
 from mrl_rag.truncation import Float32Array, truncate, unit_rows
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from chromadb.api import ClientAPI
 
@@ -98,18 +100,19 @@ class Stores:
         return self.archive.load_axes(self.config.rotation, self.config.full_dim) if self.config.fitted else None
 
     @cached_property
-    def _axes(self) -> Float32Array | None:
+    def axes(self) -> Float32Array | None:
+        """The rotation's axes of the shortlist, float32 [full_dim, shortlist_dim]; None without a rotation."""
         if not self.config.fitted:
             return None
         return self.archive.load_axes(self.config.rotation, self.config.shortlist_dim)
 
     def project(self, vectors: Float32Array) -> Float32Array:
         """Reduce full vectors or queries, float32 [n, full_dim], to unit rows, float32 [n, shortlist_dim]."""
-        if self._axes is None:
+        if self.axes is None:
             return truncate(vectors, self.config.shortlist_dim)
         if len(vectors) <= _MAX_EINSUM_VECTORS:
-            return unit_rows(np.einsum("nf,fd->nd", vectors, self._axes))
-        return unit_rows(vectors @ self._axes)
+            return unit_rows(np.einsum("nf,fd->nd", vectors, self.axes))
+        return unit_rows(vectors @ self.axes)
 
     def full_vectors(self, ids: Sequence[str], slots: Slots | None = None) -> tuple[list[str], Float32Array]:
         """Return the ids found, in the order of `ids`, and their vectors, float32 [found, full_dim].
@@ -133,6 +136,16 @@ class Stores:
         short = self.shortlist.shortlist_vectors(sorted(set(ids) - set(found)))
         if not short:
             return found, vectors
+        vector_of = dict(zip(found, vectors, strict=True)) | self.lifted(short)
+        there = [id_ for id_ in ids if id_ in vector_of]
+        return there, np.stack([vector_of[id_] for id_ in there])
+
+    def lifted(self, short: Mapping[str, Float32Array]) -> dict[str, Float32Array]:
+        """Return vectors, float32 [full_dim] each, for records that have Chroma's alone, float32 [shortlist_dim] each.
+
+        Warns:
+            UserWarning: always; the records have no full vector.
+        """
         warnings.warn(
             f"{len(short)} records of index {self.shortlist.name!r} have no full vector, {next(iter(short))!r} among "
             "them: they were added through Chroma itself, or their vectors were lost. They are scored at "
@@ -140,14 +153,12 @@ class Stores:
             "`mrl-rag repair --encode`.",
             stacklevel=2,
         )
-        vector_of = dict(zip([*found, *short], [*vectors, *self._lifted(np.stack(list(short.values())))], strict=True))
-        there = [id_ for id_ in ids if id_ in vector_of]
-        return there, np.stack([vector_of[id_] for id_ in there])
+        return dict(zip(short, self._lifted(np.stack(list(short.values()))), strict=True))
 
     def _lifted(self, short: Float32Array) -> Float32Array:
         """Return vectors, float32 [n, full_dim], whose projection is `short`, float32 [n, shortlist_dim]."""
-        if self._axes is not None:
-            return short @ self._axes.T
+        if self.axes is not None:
+            return short @ self.axes.T
         lifted = np.zeros((len(short), self.config.full_dim), dtype=np.float32)
         lifted[:, : short.shape[1]] = short
         return lifted
@@ -171,8 +182,12 @@ class Storage:
         path: a folder, made if it doesn't exist. None where `client` is given; otherwise None makes a temporary folder,
             which is removed in the end.
         client: a chromadb client to use instead.
+        retries: how often and how long requests to its server are sent; None for the default.
 
     Attributes:
+        given: `client`, as it was passed in.
+        retries: as passed in, or the default.
+        connections: async ones to the server of `client`; None where it has none.
         folder: absolute path; None where `client` is a server's, or in memory.
         temporary: whether the folder is removed in the end.
         shared: whether other clients may write at the same time: `client` has no folder.
@@ -184,8 +199,14 @@ class Storage:
         TwoStageIndexError: Chroma can't open the folder.
     """
 
-    def __init__(self, path: str | os.PathLike[str] | None, client: ClientAPI | None) -> None:
-        self._client = client
+    def __init__(
+        self, path: str | os.PathLike[str] | None, client: ClientAPI | None, retries: RetryPolicy | None = None
+    ) -> None:
+        self.retries = policy = retries or RetryPolicy()
+        self.given = client
+        self._client = None if client is None else with_retries(client, policy)
+        remote = client is not None and is_remote(client.get_settings())
+        self.connections = AsyncConnections(client, policy) if client is not None and remote else None
         self._token = object()
         self.temporary = client is None and path is None
         self.shared = client is not None and not client.get_settings().is_persistent
@@ -207,11 +228,13 @@ class Storage:
 
     def close(self) -> None:
         """Leave the folder. The last index of this process on it closes the client."""
+        if self.connections is not None:
+            self.connections.close()
         self._dropped.release_now()
 
     @property
     def client(self) -> ClientAPI:
-        """The client given, or the one that all indexes of this process on the folder share."""
+        """The client given, with retries, or the one that all indexes of this process on the folder share."""
         if self._client is not None:
             return self._client
         assert self._folder is not None
