@@ -1,11 +1,14 @@
 """The undocumented parts of chromadb that this package relies on are as they were when it was tested."""
 
 import ast
+import asyncio
 import sqlite3
+import ssl
 from contextlib import closing
 from pathlib import Path
 
 import chromadb
+import httpx
 import numpy as np
 import pytest
 from chromadb.api.shared_system_client import SharedSystemClient
@@ -71,6 +74,45 @@ def test_errors_say_what_they_are_about(tmp_path):
     with pytest.raises(InternalError) as not_writable:
         collection.add(["b"], np.ones((1, 8)))
     assert chroma.says_not_writable(str(not_writable.value))
+
+
+def test_an_async_connection_is_the_clients_own_and_checks_certificates(chroma_server):
+    headers = [{"x-chroma-token": "one"}, {"x-chroma-token": "other"}]
+    clients = [chromadb.HttpClient("127.0.0.1", chroma_server, headers=each) for each in headers]
+
+    async def connect():
+        pairs = [chroma.async_server(client, 7.0) for client in clients]
+        for server, http in pairs:
+            assert server._get_client() is http
+            assert (http.timeout.connect, http.timeout.read, http.timeout.pool) == (7.0, 7.0, None)
+        assert [http.headers["x-chroma-token"] for _, http in pairs] == ["one", "other"]
+        assert await pairs[0][0].get_max_batch_size() > 0
+        for _, http in pairs:
+            await http.aclose()
+
+        clients[0].get_settings().chroma_server_ssl_enabled = True
+        server, http = chroma.async_server(clients[0], 7.0)
+        assert server.get_api_url().startswith("https://")
+        with pytest.raises(httpx.ConnectError):
+            await server.get_version()
+        assert http._transport._pool._ssl_context.verify_mode == ssl.CERT_REQUIRED
+        await http.aclose()
+
+    asyncio.run(connect())
+    for client in clients:
+        client._server._session.close()
+
+
+def test_a_connection_gets_a_timeout_unless_it_has_one(chroma_server):
+    client = chromadb.HttpClient("127.0.0.1", chroma_server)
+    for seconds in (3.0, 5.0):
+        chroma.limit_silence(client, seconds)
+        assert client._server._session.timeout == httpx.Timeout(3.0)
+    assert chroma.address_of(client._server) == f"http://127.0.0.1:{chroma_server}"
+    client._server._session.close()
+    del client._server
+    chroma.limit_silence(client, 1.0)
+    assert chroma.with_server(client, lambda server: None) is client
 
 
 def test_a_panic_of_chromas_core_is_known_by_its_name(tmp_path):

@@ -600,9 +600,12 @@ class MatryoshkaVectorStore(VectorStore):
         where_document: Filter | None = None,
         **search: Any,
     ) -> list[list[Hit]]:
-        """Return the hits of many questions without blocking the event loop; see `search_hits`."""
+        """Return the hits of many questions without blocking the event loop; see `search_hits`.
+
+        On a server the requests are awaited; see `TwoStageIndex.asearch`.
+        """
         vectors = await self._aembed_queries(queries)
-        return await run_in_executor(None, self._search, vectors, k, filter, where_document, **search)
+        return await self._asearch(vectors, k, filter, where_document, **search)
 
     def similarity_search(self, query: str, k: int = 4, filter: Filter | None = None, **kwargs: Any) -> list[Document]:
         """Return the k nearest documents to a question.
@@ -661,6 +664,17 @@ class MatryoshkaVectorStore(VectorStore):
     ) -> list[Document]:
         """Return the k nearest documents to a full vector."""
         return [_document(hit) for hit in self._search([embedding], k, filter, where_document, **kwargs)[0]]
+
+    async def asimilarity_search_by_vector(
+        self,
+        embedding: list[float],
+        k: int = 4,
+        filter: Filter | None = None,
+        where_document: Filter | None = None,
+        **kwargs: Any,
+    ) -> list[Document]:
+        """Return the k nearest documents to a full vector without blocking the event loop."""
+        return [_document(hit) for hit in (await self._asearch([embedding], k, filter, where_document, **kwargs))[0]]
 
     def similarity_search_by_vector_with_relevance_scores(
         self,
@@ -743,6 +757,21 @@ class MatryoshkaVectorStore(VectorStore):
     ) -> list[list[Hit]]:
         where = chroma_where(filter)
         return self.index.search(
+            vectors, k, plan, where, where_document, score_threshold=score_threshold, explain=explain
+        )
+
+    async def _asearch(
+        self,
+        vectors: list[list[float]],
+        k: int,
+        filter: Filter | None,
+        where_document: Filter | None = None,
+        plan: Plan | None = None,
+        score_threshold: float | None = None,
+        explain: bool = False,
+    ) -> list[list[Hit]]:
+        where = chroma_where(filter)
+        return await self.index.asearch(
             vectors, k, plan, where, where_document, score_threshold=score_threshold, explain=explain
         )
 

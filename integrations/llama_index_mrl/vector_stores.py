@@ -392,11 +392,9 @@ class MatryoshkaVectorStore(BasePydanticVectorStore):
         if query.mode not in (VectorStoreQueryMode.DEFAULT, VectorStoreQueryMode.MMR):
             mode = getattr(query.mode, "value", query.mode)
             raise InvalidInput(f"mode is {mode!r}; this store has the modes 'default' and 'mmr'.")
-        if query.doc_ids is not None:
-            within = {DOCUMENT_KEY: {"$in": list(query.doc_ids)}}
-            where = {"$and": [within, where]} if where else within
         if query.doc_ids == []:
             return _result([])
+        where = _within_documents(query, where)
         ids, where = self._narrowed(self._restriction(query.node_ids), query.filters, where)
         k = query.similarity_top_k
         if query.query_embedding is None or not len(query.query_embedding):
@@ -425,9 +423,26 @@ class MatryoshkaVectorStore(BasePydanticVectorStore):
         nodes = [_node(record) for record in records]
         return VectorStoreQueryResult(nodes=nodes, ids=[node.node_id for node in nodes])
 
-    async def aquery(self, query: VectorStoreQuery, **kwargs: Any) -> VectorStoreQueryResult:
-        """As `query`, without blocking the event loop."""
-        return await asyncio.to_thread(self.query, query, **kwargs)
+    async def aquery(
+        self,
+        query: VectorStoreQuery,
+        plan: Plan | None = None,
+        where: Where | None = None,
+        where_document: Where | None = None,
+        **kwargs: Any,
+    ) -> VectorStoreQueryResult:
+        """As `query`, without blocking the event loop.
+
+        On a server the requests of mode DEFAULT are awaited; see `TwoStageIndex.asearch`. A thread carries out mode
+        MMR, and queries with `node_ids`, without a vector, or with a filter that Chroma doesn't evaluate.
+        """
+        wanted, vector = condition(query.filters), query.query_embedding
+        searches = query.mode == VectorStoreQueryMode.DEFAULT and query.doc_ids != [] and not query.node_ids
+        if not searches or vector is None or not len(vector) or not (wanted is None or wanted.exact):
+            return await asyncio.to_thread(self.query, query, plan, where, where_document, **kwargs)
+        _, where = self._narrowed(None, query.filters, _within_documents(query, where))
+        k = query.similarity_top_k
+        return _result((await self._index.asearch([vector], k, plan, where, where_document))[0])
 
     def _metadata(self, node: BaseNode) -> dict[str, Any]:
         """Return the metadata to store: the node as JSON, and those of its own values that Chroma can store."""
@@ -457,6 +472,14 @@ class MatryoshkaVectorStore(BasePydanticVectorStore):
             return ids, where
         met = [id_ for id_, metadata in self._index.metadatas(where).items() if wanted.meets(_as_added(metadata))]
         return (met if ids is None else [id_ for id_ in ids if id_ in set(met)]), None
+
+
+def _within_documents(query: VectorStoreQuery, where: Where | None) -> Where | None:
+    """Return a condition together with the query's `doc_ids`."""
+    if query.doc_ids is None:
+        return where
+    within = {DOCUMENT_KEY: {"$in": list(query.doc_ids)}}
+    return {"$and": [within, where]} if where else within
 
 
 def _result(hits: Sequence[Hit]) -> VectorStoreQueryResult:

@@ -117,12 +117,15 @@ def async_server(client: ClientAPI, timeout: float) -> tuple[Any, httpx.AsyncCli
     settings = client.get_settings().model_copy(update={"chroma_api_impl": "chromadb.api.async_fastapi.AsyncFastAPI"})
     server: Any = System(settings).instance(AsyncServerAPI)  # type: ignore[type-abstract]
     verify = settings.chroma_server_ssl_verify
+    if verify is None:
+        # httpx reads the certificates, which takes a tenth of a second, also for a server that needs none.
+        verify = server.get_api_url().startswith("https:")
     limits = server.http_limits
     most = limits.max_connections or _MAX_CONNECTIONS
     http = httpx.AsyncClient(
         headers=client._server.get_request_headers(),  # type: ignore[attr-defined]
         timeout=httpx.Timeout(timeout, pool=None),
-        verify=True if verify is None else verify,
+        verify=verify,
         limits=httpx.Limits(
             max_connections=most,
             max_keepalive_connections=limits.max_keepalive_connections or most,

@@ -23,7 +23,7 @@ from mrl_rag.index.filters import fits
 from mrl_rag.index.plan import first_size
 from mrl_rag.index.search import Hit, Ranked, Request, Searcher, Stage
 from mrl_rag.index.server import AsyncConnections
-from mrl_rag.index.shortlist import Stored
+from mrl_rag.index.shortlist import Stored, in_chroma
 from mrl_rag.index.storage import Stores
 from mrl_rag.truncation import Float32Array, unit_rows
 
@@ -123,6 +123,7 @@ class ServerSearcher(Searcher):
         """See `Searcher.nearest`; there are no lists."""
         return _called(self._nearest_steps(queries, Request(k), size), self._call)
 
+    @in_chroma(starts_threads=True)
     def _call(self, call: Call) -> Any:
         if call.method == "settings":
             return self.stores.shortlist.settings()

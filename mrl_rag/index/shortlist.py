@@ -122,7 +122,7 @@ def _is_cloud(settings: Settings) -> bool:
     return str(settings.chroma_server_host or "").endswith(_CLOUD_HOST)
 
 
-def _in_chroma(starts_threads: bool) -> Callable[[Callable[P, Answer]], Callable[P, Answer]]:
+def in_chroma(starts_threads: bool) -> Callable[[Callable[P, Answer]], Callable[P, Answer]]:
     """Keep the process from ending during a call to Chroma, and note whether the call starts threads of Chroma's."""
 
     def wrap(method: Callable[P, Answer]) -> Callable[P, Answer]:
@@ -250,7 +250,7 @@ class ShortlistCollection:
             _store_embedding_function(self._client, self._collection, config)
         self.config = config
 
-    @_in_chroma(starts_threads=False)
+    @in_chroma(starts_threads=False)
     def exists(self) -> bool:
         """Say whether the collection is still there, with its archive; another process may have put new ones there."""
         from chromadb.errors import NotFoundError
@@ -323,7 +323,7 @@ class ShortlistCollection:
         settings = self._collection.configuration_json.get("hnsw") or {}
         return {key: settings[key] for key in ("ef_construction", "ef_search", "max_neighbors") if key in settings}
 
-    @_in_chroma(starts_threads=False)
+    @in_chroma(starts_threads=False)
     def count(self) -> int:
         """Return how many records there are."""
         return self._collection.count()
@@ -332,7 +332,7 @@ class ShortlistCollection:
         """Split a sequence into parts that the client takes in one request."""
         yield from self._limits.batches(items)
 
-    @_in_chroma(starts_threads=True)
+    @in_chroma(starts_threads=True)
     def upsert(
         self,
         ids: Sequence[str],
@@ -370,13 +370,13 @@ class ShortlistCollection:
             metadatas=[m or None for m in merged] if any(merged) else None,  # type: ignore[misc]
         )
 
-    @_in_chroma(starts_threads=True)
+    @in_chroma(starts_threads=True)
     def delete(self, ids: Sequence[str]) -> None:
         """Remove one batch of records; unknown ids are ignored."""
         if ids:
             self._collection.delete(ids=_unique(ids))
 
-    @_in_chroma(starts_threads=False)
+    @in_chroma(starts_threads=False)
     def get(self, ids: Sequence[str]) -> dict[str, Stored]:
         """Return document and metadata by id, in the order of `ids`; unknown ids are left out."""
         records: dict[str, Stored] = {}
@@ -409,7 +409,7 @@ class ShortlistCollection:
             self._key_orders = orders
             self.remember(self.config)
 
-    @_in_chroma(starts_threads=False)
+    @in_chroma(starts_threads=False)
     def shortlist_vectors(self, ids: Sequence[str]) -> dict[str, Float32Array]:
         """Return Chroma's vectors by id, float32 [shortlist_dim] each; unknown ids are left out."""
         found: dict[str, Float32Array] = {}
@@ -420,14 +420,14 @@ class ShortlistCollection:
             found |= {id_: np.asarray(e, dtype=np.float32) for id_, e in zip(answer["ids"], embeddings, strict=True)}
         return found
 
-    @_in_chroma(starts_threads=False)
+    @in_chroma(starts_threads=False)
     def ids(
         self, where: Where | None, where_document: Where | None, limit: int | None = None, offset: int = 0
     ) -> list[str]:
         """Return the ids of the records that match, in Chroma's order: up to `limit`, after the first `offset`."""
         return self._limits.matching(self._collection, where, where_document, limit, offset)
 
-    @_in_chroma(starts_threads=True)
+    @in_chroma(starts_threads=True)
     def search(
         self, queries: Float32Array, size: int, where: Where | None = None, where_document: Where | None = None
     ) -> list[list[str]]:
@@ -452,7 +452,7 @@ class ShortlistCollection:
             found += answer["ids"]
         return found
 
-    @_in_chroma(starts_threads=False)
+    @in_chroma(starts_threads=False)
     def matching(self, ids: Sequence[str], where: Where | None, where_document: Where | None) -> set[str]:
         """Return those of `ids` whose records meet the conditions."""
         met: set[str] = set()
@@ -466,7 +466,7 @@ class ShortlistCollection:
             met.update(answer["ids"])
         return met
 
-    @_in_chroma(starts_threads=True)
+    @in_chroma(starts_threads=True)
     def unreached(self, ids: Sequence[str], vectors: Float32Array) -> list[str]:
         """Return those of n ids that a search by their own vectors, float32 [n, shortlist_dim], doesn't find.
 
