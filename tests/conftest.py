@@ -169,17 +169,25 @@ def chroma_server(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def start_process():
-    """Run code with the given names in another process, which has an index imported and is there in milliseconds.
+def forkserver():
+    """A context whose processes are there in milliseconds: forks of one that has imported what takes seconds.
 
-    It is a fork of a process that has imported Chroma, and never used it. Where there is no fork, it is a new process.
+    That one uses nothing of it. Where there is no fork, each is a new process.
     """
     forks = "forkserver" in multiprocessing.get_all_start_methods()
     context = multiprocessing.get_context("forkserver" if forks else "spawn")
-    context.set_forkserver_preload(["chromadb.api.rust", "mrl_rag.index.index", "mrl_rag.testing"])
+    context.set_forkserver_preload(
+        ["chromadb.api.rust", "mrl_rag.encoder.workers", "mrl_rag.index.index", "mrl_rag.testing"]
+    )
+    return context
+
+
+@pytest.fixture(scope="session")
+def start_process(forkserver):
+    """Start a process that runs code with the given names."""
 
     def start(code, **names):
-        process = context.Process(target=exec, args=(code, names), daemon=True)
+        process = forkserver.Process(target=exec, args=(code, names), daemon=True)
         process.start()
         return process
 

@@ -18,6 +18,14 @@ from mrl_rag.encoder.batching import TokenSequence
 from mrl_rag.errors import EncoderClosed, InvalidInput, MrlRagError
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _workers_start_at_once(forkserver):
+    """A new process takes seconds to import torch. The script below, which is interrupted, starts such ones."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("mrl_rag.encoder.workers.get_context", lambda method: forkserver)
+        yield
+
+
 @pytest.fixture(scope="module")
 def two(tiny_bert, default_dtype):
     encoder = MatryoshkaEncoder(tiny_bert, device=["cpu", "cpu"])
