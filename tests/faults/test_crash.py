@@ -1,14 +1,12 @@
 """A writer killed at any moment: what it was told is stored is there, whole, and every search answers.
 
-Ten kills in `make test`, two hundred in `make test-faults`.
+Five kills in `make test`, two hundred in `make test-faults`.
 """
 
+import inspect
 import json
 import os
 import random
-import signal
-import subprocess
-import sys
 import time
 
 import numpy as np
@@ -20,22 +18,22 @@ from mrl_rag.testing import DeterministicEncoder
 KILLS = int(os.environ.get("MRL_RAG_KILLS", "5"))
 DIM = 24
 WRITER = """
-import json, os, random, sys
-sys.path.insert(0, sys.argv[4])
-from test_crash import vector
+import json, os, random, warnings
 from mrl_rag import TwoStageIndex
 import numpy as np
 
-random.seed(int(sys.argv[3]))
-index = TwoStageIndex(sys.argv[1], shortlist_dim=8)
-journal = open(sys.argv[2], "a")
+warnings.simplefilter("ignore")
+exec(vector)
+random.seed(kill)
+index = TwoStageIndex(db, shortlist_dim=8)
+journal = open(journal, "a")
 
 def note(*entry):
     journal.write(json.dumps(entry) + "\\n")
     journal.flush()
     os.fsync(journal.fileno())
 
-number = int(sys.argv[3]) * 1000000
+number = kill * 1000000
 while True:
     number += 1
     ids = random.sample([f"r{i}" for i in range(300)], random.choice([1, 5, 60]))
@@ -112,21 +110,19 @@ def settle(journal, state):
     journal.write_text("".join(f"{line}\n" for line in lines))
 
 
-def test_nothing_acknowledged_is_lost_whenever_the_writer_is_killed(tmp_path):
+def test_nothing_acknowledged_is_lost_whenever_the_writer_is_killed(tmp_path, start_process):
     db, journal = tmp_path / "db", tmp_path / "journal"
     journal.touch()
     moments = random.Random(0)
     for kill in range(1, KILLS + 1):
-        writer = subprocess.Popen(
-            [sys.executable, "-W", "ignore", "-c", WRITER, db, journal, str(kill), os.path.dirname(__file__)]
-        )
+        writer = start_process(WRITER, db=db, journal=journal, kill=kill, vector=inspect.getsource(vector), DIM=DIM)
         size = journal.stat().st_size
-        while journal.stat().st_size == size and writer.poll() is None:
+        while journal.stat().st_size == size and writer.is_alive():
             time.sleep(0.01)
         time.sleep(moments.uniform(0, 1.0))
-        assert writer.poll() is None, "the writer ended by itself"
-        writer.send_signal(signal.SIGKILL)
-        writer.wait()
+        assert writer.is_alive(), "the writer ended by itself"
+        writer.kill()
+        writer.join()
         index = TwoStageIndex(db)
         report = index.repair()
         assert report.ok, report
@@ -137,14 +133,15 @@ def test_nothing_acknowledged_is_lost_whenever_the_writer_is_killed(tmp_path):
 
 TEXTS = [f"text {number} of chapter {number % 9}" for number in range(300)]
 REENCODER = """
-import sys, time
+import time, warnings
 from mrl_rag import TwoStageIndex
 from mrl_rag.testing import DeterministicEncoder
 import mrl_rag.index.reencode as reencode
 
+warnings.simplefilter("ignore")
 reencode._BATCH = 20
-encoder = DeterministicEncoder(int(sys.argv[3]))
-journal = open(sys.argv[2], "a")
+encoder = DeterministicEncoder(wanted)
+journal = open(journal, "a")
 
 def encode(texts):
     journal.write("encoded\\n" * len(texts))
@@ -152,12 +149,12 @@ def encode(texts):
     time.sleep(0.02)
     return encoder.encode_documents(texts)
 
-with TwoStageIndex(sys.argv[1]) as index:
+with TwoStageIndex(db) as index:
     index.reencode(encode, str(encoder.full_dim), encoder.fingerprint, drop_old=True)
 """
 
 
-def test_a_change_of_the_model_that_is_killed_loses_nothing_and_goes_on(tmp_path):
+def test_a_change_of_the_model_that_is_killed_loses_nothing_and_goes_on(tmp_path, start_process):
     """One model after the other, killed at any moment: the index is whole, of the one or of the other."""
     db, journal, moments = tmp_path / "db", tmp_path / "journal", random.Random(0)
     encoders = {str(dim): DeterministicEncoder(dim) for dim in (DIM, 2 * DIM)}
@@ -168,15 +165,14 @@ def test_a_change_of_the_model_that_is_killed_loses_nothing_and_goes_on(tmp_path
     for patience in (*(moments.uniform(0, 0.6) for _ in range(KILLS // 2)), None):
         journal.touch()
         size = journal.stat().st_size
-        process = subprocess.Popen([sys.executable, "-W", "ignore", "-c", REENCODER, db, journal, wanted])
-        while journal.stat().st_size == size and process.poll() is None:
+        process = start_process(REENCODER, db=db, journal=journal, wanted=int(wanted))
+        while journal.stat().st_size == size and process.is_alive():
             time.sleep(0.01)
-        try:
-            process.wait(patience)
-        except subprocess.TimeoutExpired:
-            process.send_signal(signal.SIGKILL)
+        process.join(patience)
+        if process.is_alive():
+            process.kill()
             kills += 1
-            process.wait()
+            process.join()
         with TwoStageIndex(db) as index:
             encoder = encoders[index.model]
             assert (len(index), index.full_dim) == (300, encoder.full_dim)
