@@ -294,7 +294,7 @@ def test_a_closed_or_dropped_index_leaves_no_open_files_or_threads(tmp_path, vec
 
     use("first")
     before = held()
-    for number in range(15):
+    for number in range(8):
         use(number)
     assert [now - then <= 2 for now, then in zip(held(), before, strict=True)] == [True, True]
 

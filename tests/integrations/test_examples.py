@@ -20,11 +20,17 @@ SAYS = {
     "migrate_from_chroma": ["records were copied", "Chroma     shutil.copytree", "two-stage  shutil.copytree"],
     "openai_embeddings": ["OPENAI_API_KEY is not set", "256 numbers", "json.loads"],
 }
-# All in one process, each as a main module of its own: what takes long is to import torch and LangChain.
+LLAMA_INDEX = "llamaindex_query_engine"
+# All in one process, each as a main module of its own: what takes long is to import torch and LangChain. LlamaIndex,
+# the last one, warns while it is imported.
 RUN = """
-import contextlib, io, json, runpy, sys
-said = {}
-for file in sys.argv[1:]:
+import contextlib, io, json, runpy, sys, warnings
+said, (*files, last) = {}, sys.argv[1:]
+for file in (*files, last):
+    sys.argv = [file]
+    if file == last:
+        warnings.simplefilter("ignore")
+        sys.argv.append("how do I pad an array with zeros?")
     with contextlib.redirect_stdout(io.StringIO()) as printed:
         runpy.run_path(file, run_name="__main__")
     said[file] = printed.getvalue()
@@ -39,7 +45,7 @@ def said(tmp_path_factory):
     environment = {key: value for key, value in os.environ.items() if key != "OPENAI_API_KEY"}
     path = os.pathsep.join([str(EXAMPLES), environment.get("PYTHONPATH", "")])
     ran = subprocess.run(
-        [sys.executable, "-W", "error", "-c", RUN, *(str(EXAMPLES / f"{name}.py") for name in SAYS)],
+        [sys.executable, "-W", "error", "-c", RUN, *(str(EXAMPLES / f"{name}.py") for name in (*SAYS, LLAMA_INDEX))],
         capture_output=True,
         text=True,
         cwd=folder,
@@ -55,6 +61,12 @@ def said(tmp_path_factory):
 def test_an_example_runs_and_says_what_it_found(name, said):
     for line in SAYS[name]:
         assert line in said[name]
+
+
+def test_the_example_for_llama_index_runs_and_says_what_a_model_is_asked(said):
+    nearest, asked = said[LLAMA_INDEX].split("What a language model is asked:")
+    assert "numpy.pad adds zeros" in nearest.splitlines()[2]
+    assert "numpy.pad adds zeros" in asked
 
 
 def test_a_passage_is_a_name_with_its_words_and_what_it_does():
