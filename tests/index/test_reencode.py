@@ -12,8 +12,8 @@ from mrl_rag.errors import IndexMismatch, IndexNotWritable, InvalidDimension, In
 from mrl_rag.testing import DeterministicEncoder
 
 OLD, NEW = DeterministicEncoder(32), DeterministicEncoder(48)
-IDS = [f"id-{number}" for number in range(700)]
-TEXTS = [f"text {number} of chapter {number % 9}" for number in range(700)]
+IDS = [f"id-{number}" for number in range(280)]
+TEXTS = [f"text {number} of chapter {number % 9}" for number in range(280)]
 ELSEWHERE = """
 from mrl_rag import TwoStageIndex
 from mrl_rag.testing import DeterministicEncoder
@@ -38,7 +38,7 @@ class Counting:
 
 @pytest.fixture(autouse=True)
 def _small_batches(monkeypatch):
-    monkeypatch.setattr("mrl_rag.index.reencode._BATCH", 100)
+    monkeypatch.setattr("mrl_rag.index.reencode._BATCH", 40)
 
 
 @pytest.fixture
@@ -53,7 +53,7 @@ def elsewhere(other_process):
     return run
 
 
-def fill(index, count=700):
+def fill(index, count=280):
     metadatas = [{"z": number, "a": "x", "list": [1, 2]} for number in range(count)]
     index.upsert(IDS[:count], OLD.encode_documents(TEXTS[:count]), TEXTS[:count], metadatas)
     return index
@@ -107,10 +107,10 @@ def test_the_old_collection_is_kept_until_it_is_dropped(tmp_path):
 
 def test_an_interrupted_call_goes_on_and_encodes_nothing_twice(open_index):
     index = fill(open_index(model="old", fingerprint="1"))
-    first = Counting(limit=320)
+    first = Counting(limit=130)
     with pytest.raises(KeyboardInterrupt):
         index.reencode(first, "new", "2")
-    assert (len(first.given), index.model, nearest(index, TEXTS[5], OLD)) == (300, "old", TEXTS[5])
+    assert (len(first.given), index.model, nearest(index, TEXTS[5], OLD)) == (120, "old", TEXTS[5])
     # It is no leftover, and can be seen.
     assert index.repair().ok
     assert len(index.info().unfinished) == 1
@@ -121,7 +121,7 @@ def test_an_interrupted_call_goes_on_and_encodes_nothing_twice(open_index):
     before = everything(index)
     second = Counting()
     index.reencode(second, "new", "2")
-    assert sorted(second.given) == sorted([*TEXTS[300:], "changed", "added"])
+    assert sorted(second.given) == sorted([*TEXTS[120:], "changed", "added"])
     assert everything(index) == before
     assert index.info().unfinished == ()
     assert index.verify().ok
@@ -131,11 +131,11 @@ def test_an_interrupted_call_goes_on_and_encodes_nothing_twice(open_index):
 def test_without_a_fingerprint_an_interrupted_call_goes_on_only_with_the_same_model(tmp_path, same):
     index = fill(TwoStageIndex(tmp_path))
     with pytest.raises(KeyboardInterrupt):
-        index.reencode(Counting(limit=320))
+        index.reencode(Counting(limit=130))
     second = Counting(NEW if same else DeterministicEncoder(40))
     index.reencode(second)
     # One text is encoded again to see whether the model is the same.
-    assert len(second.given) == (401 if same else 701)
+    assert len(second.given) == (161 if same else 281)
     assert nearest(index, TEXTS[5], second.encoder) == TEXTS[5]
     assert index.verify().ok
     index.close()
@@ -146,7 +146,7 @@ def test_threads_search_and_write_meanwhile(tmp_path):
     asked = []
 
     def encode(texts):
-        assert nearest(index, TEXTS[600], OLD) == TEXTS[600]
+        assert nearest(index, TEXTS[240], OLD) == TEXTS[240]
         with ThreadPoolExecutor(1) as pool:
             number = len(asked)
             written = f"while it runs {number}"
@@ -259,7 +259,7 @@ def test_an_emptied_index_takes_the_new_model_and_keeps_what_is_kept(tmp_path):
 
 def test_an_interrupted_call_may_be_given_another_dimension(tmp_path):
     with TwoStageIndex(tmp_path) as index:
-        fill(index, 300)
+        fill(index, 200)
         with pytest.raises(KeyboardInterrupt):
             index.reencode(Counting(limit=120), "new", "2", shortlist_dim=16)
         index.reencode(Counting(), "new", "2", shortlist_dim=24)
@@ -276,7 +276,7 @@ def test_precision_rotation_and_the_graph_s_settings_are_kept(tmp_path):
 
 
 def test_a_large_index_fits_its_rotation_on_the_new_vectors(tmp_path, monkeypatch):
-    monkeypatch.setattr("mrl_rag.index.search._EXACT_RECORDS", 300)
+    monkeypatch.setattr("mrl_rag.index.search._EXACT_RECORDS", 150)
     with TwoStageIndex(tmp_path) as index:
         index.upsert(IDS, DeterministicEncoder(80).encode_documents(TEXTS), TEXTS)
         assert index.rotation == "fit"
@@ -297,7 +297,7 @@ def test_dropping_an_index_drops_what_a_reencoding_left(tmp_path):
 
 @pytest.mark.parametrize(("step", "dropped"), [(2, False), (3, False), (3, True)])
 def test_a_crash_while_the_new_collection_fits_its_rotation(tmp_path, monkeypatch, step, dropped):
-    monkeypatch.setattr("mrl_rag.index.search._EXACT_RECORDS", 300)
+    monkeypatch.setattr("mrl_rag.index.search._EXACT_RECORDS", 150)
     new = DeterministicEncoder(80)
     index = fill(TwoStageIndex(tmp_path, model="old", fingerprint="1"))
     shortlist = type(index._session.open().stores.shortlist)
@@ -326,7 +326,7 @@ def test_a_crash_while_the_new_collection_fits_its_rotation(tmp_path, monkeypatc
             return
         second = Counting(new)
         again.reencode(second, "new", "2")
-        assert len(first.given) + len(second.given) == 700
+        assert len(first.given) + len(second.given) == 280
         assert (again.rotation, nearest(again, TEXTS[5], new), again.verify().ok) == ("fit", TEXTS[5], True)
         assert sorted(c.name for c in again.client.list_collections()) == ["docs", *again.kept()]
 
