@@ -19,6 +19,7 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel
 
 from mrl_rag import MatryoshkaEncoder, MrlRagError, TwoStageIndex, TwoStageRetriever
+from mrl_rag.errors import ServerUnavailable
 
 
 @asynccontextmanager
@@ -43,8 +44,8 @@ class Texts(BaseModel):
 
 @app.exception_handler(MrlRagError)
 def refuse(request: Request, error: MrlRagError) -> JSONResponse:
-    """Say what is wrong with a request."""
-    return JSONResponse({"detail": str(error)}, 422)
+    """Say what is wrong with a request, or that Chroma's server is out of reach."""
+    return JSONResponse({"detail": str(error)}, 503 if isinstance(error, ServerUnavailable) else 422)
 
 
 @app.post("/texts")

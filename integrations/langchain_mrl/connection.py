@@ -7,6 +7,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mrl_rag.compat.chroma import reaching
 from mrl_rag.errors import InvalidInput
 
 if TYPE_CHECKING:
@@ -44,7 +45,11 @@ class Place:
             raise InvalidInput(f"tenant is {self.tenant!r} and database {self.database!r}; Chroma Cloud needs both.")
 
     def connect(self) -> ClientAPI | None:
-        """Return the client that was given, or a new one; None for a plain folder, or memory."""
+        """Return the client that was given, or a new one; None for a plain folder, or memory.
+
+        Raises:
+            ServerUnavailable: the server can't be reached.
+        """
         import chromadb
         from chromadb.config import DEFAULT_DATABASE, DEFAULT_TENANT, Settings
 
@@ -53,10 +58,12 @@ class Place:
         # A copy, because chromadb changes the settings it is given.
         settings = self.client_settings.model_copy() if self.client_settings else Settings()
         if self.chroma_cloud_api_key is not None:
-            return chromadb.CloudClient(self.tenant, self.database, self.chroma_cloud_api_key, settings)
+            with reaching("Chroma Cloud"):
+                return chromadb.CloudClient(self.tenant, self.database, self.chroma_cloud_api_key, settings)
         place = {"tenant": self.tenant or DEFAULT_TENANT, "database": self.database or DEFAULT_DATABASE}
         if self.host is not None:
-            return chromadb.HttpClient(self.host, self.port or 8000, self.ssl, self.headers, settings, **place)
+            with reaching(f"{self.host}:{self.port or 8000}"):
+                return chromadb.HttpClient(self.host, self.port or 8000, self.ssl, self.headers, settings, **place)
         if self.client_settings is None and self.tenant is None and self.database is None:
             return None
         if self.persist_directory is not None:

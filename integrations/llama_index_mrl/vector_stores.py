@@ -23,7 +23,7 @@ from llama_index_mrl.embeddings import MatryoshkaEmbedding, fingerprint_of, name
 from llama_index_mrl.filters import Where, condition
 from mrl_rag import Hit, Plan, Record, TwoStageIndex
 from mrl_rag.binding import bind_model
-from mrl_rag.compat.chroma import settings_of
+from mrl_rag.compat.chroma import reaching, settings_of
 from mrl_rag.errors import InvalidIds, InvalidInput
 
 if TYPE_CHECKING:
@@ -135,7 +135,8 @@ class MatryoshkaVectorStore(BasePydanticVectorStore):
         if chroma_collection is not None:
             client, collection_name = _client_of(chroma_collection), chroma_collection.name
         elif host is not None:
-            client = chromadb.HttpClient(host, int(port or 8000), ssl, dict(headers or {}))
+            with reaching(f"{host}:{port or 8000}"):
+                client = chromadb.HttpClient(host, int(port or 8000), ssl, dict(headers or {}))
         if not isinstance(embed_model, BaseEmbedding | None):
             raise InvalidInput(f"embed_model is {embed_model!r}; it must be a BaseEmbedding of LlamaIndex.")
         if embed_model is not None:

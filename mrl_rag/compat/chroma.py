@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
+
+from mrl_rag.errors import ServerUnavailable
 
 if TYPE_CHECKING:
     import httpx
@@ -72,6 +75,25 @@ def says_too_large(message: str) -> bool:
 def is_remote(settings: Settings) -> bool:
     """Say whether a client with these settings speaks to a server."""
     return bool(settings.chroma_server_host)
+
+
+@contextmanager
+def reaching(host: str) -> Iterator[None]:
+    """Translate what chromadb raises when it makes a client of a server that it can't reach.
+
+    Raises:
+        ServerUnavailable: instead of that.
+    """
+    import httpx
+
+    try:
+        yield
+    except (ValueError, httpx.TransportError) as error:
+        if isinstance(error, ValueError) and not isinstance(error.__context__, httpx.TransportError):
+            raise
+        raise ServerUnavailable(
+            f"the Chroma server at {host} can't be reached ({error}). Check that it runs there, and the port."
+        ) from error
 
 
 def with_server(client: ClientAPI, wrap: Callable[[Any], Any]) -> ClientAPI:

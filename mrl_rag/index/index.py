@@ -192,7 +192,8 @@ class TwoStageIndex:
         plan: for searches without one. None ranks every record of an index of up to 20,000 records and 8 million
             numbers (not on a server). A larger one takes a shortlist of 50 candidates, or as many as it has chosen, or
             2 * k if that is more. It doubles the shortlist, up to three times, while a hit is in its last third. Stage
-            one searches inverted lists in memory; on a server, and with a condition, Chroma's graph.
+            one searches inverted lists in memory; on a server, and with a condition, Chroma's graph. On a server the
+            shortlist is twice as long from the beginning, and isn't doubled.
         rotation: "auto": when a new index has more records than it ranks one by one, it fits an orthogonal map on them
             (uncentred PCA), and the shortlist keeps the first coordinates of the rotated vectors. Scores at full
             dimension stay the same, and the shortlist holds more of the true answers. On a server this is only done
@@ -809,7 +810,8 @@ class TwoStageIndex:
         """Return the k nearest records per query vector.
 
         Without a plan, a small index scores every record. With a condition that up to 1000 records meet, it scores all
-        of these; where more meet it, the shortlist grows until it holds k. With `ids`, all of these are scored.
+        of these; where more meet it, the shortlist grows until it holds k. With `ids`, all of these are scored. On a
+        server a shortlist of records that meet the condition is scored, or all of them if they are fewer.
 
         Args:
             query_vectors: float array [n, full_dim], or [full_dim] for a single query.

@@ -1,6 +1,7 @@
 """On a server the frameworks' async methods await the requests, and no thread is asked for."""
 
 import asyncio
+import socket
 
 import chromadb
 import numpy as np
@@ -15,6 +16,7 @@ from llama_index_mrl import MatryoshkaVectorStore as LlamaStore
 from llama_index_mrl import TwoStageRetriever as LlamaRetriever
 
 from mrl_rag import TwoStageIndex
+from mrl_rag.errors import ServerUnavailable
 from mrl_rag.testing import DeterministicEncoder
 
 ENCODER = DeterministicEncoder(32)
@@ -117,3 +119,15 @@ def test_llama_indexs_async_methods_await_on_a_server(index):
 
         assert list(map(found, without_threads(each()))) == [found(retriever.retrieve(text)) for text in TEXTS[:20]]
     assert isinstance(retrievers[0].retrieve(TEXTS[0])[0].node, TextNode)
+
+
+def test_a_store_says_that_its_server_cant_be_reached():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    for store in (
+        lambda: MatryoshkaVectorStore(Awaited(), host="127.0.0.1", port=port),
+        lambda: LlamaStore(host="127.0.0.1", port=port),
+    ):
+        with pytest.raises(ServerUnavailable, match=rf"127.0.0.1:{port} can't be reached"):
+            store()

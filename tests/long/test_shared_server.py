@@ -22,7 +22,8 @@ PROGRAM = Path(__file__).with_name("shared_server.py")
 
 def start(port, folder):
     command = [str(Path(sys.executable).parent / "chroma"), "run", "--host", HOST, "--port", str(port)]
-    server = subprocess.Popen([*command, "--path", str(folder)], stdout=subprocess.DEVNULL)
+    with folder.with_suffix(".log").open("a") as log:
+        server = subprocess.Popen([*command, "--path", str(folder)], stdout=log, stderr=log)
     for _ in range(600):
         with socket.socket() as probe:
             if probe.connect_ex((HOST, port)) == 0:
@@ -50,7 +51,8 @@ def test_no_write_is_lost_and_no_answer_is_wrong(tmp_path):
         server.wait()
         server = start(port, tmp_path / "server")
         said = [process.communicate(timeout=SECONDS + 300) for process in processes]
-        assert [process.returncode for process in processes] == [0] * len(processes), [error for _, error in said]
+        failures = [error[-2000:] for _, error in said if error]
+        assert not failures, "\n\n".join([*failures, (tmp_path / "server.log").read_text()[-2000:]])
         for role, (counts, _) in zip(["writer"] * WRITERS + ["reader"] * READERS, said, strict=True):
             print(role, counts.strip())  # noqa: T201
         expected = stored_at_the_end(tmp_path)
