@@ -3,8 +3,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 DATASET ?=
+MRL_RAG_LONG_SECONDS ?= 3600
 
-.PHONY: setup demo test test-faults lint bench
+.PHONY: setup demo test test-faults test-long lint bench
 
 setup: $(READY)
 
@@ -26,10 +27,14 @@ test: $(READY)
 test-faults: $(READY)
 	MRL_RAG_KILLS=200 MRL_RAG_DAMAGES=150 MRL_RAG_STEPS=5000 $(BIN)/python -m pytest tests/faults tests/index/test_stateful.py
 
+test-long: $(READY)
+	MRL_RAG_LONG_SECONDS=$(MRL_RAG_LONG_SECONDS) $(BIN)/python -m pytest -n 0 tests/long
+
 lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/bandit --quiet --configfile pyproject.toml --recursive mrl_rag integrations
 
 bench: $(READY)
 	$(BIN)/python benchmarks/encoder.py

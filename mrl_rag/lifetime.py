@@ -1,8 +1,9 @@
-"""How encoders and indexes survive a fork, and how their process ends."""
+"""How encoders and indexes survive a fork, give back memory, and how their process ends."""
 
 from __future__ import annotations
 
 import atexit
+import ctypes
 import os
 import sys
 import threading
@@ -109,6 +110,12 @@ def renew_after_fork(held: Forkable) -> None:
 def leave_to_parent(held: object) -> None:
     """Keep an object of the parent process alive, so that dropping it doesn't close it in this child."""
     _LEFT.append(held)
+
+
+def return_freed_memory() -> None:
+    """Have glibc give memory that was freed back to the system; other C libraries do that by themselves."""
+    if sys.platform == "linux" and (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)) is not None:
+        trim(0)
 
 
 def _in_child() -> None:

@@ -23,6 +23,7 @@ _ENCODER_SETTINGS = (
     "long_inputs",
     "backend",
     "pickled_weights",
+    "keep_alive",
 )
 
 
@@ -78,6 +79,8 @@ class MatryoshkaEmbeddings(BaseModel, Embeddings):
     """What runs the network for single short texts; None for "torch"."""
     pickled_weights: bool = False
     """Load `pytorch_model.bin` where a model has no `model.safetensors`."""
+    keep_alive: float | None = None
+    """Seconds without a call after which the model is unloaded until the next one; None to keep it loaded."""
     show_progress: bool = False
     """Show a bar while documents are embedded, when standard error is a terminal."""
     encoder: Any = Field(default=None, exclude=True, repr=False)

@@ -28,6 +28,7 @@ _ENCODER_SETTINGS = (
     "long_inputs",
     "backend",
     "pickled_weights",
+    "keep_alive",
 )
 
 
@@ -78,6 +79,9 @@ class MatryoshkaEmbedding(BaseEmbedding):
         default=None, description="What runs the network for single short texts."
     )
     pickled_weights: bool = Field(default=False, description="Load pickled weights where there are no safetensors.")
+    keep_alive: float | None = Field(
+        default=None, description="Seconds without a call after which the model is unloaded until the next one."
+    )
 
     _encoder: Encoder = PrivateAttr()
     _made_encoder: bool = PrivateAttr()

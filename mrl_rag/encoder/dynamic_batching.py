@@ -41,8 +41,7 @@ class DynamicBatcher:
 
     def __init__(self, forward: Forward, token_budget: int, *, padded: bool = True, max_concurrency: int = 1) -> None:
         self._forward = forward
-        self.token_budget = token_budget
-        self._padded = padded
+        self.set_budget(token_budget, padded=padded)
         self._max_concurrency = max_concurrency
         self.reset()
 
@@ -51,6 +50,11 @@ class DynamicBatcher:
         self._slots = threading.Semaphore(self._max_concurrency)
         self._waiting: deque[_Request] = deque()
         self._mutex = threading.Lock()
+
+    def set_budget(self, token_budget: int, *, padded: bool) -> None:
+        """Change the most tokens per batch, and whether padding counts, for the batches from here on."""
+        self.token_budget = token_budget
+        self._padded = padded
 
     def batches(self, sequences: Sequence[TokenSequence]) -> Iterator[list[int]]:
         """Yield positions into `sequences`, each exactly once, in batches that fit the token budget."""

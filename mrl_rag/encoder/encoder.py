@@ -7,21 +7,21 @@ import hashlib
 import json
 import threading
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import asdict, replace
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import count
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import numpy as np
 
 from mrl_rag.encoder.base import CHUNK_SIZE, Advance, Encoder, PickledByArguments, ignore_progress
 from mrl_rag.encoder.batching import TokenSequence
 from mrl_rag.encoder.dynamic_batching import DynamicBatcher
-from mrl_rag.encoder.loading import ModelFiles, find_model
+from mrl_rag.encoder.loading import Stamp, find_model
 from mrl_rag.encoder.settings import (
     Backend,
     Device,
@@ -29,6 +29,7 @@ from mrl_rag.encoder.settings import (
     as_dtype,
     check_backend,
     check_head,
+    check_keep_alive,
     check_long_inputs,
     check_present,
     pick_dim,
@@ -38,6 +39,7 @@ from mrl_rag.encoder.settings import (
 )
 from mrl_rag.encoder.suitability import dim_warning, language_warning
 from mrl_rag.encoder.tokenizing import LongInputs, Tokenized, Tokenizer
+from mrl_rag.encoder.unloading import UnloadableNetwork
 from mrl_rag.errors import EncoderClosed, InvalidInput
 from mrl_rag.heads import MatryoshkaHead
 from mrl_rag.heads.head import AnyHead
@@ -62,7 +64,8 @@ class Truncation(NamedTuple):
 
     Attributes:
         texts: how many texts were longer than `max_length`.
-        tokens: how many tokens the longest of them lost.
+        tokens: how many tokens the longest of them lost; an estimate if it has more than 100 characters per token of
+            `max_length`.
     """
 
     texts: int
@@ -89,7 +92,8 @@ class MatryoshkaEncoder(PickledByArguments, Encoder):
             must start its work under `if __name__ == "__main__":`, as with any spawned process.
         dtype: "float32", "bfloat16" or "float16", or the torch dtype; None takes bfloat16 where the
             hardware runs it fast (a GPU that supports it, a CPU with AMX or AVX512-BF16), else float32.
-        max_length: longest input in tokens, special tokens counted; None for the model's own.
+        max_length: longest input in tokens, special tokens counted; None for the model's own. Of a text that is to be
+            truncated, the first 100 characters per token are read, however long it is.
         prompts: task -> prompt; overrides the model's own, which are the prompts "query", "document",
             "classification" and "clustering" in its files.
         head: a learned linear map, applied to the full vector of a text before it is cut, as `vector @ head`: a
@@ -109,6 +113,9 @@ class MatryoshkaEncoder(PickledByArguments, Encoder):
             is not part of the fingerprint, as it changes no full vector. An index needs full vectors: fill one with
             `encode_documents(texts, dim=encoder.full_dim)`, as `TwoStageRetriever` does; it shortens them itself.
         truncate_dim: another name for `dim`, as in sentence-transformers.
+        keep_alive: seconds without a call after which the model is unloaded from the device, to make room for others;
+            the next call loads it again, from the same files. None keeps it loaded. Nothing else changes: the vectors
+            are the same bit for bit.
 
     Attributes:
         full_dim: length of the whole vector; the `truncate_dim` in the model's files, where they have one.
@@ -158,7 +165,9 @@ class MatryoshkaEncoder(PickledByArguments, Encoder):
         pickled_weights: bool = False,
         dim: int | None = None,
         truncate_dim: int | None = None,
+        keep_alive: float | None = None,
     ) -> None:
+        keep_alive = check_keep_alive(keep_alive)
         devices = as_devices(device)
         backend = check_backend(backend, devices)
         check_present(devices)
@@ -174,15 +183,19 @@ class MatryoshkaEncoder(PickledByArguments, Encoder):
             local_files_only=local_files_only,
             pickled_weights=pickled_weights,
         )
+        self._backend = backend
+        self._picks_dtype = dtype is None
         self.dtype = as_dtype(dtype) if dtype is not None else pick_dtype(self.device)
         recipe, spec = self._files.recipe, self._files.spec
         self.prompts = merge_prompts(recipe.prompts, prompts)
         warn_of_differences(self.model, self._files, self.prompts, prompts)
         tokenizer = self._files.load_tokenizer()
         self._tokenizer = Tokenizer(self.model, tokenizer, recipe, self.prompts, self.long_inputs)
+        self._stamp = self._files.stamp()
         self._vocab_files = list(tokenizer.vocab_files_names.values())
-        network = _open_network(self._files, self._tokenizer, devices, self.dtype, backend)
-        self._network: Network | Workers | None = network
+        self._held = UnloadableNetwork(self._loader(devices, self.dtype), keep_alive)
+        network = self._held.network
+        assert network is not None
         self._width = network.full_dim
         self.full_dim = min(self._width, recipe.truncate_dim or self._width)
         self.dims = spec.dims if spec else (self.full_dim,)
@@ -193,17 +206,17 @@ class MatryoshkaEncoder(PickledByArguments, Encoder):
             if head is not None and head.card is not None and head.card.fingerprint:
                 head.check_encoder(self.model, self._headless_fingerprint)
         except InvalidInput:
-            network.close()
+            self._held.close()
             raise
         self._tokenizer.truncate_at(self.max_length)
-        budget = _TOKEN_BUDGET.get(self.device.type, _TOKEN_BUDGET["cpu"])
         self._batcher = DynamicBatcher(
-            self._forward, budget, padded=not network.packs, max_concurrency=self._max_concurrency
+            self._held.run, _token_budget(self.device), padded=not network.packs, max_concurrency=self._max_concurrency
         )
         self._threads = self._make_threads()
         self._last = threading.local()
         # Warnings that were not given yet. With a head, the dimensions of the table say nothing.
         self._unwarned = {"language", "dim"} if head is None else {"language"}
+        self._closed = False
         self._refusal = "this encoder was closed; make a new MatryoshkaEncoder."
         renew_after_fork(self)
 
@@ -217,17 +230,78 @@ class MatryoshkaEncoder(PickledByArguments, Encoder):
         """Forget the parent's callers; on anything but one CPU, refuse to encode from here on."""
         self._batcher.reset()
         self._threads = self._make_threads()
-        if self._max_concurrency > 1 or self.device.type != "cpu":
-            leave_to_parent(self._network)
-            self._network = None
+        if self._max_concurrency == 1 and self.device.type == "cpu":
+            self._held.after_fork()
+        else:
+            leave_to_parent(self._held)
+            self._closed = True
             held = "its workers" if self._max_concurrency > 1 else f"a network on {self.device}"
             self._refusal = (
                 f"this encoder was made before the process was forked, and {held} can't be used on both sides of that. "
                 "Make it after the fork, or start the process by multiprocessing's 'spawn'."
             )
 
+    def _loader(self, devices: list[torch.device], dtype: torch.dtype) -> Callable[[], Network | Workers]:
+        """Return a function that opens the network, without a reference to this encoder."""
+        settings: dict[str, Any] = {
+            "files": replace(self._files, spec=None),  # the row can't be pickled
+            "dtype": dtype,
+            "pad_id": self._tokenizer.pad_id,
+            "sample": self._tokenizer.sample,
+            "backend": self._backend,
+        }
+        return partial(_open_network, devices, settings, self._stamp)
+
     def _make_threads(self) -> ThreadPoolExecutor:
         return ThreadPoolExecutor(self._max_concurrency, thread_name_prefix="mrl_rag-encoder")
+
+    @property
+    def _network(self) -> Network | Workers | None:
+        return self._held.network
+
+    @property
+    def loaded(self) -> bool:
+        """Whether the model is on its device. With `keep_alive`, it isn't after that time without a call."""
+        return self._network is not None
+
+    def to(self, device: Device) -> Self:
+        """Load the model on another device, and unload it from this one, as `torch.nn.Module.to`.
+
+            encoder.to("cpu")    # makes room on the GPU
+            encoder.to("cuda")
+
+        Calls that are running end on the old device; threads may go on calling. Vectors differ by rounding. A dtype
+        that was chosen for the old device is chosen anew.
+
+        Args:
+            device: a torch device.
+
+        Returns:
+            The encoder itself.
+
+        Raises:
+            InvalidInput: torch doesn't know or find the device, `backend` doesn't run there, or this encoder is on
+                several devices.
+            EncoderClosed: `close` was called.
+            ModelFilesError: the model's files are gone, or were changed since the encoder was made.
+        """
+        self._check_open()
+        if self._max_concurrency > 1:
+            raise InvalidInput(
+                f"this encoder is on {self._max_concurrency} devices, with a process for each, and can't be moved. "
+                f"Close it, and make a new one with device={str(device)!r}."
+            )
+        devices = as_devices(device)[:1]
+        check_backend(self._backend, devices)
+        check_present(devices)
+        if devices[0] != self.device:
+            dtype = pick_dtype(devices[0]) if self._picks_dtype else self.dtype
+            network = self._held.replace(self._loader(devices, dtype))
+            self._batcher.set_budget(_token_budget(devices[0]), padded=not network.packs)
+            self.device, self.dtype = devices[0], dtype
+            args, settings = self._arguments
+            self._arguments = args, {**settings, "device": devices[0]}
+        return self
 
     @property
     def dim(self) -> int:
@@ -303,17 +377,17 @@ class MatryoshkaEncoder(PickledByArguments, Encoder):
 
     def close(self) -> None:
         """Free the network's memory, end the processes of several devices; the encoder can't encode after this."""
-        network, self._network = self._network, None
-        self._threads.shutdown(wait=False)
-        if network is not None:
-            network.close()
+        if not self._closed:
+            self._closed = True
+            self._threads.shutdown(wait=False)
+            self._held.close()
 
     @property
     def _layer_norm(self) -> bool:
         return self._files.spec is not None and self._files.spec.layer_norm
 
     def _check_open(self) -> None:
-        if self._network is None:
+        if self._closed:
             raise EncoderClosed(self._refusal)
 
     def _check(self, texts: Iterable[str], task: Task, dim: int | None) -> tuple[list[str], Task, int]:
@@ -402,12 +476,6 @@ class MatryoshkaEncoder(PickledByArguments, Encoder):
                 stacklevel=5,
             )
 
-    def _forward(self, sequences: Sequence[TokenSequence]) -> Float32Array:
-        network = self._network
-        if network is None:
-            raise EncoderClosed("this encoder was closed while it was encoding; make a new one.")
-        return network.run(sequences)
-
     def _finish(self, pooled: Float32Array, tokenized: Tokenized, texts: int) -> Float32Array:
         """Return full vectors, float32 [texts, n], of pooled ones: layer norm, the average of pieces, and the head.
 
@@ -429,17 +497,14 @@ class MatryoshkaEncoder(PickledByArguments, Encoder):
         return sums
 
 
-def _open_network(
-    files: ModelFiles, tokenizer: Tokenizer, devices: list[torch.device], dtype: torch.dtype, backend: Backend
-) -> Network | Workers:
+def _token_budget(device: torch.device) -> int:
+    return _TOKEN_BUDGET.get(device.type, _TOKEN_BUDGET["cpu"])
+
+
+def _open_network(devices: list[torch.device], settings: dict[str, Any], stamp: Stamp) -> Network | Workers:
+    """Load the network, unless its files are others than when `stamp` was made."""
     from mrl_rag.encoder.network import Network
     from mrl_rag.encoder.workers import Workers
 
-    settings: dict[str, Any] = {
-        "files": replace(files, spec=None),  # the row can't be pickled
-        "dtype": dtype,
-        "pad_id": tokenizer.pad_id,
-        "sample": tokenizer.sample,
-        "backend": backend,
-    }
+    settings["files"].check_stamp(stamp)
     return Network(device=devices[0], **settings) if len(devices) == 1 else Workers(devices, settings)

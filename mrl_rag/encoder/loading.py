@@ -11,15 +11,18 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from mrl_rag.compat.transformers import encoder_class
-from mrl_rag.encoder.recipe import Recipe, config_sha256, read_recipe
+from mrl_rag.encoder.recipe import Recipe, check_shards, config_sha256, read_recipe
 from mrl_rag.errors import ModelFilesError, UnknownModel
 from mrl_rag.models import MODELS, ModelSpec, PackagedWeights, find_row
 
 if TYPE_CHECKING:
     import torch
+
+# File -> bytes and time of the last change.
+Stamp: TypeAlias = dict[Path, tuple[int, int]]
 
 # sentence-transformers finds its own models without their organisation.
 _ORGANISATION = "sentence-transformers"
@@ -133,23 +136,43 @@ class ModelFiles:
         Args:
             tokenizer_files: the names of the tokenizer's vocabulary files.
         """
-        folders = [self.network, *(self.folder / module.path for module in self.recipe.modules if module.path)]
-        files = {
-            *(file for folder in folders for file in folder.glob("*.safetensors")),
-            *(file for folder in folders for file in folder.glob("pytorch_model*.bin") if self.pickled_weights),
-            *(self.network / name for name in (*_TOKENIZER_FILES, *tokenizer_files)),
-            *(self.network.glob("*.py") if self.trust_remote_code else ()),
-        }
+        files = self._network_files() | {self.network / name for name in (*_TOKENIZER_FILES, *tokenizer_files)}
         return {
             "files": {file.relative_to(self.folder).as_posix(): file_sha256(file) for file in files if file.is_file()},
             "config": config_sha256(self.network),
+        }
+
+    def stamp(self) -> Stamp:
+        """Return the sizes and times of the files that the network is loaded from."""
+        found = {file: file.stat() for file in self._network_files() if file.is_file()}
+        return {file: (status.st_size, status.st_mtime_ns) for file, status in found.items()}
+
+    def check_stamp(self, stamp: Stamp) -> None:
+        """Refuse files that were changed since `stamp` returned this.
+
+        Raises:
+            ModelFilesError: one was changed or removed, or there is a new one.
+        """
+        if changed := sorted(str(file) for file, _ in stamp.items() ^ self.stamp().items()):
+            raise ModelFilesError(
+                f"{changed[0]} was changed or removed since the encoder was made, so its vectors could be others. "
+                "Make a new encoder."
+            )
+
+    def _network_files(self) -> set[Path]:
+        folders = [self.network, *(self.folder / module.path for module in self.recipe.modules if module.path)]
+        return {
+            *(file for folder in folders for file in folder.glob("*.safetensors")),
+            *(file for folder in folders for file in folder.glob("pytorch_model*.bin") if self.pickled_weights),
+            *(self.network.glob("*.py") if self.trust_remote_code else ()),
         }
 
     def check_weights(self) -> None:
         """Refuse weights that aren't in safetensors, unless pickled ones may be loaded.
 
         Raises:
-            ModelFilesError: the network or a module has no weights that may be loaded.
+            ModelFilesError: the network or a module has no weights that may be loaded, or a file says that they are
+                outside of the folder.
         """
         names = ["model.safetensors", *(["pytorch_model.bin"] if self.pickled_weights else [])]
         names += [f"{name}.index.json" for name in names]
@@ -160,6 +183,8 @@ class ModelFiles:
                     "pickled_weights=True to fetch and load a pytorch_model.bin, with weights_only=True so that it "
                     "can't run code."
                 )
+            for index in place.glob("*.index.json"):
+                check_shards(index)
 
     def _refuse_adapters(self) -> None:
         for pattern in ("", "*/"):

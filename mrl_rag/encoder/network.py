@@ -21,6 +21,7 @@ from mrl_rag.encoder.modules import load_modules
 from mrl_rag.encoder.openvino import OpenVINONetwork
 from mrl_rag.encoder.pooling import pool
 from mrl_rag.errors import EncoderOutOfMemory, InvalidInput
+from mrl_rag.lifetime import return_freed_memory
 from mrl_rag.truncation import Float32Array
 
 if TYPE_CHECKING:
@@ -105,6 +106,8 @@ class Network:
         self._openvino = None
         if self._device.type == "cuda":
             torch.cuda.empty_cache()
+        else:
+            return_freed_memory()
 
     def run(self, sequences: Sequence[TokenSequence]) -> Float32Array:
         """Return the vectors of sequences, float32 [n, full_dim].

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, Literal, TypeAlias, cast, get_args
 
 from mrl_rag.errors import ModelFilesError
@@ -47,6 +47,8 @@ _NETWORK_SETTINGS = {
     *("processing_kwargs", "max_seq_length", "do_lower_case", "unpad_inputs", "modality_config", "module_output_name"),
     *("transformer_task", "query_length", "document_length", "query_expansion", "tokenizer_name_or_path"),
 }
+# Far above what these files have; reading takes many times as much memory.
+_MAX_JSON_BYTES = 10 << 20
 _DENSE_KEYS = ("in_features", "out_features", "bias", "activation_function", "use_residual")
 
 
@@ -166,6 +168,18 @@ def _read_similarity(config: dict[str, Any], modules: list[ModuleSettings]) -> s
     return "cosine" if unit and similarity in ("dot", "euclidean") else str(similarity)
 
 
+def check_shards(index: Path) -> None:
+    """Refuse an index of weights in several files that names a file outside of its folder.
+
+    Raises:
+        ModelFilesError: it does, or can't be read.
+    """
+    shards = _read_json(index).get("weight_map")
+    for shard in set(shards.values()) if isinstance(shards, dict) else ():
+        if not isinstance(shard, str) or not is_inside(index.parent, shard):
+            raise ModelFilesError(f"{index} names weights outside of its folder, {shard!r}. Use another model.")
+
+
 def config_sha256(folder: Path) -> str:
     """Return a SHA-256, in hexadecimal, of the settings in a folder's config.json that change vectors.
 
@@ -188,7 +202,7 @@ def _read_modules(folder: Path) -> list[tuple[str, str]]:
             raise ModelFilesError(
                 f"{file} has an entry without type and path: {module!r}. Download the model again."
             ) from error
-        if not kind.startswith("sentence_transformers.") or ".." in path:
+        if not kind.startswith("sentence_transformers.") or not is_inside(folder, path):
             raise ModelFilesError(
                 f"{file} has a module of type {kind!r} in {path!r}, which is code of the model's own or outside its "
                 "folder. Use a model made of sentence-transformers' modules."
@@ -203,6 +217,15 @@ def _read_modules(folder: Path) -> list[tuple[str, str]]:
             "Dense, LayerNorm, Normalize and Dropout. Use a model made of these."
         )
     return modules
+
+
+def is_inside(folder: Path, path: str) -> bool:
+    """Say whether a path that a model's files name stays in its folder, on any system and through links to folders."""
+    if any(pure.anchor or ".." in pure.parts for pure in (PurePosixPath(path), PureWindowsPath(path))) or "\0" in path:
+        return False
+    # Links to files lead out of every folder in the hub's cache.
+    held = folder / path if (folder / path).is_dir() else (folder / path).parent
+    return held.resolve().is_relative_to(folder.resolve())
 
 
 def _read_module(folder: Path, kind: str, path: str) -> ModuleSettings:
@@ -294,8 +317,12 @@ def _read_json(file: Path, default: Any = None) -> Any:
     if default is not None and not file.is_file():
         return default
     try:
+        if file.exists() and not file.is_file():
+            raise ValueError("it is no file")  # reading a device or a pipe may never end
+        if file.stat().st_size > _MAX_JSON_BYTES:
+            raise ValueError(f"it has {file.stat().st_size} bytes")
         content = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ModelFilesError(f"{file} can't be read: {error}. Download the model again.") from error
     expected = dict if default is None else type(default)
     if not isinstance(content, expected):

@@ -104,6 +104,18 @@ def check_long_inputs(asked: object) -> LongInputs:
     raise InvalidInput(f"long_inputs is {asked!r}; it must be one of {', '.join(map(repr, get_args(LongInputs)))}.")
 
 
+def check_keep_alive(asked: object) -> float | None:
+    """Return `keep_alive` when it is a positive number of seconds, or None."""
+    if asked is None:
+        return None
+    if isinstance(asked, bool) or not isinstance(asked, int | float) or not asked > 0:
+        raise InvalidInput(
+            f"keep_alive is {asked!r}; it must be a positive number of seconds, as in keep_alive=300, or None to keep "
+            "the model loaded."
+        )
+    return float(asked)
+
+
 def check_head(head: MatryoshkaHead | None, full_dim: int) -> MatryoshkaHead | None:
     """Return a head, refusing one for vectors of another length."""
     if head is not None and head.full_dim != full_dim:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import chain, islice
 from typing import Any, Literal, NamedTuple, TypeAlias, cast
 
 import numpy as np
@@ -15,6 +16,12 @@ from mrl_rag.tasks import Task, with_prompt
 
 LongInputs: TypeAlias = Literal["truncate", "average", "error"]
 
+# Characters of a text that are read for each token of `max_length`, unless all of it is asked for: many times what
+# texts have, so that a text of any length takes little time.
+_READ_PER_TOKEN = 100
+# Characters that are tokenized at a time: a tokenizer takes 170 to 450 bytes for each.
+_AT_A_TIME = 250_000
+
 
 class Tokenized(NamedTuple):
     """Texts as token sequences.
@@ -22,7 +29,8 @@ class Tokenized(NamedTuple):
     Attributes:
         sequences: one per text; several for a long text that was split; none for a text without tokens.
         text_index: the position of each sequence's text.
-        overruns: for each text that was truncated, how many tokens were left out.
+        overruns: for each text that was truncated, how many tokens were left out; an estimate where the text has more
+            than 100 characters per token of `max_length`, as no more are read.
     """
 
     sequences: list[TokenSequence]
@@ -92,12 +100,10 @@ class Tokenizer:
         """
         prompt = self._prompts[task]
         found = Tokenized([], [], [])
-        with NATIVE_CODE:
-            whole = self._backend.encode_batch([with_prompt(text, prompt) for text in texts])
-        for position, encoding in enumerate(whole):
+        read = (with_prompt(self._read(text), prompt) for text in texts)
+        for position, encoding in enumerate(self._encodings(read)):
             pieces = [encoding]
-            if encoding.overflowing:
-                over = sum(len(part.ids) - self._specials for part in encoding.overflowing)
+            if over := self._overrun(encoding, len(texts[position])):
                 if self._long_inputs == "error":
                     raise InvalidTexts(
                         f"texts[{first + position}] is {over} tokens longer than max_length={self.max_length}; "
@@ -115,12 +121,12 @@ class Tokenizer:
     def count(self, texts: Sequence[str], task: Task) -> list[int]:
         """Return the length of each text's token sequence before truncation, prompt and special tokens counted."""
         prompt = self._prompts[task]
-        with NATIVE_CODE:
-            encodings = self._backend.encode_batch([with_prompt(text, prompt) for text in texts])
-        return [
-            len(encoding.ids) + sum(len(part.ids) - self._specials for part in encoding.overflowing)
-            for encoding in encodings
-        ]
+        parts = [[part for _, part in _parts(with_prompt(text, prompt))] for text in texts]
+        counts = (
+            len(encoding.ids) - self._specials + sum(len(part.ids) - self._specials for part in encoding.overflowing)
+            for encoding in self._encodings(part for each in parts for part in each)
+        )
+        return [self._specials + sum(islice(counts, len(each))) for each in parts]
 
     def offsets(self, text: str) -> list[tuple[int, int]]:
         """Return where each token of a text starts and ends, special tokens left out, nothing truncated.
@@ -133,9 +139,43 @@ class Tokenizer:
                 f"the tokenizer of {self._model} doesn't say where in a text its tokens are. Split texts by their "
                 'characters, and leave out long_inputs="average".'
             )
-        with NATIVE_CODE:
-            encoding = self._backend.encode(text, add_special_tokens=False)
-        return [pair for part in (encoding, *encoding.overflowing) for pair in part.offsets]
+        found: list[tuple[int, int]] = []
+        for at, part in _parts(text):
+            with NATIVE_CODE:
+                encoding = self._backend.encode(part, add_special_tokens=False)
+            pairs = (pair for each in (encoding, *encoding.overflowing) for pair in each.offsets)
+            found.extend((at + start, at + end) for start, end in pairs)
+        return found
+
+    def _read(self, text: str) -> str:
+        """Return as much of a text as is tokenized to make a vector of it."""
+        if self._long_inputs == "average" or self.max_length is None:
+            return text[:_AT_A_TIME]
+        most = _READ_PER_TOKEN * self.max_length
+        return text[-most:] if self._side == "left" else text[:most]
+
+    def _encodings(self, texts: Iterable[str]) -> Iterator[Any]:
+        """Yield the encodings of texts, of which few are in memory at a time."""
+        batch: list[str] = []
+        length = 0
+        for text in chain(texts, [None]):
+            if batch and (text is None or length + len(text) > _AT_A_TIME):
+                with NATIVE_CODE:
+                    encodings = self._backend.encode_batch(batch)
+                yield from encodings
+                batch, length = [], 0
+            if text is not None:
+                batch.append(text)
+                length += len(text)
+
+    def _overrun(self, encoding: Any, characters: int) -> int:
+        """Return how many tokens of a text with so many characters are left out of an encoding; maybe an estimate."""
+        over = sum(len(part.ids) - self._specials for part in encoding.overflowing)
+        read = _READ_PER_TOKEN * (self.max_length or characters)
+        if characters <= read:
+            return over
+        kept = len(encoding.ids) - self._specials
+        return max(1, (over + kept) * characters // read - kept)
 
     def _sequence(self, encoding: Any, prompt_length: int = 0) -> TokenSequence:
         # As arrays, so that the forward pass joins them quickly while the device waits.
@@ -150,8 +190,10 @@ class Tokenizer:
 
     def _split(self, text: str, prompt: str) -> list[Any]:
         """Return the encodings of pieces of a text of about equal length, each with the prompt, none truncated."""
+        return [piece for _, part in _parts(text.removeprefix(prompt)) for piece in self._split_part(part, prompt)]
+
+    def _split_part(self, text: str, prompt: str) -> list[Any]:
         assert self.max_length is not None
-        text = text.removeprefix(prompt)
         offsets = self.offsets(text)
         room = self.max_length - self._specials - len(self.offsets(prompt))
         if room < 1:
@@ -170,6 +212,17 @@ class Tokenizer:
             if not any(encoding.overflowing for encoding in encodings):
                 return list(encodings)
             count += 1
+
+
+def _parts(text: str) -> Iterator[tuple[int, str]]:
+    """Yield a text in parts to tokenize one by one, with their positions, cut before white space if there is any."""
+    start = 0
+    while len(text) - start > _AT_A_TIME:
+        end = max(text.rfind(space, start + 1, start + _AT_A_TIME) for space in " \n")
+        end = end if end > 0 else start + _AT_A_TIME
+        yield start, text[start:end]
+        start = end
+    yield start, text[start:]
 
 
 class PythonEncoding(NamedTuple):

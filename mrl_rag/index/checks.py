@@ -167,7 +167,8 @@ def check_metadatas(metadatas: Sequence[Metadata | None], first: int = 0) -> lis
     checked: list[Metadata] = []
     for position, metadata in enumerate(metadatas, first):
         if metadata:
-            with chroma_input(f"metadatas[{position}]={metadata!r}"):
+            with chroma_input(**{f"metadatas[{position}]": metadata}):
+                _check_size(metadata)
                 validate_metadata(dict(metadata))
                 _check_metadata(metadata)
         checked.append(metadata or {})
@@ -189,6 +190,11 @@ def _check_metadata(metadata: Metadata) -> None:
                 raise ValueError(f"{key!r} is {number}, no 64-bit integer; store it as a string")
             if not isinstance(number, str | int | float | None):
                 raise ValueError(f"{key!r} is a {type(number).__name__}; store it as a string")
+
+
+def _check_size(metadata: Metadata) -> None:
+    if not isinstance(metadata, Mapping):
+        raise ValueError(f"it is a {type(metadata).__name__}; pass a dict, or None")
     members = sum(len(value) for value in metadata.values() if isinstance(value, list))
     if max(len(metadata), members) > _MAX_VALUES:
         raise ValueError(

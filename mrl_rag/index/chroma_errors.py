@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -10,6 +11,9 @@ from mrl_rag.errors import IndexNotWritable, InvalidInput, TwoStageIndexError
 
 # Characters of an argument, and of Chroma's answer, that a message quotes.
 _MAX_QUOTED = 300
+# Writes the beginning of an argument of any size and depth.
+_QUOTING = reprlib.Repr()
+_QUOTING.maxstring = _QUOTING.maxother = _QUOTING.maxlong = _MAX_QUOTED
 
 
 @contextmanager
@@ -47,24 +51,24 @@ def chroma_errors(missing: bool = False) -> Iterator[None]:
 
 
 @contextmanager
-def chroma_input(what: str) -> Iterator[None]:
-    """Translate Chroma's refusal of an argument.
+def chroma_input(**arguments: object) -> Iterator[None]:
+    """Translate Chroma's refusal of arguments.
 
     Args:
-        what: the argument, for the message.
+        **arguments: their values by their names, for the message.
 
     Raises:
-        InvalidInput: Chroma doesn't take it.
+        InvalidInput: Chroma doesn't take them.
     """
     from chromadb.errors import ChromaError, InvalidArgumentError
 
     try:
         yield
-    except (ValueError, TypeError, ChromaError) as error:
+    except (ValueError, TypeError, RecursionError, ChromaError) as error:
         # A server that can't parse a request raises `ChromaError` itself; its subclasses mean something else.
         if isinstance(error, ChromaError) and type(error) not in (ChromaError, InvalidArgumentError):
             raise
-        raise InvalidInput(f"Chroma doesn't take {_short(what)}: {_short(str(error))}") from error
+        raise InvalidInput(f"Chroma doesn't take {_quoted(arguments)}: {_short(str(error))}") from error
 
 
 @contextmanager
@@ -76,21 +80,24 @@ def chroma_condition(where: object, where_document: object) -> Iterator[None]:
     """
     from chromadb.errors import InternalError
 
-    if where is None and where_document is None:
+    given = {"where": where, "where_document": where_document}
+    given = {name: condition for name, condition in given.items() if condition}
+    if not given:
         yield
         return
-    given = ", ".join(
-        f"{name}={value!r}" for name, value in (("where", where), ("where_document", where_document)) if value
-    )
     try:
-        with chroma_input(given):
+        with chroma_input(**given):
             yield
     except InternalError as error:
         if not says_too_large(str(error)):
             raise
         raise InvalidInput(
-            f"Chroma doesn't take {_short(given)}: a string or a regular expression in it is too long; shorten it."
+            f"Chroma doesn't take {_quoted(given)}: a string or a regular expression in it is too long; shorten it."
         ) from error
+
+
+def _quoted(arguments: dict[str, object]) -> str:
+    return _short(", ".join(f"{name}={_QUOTING.repr(value)}" for name, value in arguments.items()))
 
 
 def _short(text: str) -> str:

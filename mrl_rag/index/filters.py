@@ -22,6 +22,8 @@ _MAX_DEPTH = 60
 # Comparisons, and values in lists, per request. SQLite takes 32,766 variables (a comparison needs up to 5, a value in a
 # list 2), and expressions of depth 1000.
 _MAX_COMPARISONS, _MAX_VALUES = 500, 10_000
+# Comparisons per condition, which take a second or two: a condition from outside must not keep an index busy for long.
+_MOST_COMPARISONS = 20_000
 _LIST_OPERATORS = ("$in", "$nin")
 _ORDER_OPERATORS = ("$gt", "$gte", "$lt", "$lte")
 # bool first: it is a subclass of int.
@@ -41,9 +43,13 @@ def check_where(where: Where | None, where_document: Where | None) -> tuple[Wher
         ("where_document", where_document, validate_where_document),
     ):
         if condition:
-            for key, operator, operand in _comparisons(condition, name):
+            for number, (key, operator, operand) in enumerate(_comparisons(condition, name), 1):
+                if number > _MOST_COMPARISONS:
+                    raise InvalidInput(
+                        f"{name} has more than {_MOST_COMPARISONS} comparisons; $in and $nin compare with a whole list."
+                    )
                 _check_operand(name, key, operator, operand)
-            with chroma_input(f"{name}={condition!r}"):
+            with chroma_input(**{name: condition}):
                 validate(condition)  # type: ignore[arg-type]
     return where or None, where_document or None
 

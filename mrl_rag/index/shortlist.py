@@ -160,7 +160,7 @@ class ShortlistCollection:
         """
         from chromadb.errors import NotFoundError
 
-        with chroma_input(f"collection={name!r}"):
+        with chroma_input(collection=name):
             try:
                 collection = client.get_collection(name, embedding_function=None)
             except NotFoundError:
@@ -196,7 +196,7 @@ class ShortlistCollection:
         Raises:
             InvalidInput: Chroma doesn't take the name or the settings.
         """
-        with chroma_input(f"collection={name!r}, hnsw={dict(hnsw or {})!r}"):
+        with chroma_input(collection=name, hnsw=dict(hnsw or {})):
             collection = _with_room(client, name, config.shortlist_dim)
             if collection is None:
                 collection = client.create_collection(
@@ -236,7 +236,7 @@ class ShortlistCollection:
         """
         name = other.name
         self._collection.modify(metadata={**self.config.as_metadata(), _REPLACES: name})
-        with chroma_input(f"collection={new_name!r}"):
+        with chroma_input(collection=new_name):
             other.modify(name=new_name)
         self._collection.modify(name=name)
         self._collection.modify(metadata=self.config.as_metadata())
@@ -504,7 +504,7 @@ def empty_collection(
     Raises:
         InvalidInput: Chroma doesn't take the name or the settings.
     """
-    with chroma_input(f"collection={name!r}, hnsw={dict(hnsw or {})!r}"):
+    with chroma_input(collection=name, hnsw=dict(hnsw or {})):
         if dim is not None:
             _with_room(client, name, dim)
         configuration: CreateCollectionConfiguration = {"hnsw": {**(hnsw or {}), **_COSINE}}  # type: ignore[typeddict-item]
