@@ -16,6 +16,8 @@ MrlRagError
 ├── EncoderOutOfMemory (MemoryError)
 ├── EncoderCacheError
 ├── MissingExtra (ImportError)
+├── ShardError
+├── WorkerError
 └── TwoStageIndexError
     ├── IndexMismatch
     │   ├── DimensionMismatch
@@ -89,6 +91,14 @@ class RemoteEncoderError(MrlRagError):
 
 class MissingExtra(MrlRagError, ImportError):
     """An optional package is not installed."""
+
+
+class ShardError(MrlRagError):
+    """A folder of shards is damaged or not complete, or one of its files isn't what the manifest says."""
+
+
+class WorkerError(MrlRagError):
+    """Workers on a cluster kept failing, or the cluster did."""
 
 
 class TwoStageIndexError(MrlRagError):

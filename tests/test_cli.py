@@ -343,13 +343,18 @@ def test_models_for_chinese_are_found_by_language(capsys):
 # How commands end
 
 
+def notes_records(folder):
+    (folder / "records.jsonl").write_text('{"id": "a", "text": "a note"}\n')
+    return folder / "records.jsonl"
+
+
 @pytest.mark.parametrize("command", COMMANDS)
 def test_json_is_all_that_a_command_prints(command, filled, model, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("mrl_rag.heads.fitting._MAX_STEPS", 20)
     backup, pairs = str(tmp_path / "backup.jsonl"), tmp_path / "pairs.jsonl"
     words = [one + two for one in "abcdefghijk" for two in "lmnopqrstu"]
     pairs.write_text("".join(json.dumps([f"what is {word}", f"{word} is a thing"]) + "\n" for word in words))
-    if command == "import":
+    if command in ("import", "load"):
         assert main(["export", backup]) == 0
         capsys.readouterr()
     arguments = {
@@ -357,6 +362,8 @@ def test_json_is_all_that_a_command_prints(command, filled, model, tmp_path, cap
         "search": ["a"],
         "export": [backup],
         "import": [backup],
+        "load": [backup],
+        "encode": [str(notes_records(tmp_path)), "--output", str(tmp_path / "shards"), "--model", model],
         "reencode": ["--drop-old"],
         "fit-head": ["--pairs", str(pairs), "--model", model, "--apply"],
         "clear": ["--yes"],
@@ -513,5 +520,5 @@ def test_another_condition_is_refused(written):
 
 def test_a_file_that_is_not_there_makes_no_folder(tmp_path, capsys):
     assert main(["import", str(tmp_path / "nothing.parquet"), "--db", str(tmp_path / "db")]) == 2
-    assert "nothing.parquet' does not exist" in capsys.readouterr().err
+    assert "nothing.parquet does not exist" in capsys.readouterr().err
     assert not (tmp_path / "db").exists()

@@ -30,6 +30,7 @@ FLOORS = {
     "classification": 5,
     "testing": 5,
     "files": 7,
+    "scale": 7,
     "doctor": 7,
     "report": 8,
     "cli": 9,

@@ -392,32 +392,87 @@ def report(
 
 @app.command(epilog="Example: mrl-rag export backup.parquet --db ./db")
 def export(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="A new file: .parquet or .jsonl.")],
+    file: Annotated[
+        str, typer.Argument(metavar="FILE|DIR|URL", help="A new file: .parquet or .jsonl. Or a folder of shards.")
+    ],
     db: Db = Path("./db"),
     collection: Collection = None,
     as_json: Json = False,
 ) -> int:
-    """Write all records to a file, as a backup. Others may search and write meanwhile."""
+    """Write all records to a file or to shards, as a backup. Others may search and write meanwhile."""
     with _open(db, collection) as opened:
         records = opened.export(file, progress=True)
-    _report(as_json, f"{records:,} records in {file}", {"records": records, "file": str(file)})
+    _report(as_json, f"{records:,} records in {file}", {"records": records, "file": file})
+    return FINE
+
+
+@app.command(epilog="Example: mrl-rag encode s3://bucket/corpus --output s3://bucket/shards --engine ray")
+def encode(
+    inputs: Annotated[
+        list[str],
+        typer.Argument(metavar="INPUT", help="Parquet, JSON lines, folders or URLs of these, or an index's folder."),
+    ],
+    output: Annotated[str, typer.Option(metavar="DIR|URL", help="Folder of the shards.")],
+    model: Annotated[
+        str, typer.Option(help="Model: a short name (see `mrl-rag models`), hub id or folder.")
+    ] = "minilm",
+    engine: Annotated[Literal["local", "ray"], typer.Option(help="This process, or a Ray cluster.")] = "local",
+    collection: Collection = None,
+    shard_records: Annotated[int, typer.Option(help="Records per shard.")] = 10_000,
+    workers: Annotated[
+        int | None, typer.Option(help="Workers on Ray; one per GPU, or as many as there are cores for.")
+    ] = None,
+    cpus_per_worker: Annotated[int, typer.Option(help="Cores of a worker without a GPU.")] = 1,
+    as_json: Json = False,
+) -> int:
+    """Encode a corpus into shards, to load anywhere. Again: shards that are there are kept."""
+    from mrl_rag.scale import encode_dataset
+
+    done = encode_dataset(
+        inputs,
+        output,
+        model,
+        engine=engine,
+        collection=collection,
+        shard_records=shard_records,
+        workers=workers,
+        cpus_per_worker=cpus_per_worker,
+        progress=True,
+    )
+    text = f"{done.records:,} records in {output}; {done.reused:,} of {done.shards:,} shards were there already"
+    _report(as_json, text, {**_as_dict(done), "output": output})
+    return FINE
+
+
+@app.command(epilog="Example: mrl-rag load ./shards --to http://localhost:8000")
+def load(
+    source: Annotated[
+        str, typer.Argument(metavar="DIR|URL|FILE", help="What `mrl-rag encode` or `mrl-rag export` wrote.")
+    ],
+    to: Annotated[
+        str, typer.Option(metavar="DB|URL", help="Folder of the index, or a Chroma server: http://HOST:PORT.")
+    ] = "./db",
+    collection: Annotated[str, typer.Option(help="Its collection.")] = "docs",
+    shortlist_dim: Annotated[int | None, typer.Option(help="Dimension that a new index searches first.")] = None,
+    as_json: Json = False,
+) -> int:
+    """Store shards or an exported file in an index. Records that are stored already are left alone."""
+    from mrl_rag.scale import load as load_shards
+
+    records = load_shards(source, to, collection, shortlist_dim=shortlist_dim, progress=True)
+    _report(as_json, f"{records:,} records of {source} are in {to}", {"records": records, "to": to})
     return FINE
 
 
 @app.command("import", epilog="Example: mrl-rag import backup.parquet --db ./restored")
 def import_(
-    file: Annotated[
-        Path, typer.Argument(metavar="FILE", exists=True, dir_okay=False, help="A file that `mrl-rag export` wrote.")
-    ],
+    file: Annotated[str, typer.Argument(metavar="FILE|DIR|URL", help="What `mrl-rag export` wrote.")],
     db: Db = Path("./db"),
     collection: Annotated[str, typer.Option(help="Its collection.")] = "docs",
     as_json: Json = False,
 ) -> int:
-    """Store the records of an exported file. Records that are stored already are left alone."""
-    with TwoStageIndex(db, collection) as opened:
-        records = opened.import_records(file, progress=True)
-    _report(as_json, f"{records:,} records of {file} are in {db}", {"records": records, "db": str(db)})
-    return FINE
+    """Store what was exported, as `load --to DB` does."""
+    return load(file, str(db), collection, as_json=as_json)
 
 
 @app.command(epilog="Example: mrl-rag reencode --db ./db --model nomic-v1.5")

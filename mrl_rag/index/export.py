@@ -139,7 +139,10 @@ def check_format(file: str | os.PathLike[str]) -> Path:
     """
     path = Path(file).expanduser()
     if path.suffix not in (".parquet", ".jsonl"):
-        raise InvalidInput(f"file is {os.fspath(file)!r}; its name must end in .parquet, or .jsonl for JSON lines.")
+        raise InvalidInput(
+            f"file is {os.fspath(file)!r}; its name must end in .parquet, in .jsonl for JSON "
+            "lines, or in / for a folder of shards."
+        )
     if path.suffix == ".parquet":
         require("pyarrow.parquet", "parquet")
     return path
@@ -152,7 +155,7 @@ def open_to_write(path: Path, header: Header) -> Iterator[Writer]:
     Raises:
         InvalidInput: the file can't be written.
     """
-    make = _ParquetWriter if path.suffix == ".parquet" else _JsonWriter
+    make = ParquetWriter if path.suffix == ".parquet" else _JsonWriter
     # In the same folder, so that it can be renamed.
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
     try:
@@ -183,8 +186,15 @@ class _JsonWriter:
         self._file.close()
 
 
-class _ParquetWriter:
-    def __init__(self, path: Path, header: Header) -> None:
+class ParquetWriter:
+    """Writes batches to a Parquet file.
+
+    Args:
+        sink: its path, or a pyarrow stream.
+        header: what all the records have in common.
+    """
+
+    def __init__(self, sink: Any, header: Header) -> None:
         self._pa, self._parquet = require("pyarrow", "parquet"), require("pyarrow.parquet", "parquet")
         number = self._pa.float16() if header.precision == "float16" else self._pa.float32()
         self._dtype = np.float16 if header.precision == "float16" else np.float32
@@ -198,9 +208,12 @@ class _ParquetWriter:
         about = {"format": FORMAT, "model": header.model, "fingerprint": header.fingerprint}
         about |= {"full_dim": header.full_dim, "precision": header.precision}
         self._schema = self._pa.schema(fields, metadata={"mrl_rag": json.dumps(about)})
-        self._writer = self._parquet.ParquetWriter(str(path), self._schema, compression="zstd", use_dictionary=False)
+        self._writer = self._parquet.ParquetWriter(
+            sink, self._schema, compression="zstd", use_dictionary=False, write_page_checksum=True
+        )
 
     def write(self, batch: Batch) -> None:
+        """Write some records, as a row group."""
         numbers = self._pa.array(batch.vectors.astype(self._dtype).ravel())
         metadatas = [json.dumps(metadata, ensure_ascii=False, allow_nan=False) for metadata in batch.metadatas]
         vectors = self._pa.FixedSizeListArray.from_arrays(numbers, type=self._vector)
@@ -209,6 +222,7 @@ class _ParquetWriter:
         self._writer.write_table(self._pa.table([*arrays, vectors], schema=self._schema))
 
     def close(self) -> None:
+        """Write what ends the file."""
         self._writer.close()
 
 
@@ -225,7 +239,7 @@ def read_records(path: Path) -> Iterator[tuple[Header, Batch]]:
             first = first or header
             if header != first:
                 raise ValueError(f"{place} is of {header}, and the first record of {first}")
-            _check(batch, seen)
+            check_batch(batch, seen)
             yield header, batch
     except OSError as error:
         raise InvalidInput(f"{path} can't be read: {error}. Pass a file that `export` wrote.") from error
@@ -235,7 +249,12 @@ def read_records(path: Path) -> Iterator[tuple[Header, Batch]]:
         ) from error
 
 
-def _check(batch: Batch, seen: set[str]) -> None:
+def check_batch(batch: Batch, seen: set[str]) -> None:
+    """Check records as `TwoStageIndex.upsert` does, and add their ids to those that were seen.
+
+    Raises:
+        ValueError: a record can't be stored, or an id was seen before.
+    """
     check_ids(batch.ids)
     twice = seen.intersection(batch.ids)
     if twice:
@@ -246,26 +265,49 @@ def _check(batch: Batch, seen: set[str]) -> None:
 
 
 def _parquet_batches(path: Path) -> Iterator[tuple[Header, Batch, str]]:
-    pa, parquet = require("pyarrow", "parquet"), require("pyarrow.parquet", "parquet")
-    with path.open("rb") as opened, parquet.ParquetFile(opened) as file:
-        schema = file.schema_arrow
-        if tuple(schema.names) != _COLUMNS:
-            raise ValueError(f"its columns are {schema.names}, not {list(_COLUMNS)}")
-        header = _parquet_header(pa, schema)
-        for number, part in enumerate(file.iter_batches(batch_size=BATCH)):
-            columns = {name: part.column(name) for name in _COLUMNS}
-            if any(columns[name].null_count for name in ("id", "metadata", "vector")):
-                raise ValueError(f"a record among those from {number * BATCH} on has no id, metadata or vector")
-            flat = columns["vector"].flatten()
-            if flat.null_count:
-                raise ValueError(f"a vector among those from {number * BATCH} on has missing numbers")
-            rows = flat.to_numpy(zero_copy_only=False).astype(np.float32).reshape(-1, header.full_dim)
-            metadatas = [_mapping(text) for text in columns["metadata"].to_pylist()]
-            ids, documents = columns["id"].to_pylist(), columns["document"].to_pylist()
-            yield header, Batch(ids, documents, metadatas, as_rows(rows)), f"record {number * BATCH}"
+    parquet = require("pyarrow.parquet", "parquet")
+    with path.open("rb") as opened, parquet.ParquetFile(opened, page_checksum_verification=True) as file:
+        header = check_schema(file.schema_arrow)
+        for batch, place in parquet_batches(file, header):
+            yield header, batch, place
 
 
-def _parquet_header(pa: Any, schema: Any) -> Header:
+def parquet_batches(file: Any, header: Header) -> Iterator[tuple[Batch, str]]:
+    """Yield the records of an open `pyarrow.parquet.ParquetFile`, and where each batch begins.
+
+    Raises:
+        ValueError: a record has no id, metadata or vector, or a metadata is no JSON object.
+    """
+    for number, part in enumerate(file.iter_batches(batch_size=BATCH)):
+        columns = {name: part.column(name) for name in _COLUMNS}
+        if any(columns[name].null_count for name in ("id", "metadata", "vector")):
+            raise ValueError(f"a record among those from {number * BATCH} on has no id, metadata or vector")
+        metadatas = [_mapping(text) for text in columns["metadata"].to_pylist()]
+        ids, documents = columns["id"].to_pylist(), columns["document"].to_pylist()
+        yield Batch(ids, documents, metadatas, vectors_of(columns["vector"], header)), f"record {number * BATCH}"
+
+
+def vectors_of(column: Any, header: Header) -> Float32Array:
+    """Return the vectors in a pyarrow column of fixed-size lists, float32 [n, full_dim].
+
+    Raises:
+        ValueError: numbers are missing, NaN or infinite.
+    """
+    flat = column.combine_chunks().flatten() if hasattr(column, "chunks") else column.flatten()
+    if flat.null_count:
+        raise ValueError("a vector has missing numbers")
+    return as_rows(flat.to_numpy(zero_copy_only=False).astype(np.float32).reshape(-1, header.full_dim))
+
+
+def check_schema(schema: Any) -> Header:
+    """Return what a Parquet file says about all its records.
+
+    Raises:
+        ValueError: it has other columns or types, or doesn't say which model it is of.
+    """
+    pa = require("pyarrow", "parquet")
+    if tuple(schema.names) != _COLUMNS:
+        raise ValueError(f"its columns are {schema.names}, not {list(_COLUMNS)}")
     about = json.loads((schema.metadata or {}).get(b"mrl_rag", b"{}"))
     if not isinstance(about, dict) or about.get("format") != FORMAT:
         raise ValueError(f"its schema has no metadata 'mrl_rag' of format {FORMAT}")

@@ -65,7 +65,6 @@ from mrl_rag.index.export import (
     Batch,
     Header,
     almost_unit,
-    check_format,
     open_to_write,
     read_records,
     read_whole,
@@ -79,6 +78,7 @@ from mrl_rag.index.search import Hit, Request, Searcher, max_exact, mmr
 from mrl_rag.index.server import AsyncConnections, RetryPolicy, check_retries
 from mrl_rag.index.server_search import ServerSearcher, searcher_of
 from mrl_rag.index.session import REPAIR_SECONDS, VERIFY_SECONDS, Session
+from mrl_rag.index.shards import ShardFolder, place_of
 from mrl_rag.index.shortlist import (
     ShortlistCollection,
     begun,
@@ -94,6 +94,7 @@ from mrl_rag.index.tuning import Tuning, measure_applied, tune
 from mrl_rag.index.verify import Report, verify
 from mrl_rag.lifetime import release_dropped
 from mrl_rag.progress import progress_bar
+from mrl_rag.rotation import SAMPLE
 from mrl_rag.tasks import check_texts
 from mrl_rag.truncation import Float32Array, as_rows, check_dim, unit_rows
 
@@ -548,6 +549,7 @@ class TwoStageIndex:
         metadatas: Sequence[Metadata],
         scaled: Callable[[Float32Array], Float32Array],
         progress: bool = False,
+        adapt: bool = True,
     ) -> None:
         """Store checked records; `scaled` makes unit rows of rows, float32 [n, full_dim]."""
         if not ids:
@@ -561,7 +563,8 @@ class TwoStageIndex:
                     part = slice(batch[0], batch[-1] + 1)
                     writer.upsert(stores, ids[part], scaled(rows[part]), documents[part], metadatas[part])
                     advance(len(batch))
-            self._adapt(stores, rows)
+            if adapt:
+                self._adapt(stores, rows)
 
     def check(
         self,
@@ -1427,21 +1430,23 @@ class TwoStageIndex:
             return before - folder_bytes(storage.folder)
 
     def export(self, file: str | os.PathLike[str], progress: bool = False) -> int:
-        """Write all records to a file that any tool can read: the backup of an index.
+        """Write all records to files that any tool can read: the backup of an index.
 
             index.export("docs.parquet")                  # columns id, document, metadata (JSON), vector
             index.export("docs.jsonl")                    # an object per line, with "model" and "fingerprint" in each
+            index.export("backup")                        # a folder of such Parquet files, 10,000 records in each
+            index.export("s3://bucket/backup")            # likewise, in an object store
 
         Others may read and write meanwhile. The file has every record that is there from the beginning to the end, as
         it was at some moment in between, with the vector of its document; no record that is added after the beginning;
         and none that is deleted before it is read. The model and its fingerprint are in the file, in Parquet in the
         schema's metadata as JSON under "mrl_rag".
 
-        The file appears, or replaces another, once it is complete and on the disk. Memory holds 500 records, and all
-        ids.
+        The file appears, or replaces another, once it is complete and on the disk; of a folder, its manifest does, and
+        the shards of an earlier one are removed then. Memory holds 500 records, or those of a shard, and all ids.
 
         Args:
-            file: ends in `.parquet`, which needs the extra `parquet`, or in `.jsonl`.
+            file: ends in `.parquet`, in `.jsonl`, or is a folder or URL; all but `.jsonl` need the extra `parquet`.
             progress: show a bar when standard error is a terminal.
 
         Returns:
@@ -1449,11 +1454,11 @@ class TwoStageIndex:
 
         Raises:
             InvalidInput: the name ends otherwise, the file can't be written, or nothing was ever stored in the index.
-            MissingExtra: it is Parquet, and pyarrow is not installed.
+            MissingExtra: it is Parquet, and pyarrow is not installed; or the URL needs another package.
             ArchiveError: a full vector is missing, damaged or of another text; `repair(encode=...)` mends that.
             TwoStageIndexError: the index was dropped meanwhile, or its model changed.
         """
-        path, opened = check_format(file), self._session.open()
+        place, opened = place_of(file), self._session.open()
         if opened is None:
             raise InvalidInput(f"nothing is stored in index {self.name!r}, so there is nothing to export.")
         header, ids, count = Header.of(opened.stores), self.ids(), 0
@@ -1461,7 +1466,8 @@ class TwoStageIndex:
         def work(searcher: Searcher) -> Batch | None:
             return read_whole(searcher.stores, part) if Header.of(searcher.stores) == header else None
 
-        with open_to_write(path, header) as writer, progress_bar(len(ids), "export", "record", progress) as advance:
+        opening = place.writing(header) if isinstance(place, ShardFolder) else open_to_write(place, header)
+        with opening as writer, progress_bar(len(ids), "export", "record", progress) as advance:
             for start in range(0, len(ids), BATCH):
                 part = ids[start : start + BATCH]
                 batch = self._session.current(work, None)
@@ -1475,16 +1481,20 @@ class TwoStageIndex:
         return count
 
     def import_records(self, file: str | os.PathLike[str], progress: bool = False) -> int:
-        """Store the records of a file that `export` wrote; a record whose id exists is replaced, others stay.
+        """Store the records that `export` or `encode_dataset` wrote; a record whose id exists is replaced, others stay.
 
             TwoStageIndex("./db", "docs").import_records("docs.parquet")
+            TwoStageIndex("./db", "docs", shortlist_dim=96).import_records("s3://bucket/shards")
 
-        The whole file is checked before anything is stored. Vectors come back bit for bit in a float16 archive. After
-        an interruption, call again: what is stored already, unchanged, is left alone. An index that doesn't know its
-        model takes the file's.
+        Vectors come back bit for bit in a float16 archive. After an interruption, call again: what is stored already,
+        unchanged, is left alone. An index that doesn't know its model takes the file's.
+
+        A single file is checked as a whole before anything is stored. Of a folder, the manifest, each shard's size,
+        types, model and ids are, and the rest of a shard before its first record is stored. Memory holds two shards,
+        and 8 bytes per record. A new index fits its rotation once, on a sample from all the shards.
 
         Args:
-            file: ends in `.parquet` or `.jsonl`.
+            file: ends in `.parquet` or `.jsonl`, or is a folder or URL with a manifest.
             progress: show a bar when standard error is a terminal.
 
         Returns:
@@ -1493,23 +1503,53 @@ class TwoStageIndex:
         Raises:
             InvalidInput: the file is missing or damaged, has other columns or types, or has an id twice. JSON lines
                 that end early, after a whole line, can't be told from a shorter file.
-            MissingExtra: it is Parquet, and pyarrow is not installed.
+            ShardError: a folder is not complete, or one of its files is damaged or not what the manifest says.
+            InvalidIds: an id is in two shards.
+            MissingExtra: it is Parquet, and pyarrow is not installed; or the URL needs another package.
             IndexMismatch: the index was filled by another model.
             DimensionMismatch: the index has vectors of another length.
             IndexNotWritable: another process writes to the folder.
         """
-        path, count = check_format(file), 0
-        for header, batch in read_records(path):
+        place, count = place_of(file), 0
+        if isinstance(place, ShardFolder):
+            return self._load(place, progress)
+        for header, batch in read_records(place):
             if not count:
                 self._check_header(header)
             count += len(batch.ids)
         with progress_bar(count, "import", "record", progress) as advance:
-            for header, batch in read_records(path):
-                self._wanted.model = self._wanted.model or header.model
-                self._wanted.fingerprint = self._wanted.fingerprint or header.fingerprint
+            for header, batch in read_records(place):
+                self._take_unknown(header)
                 self._store(batch.ids, batch.vectors, batch.documents, batch.metadatas, almost_unit)
                 advance(len(batch.ids))
         return count
+
+    def _load(self, folder: ShardFolder, progress: bool) -> int:
+        """Store the records of all shards, and choose how they are searched once, for all of them."""
+        manifest = folder.complete()
+        self._check_header(manifest.header)
+        folder.check(manifest)
+        if not manifest.records:
+            return 0
+        self._take_unknown(manifest.header)
+        sample = folder.sample(manifest, SAMPLE)
+        with self._session.writing():
+            if self._session.open() is None and manifest.records >= self._enough(manifest.header.full_dim):
+                self._create([], sample, fit=True)
+        with progress_bar(manifest.records, "load", "record", progress) as advance:
+            for batch in folder.read_ahead(manifest):
+                self._store(batch.ids, batch.vectors, batch.documents, batch.metadatas, almost_unit, adapt=False)
+                advance(len(batch.ids))
+        with self._session.writing():
+            opened = self._session.open()
+            if opened is not None:
+                self._adapt(opened.stores, sample)
+        return manifest.records
+
+    def _take_unknown(self, header: Header) -> None:
+        """Take the file's encoder, where the index doesn't know which fills it."""
+        self._wanted.model = self._wanted.model or header.model
+        self._wanted.fingerprint = self._wanted.fingerprint or header.fingerprint
 
     def _check_header(self, header: Header) -> None:
         """Refuse the records of another encoder."""
@@ -1545,9 +1585,21 @@ class TwoStageIndex:
     def __exit__(self, *error: object) -> None:
         self.close()
 
-    def _create(self, ids: list[str], rows: Float32Array) -> Searcher:
+    def _enough(self, full_dim: int) -> int:
+        """Return how many vectors a rotation is fitted on as soon as they are there."""
+        # On a server no index ranks every record, so it fits as soon as it may.
+        return _MIN_VECTORS_PER_DIM * full_dim if self._session.storage.shared else max_exact(full_dim) + 1
+
+    def _create(self, ids: list[str], rows: Float32Array, fit: bool = False) -> Searcher:
+        """Make the stores for vectors like `rows`, float32 [n, full_dim].
+
+        Args:
+            ids: of the rows.
+            rows: the first ones, or with `fit` a sample of all that will be stored, without ids.
+            fit: whether to fit the rotation however few rows there are.
+        """
         storage, name = self._session.storage, self._session.name
-        config, fitted = self._new_config(rows)
+        config, fitted = self._new_config(rows, fit)
         if storage.shared:
             room = empty_collection(self._session.client, name, config.shortlist_dim, self._wanted.hnsw)
             # All clients that make this index at once take the same archive, which only one of them creates.
@@ -1563,13 +1615,13 @@ class TwoStageIndex:
             archive.save_rotation(_HEAD, self._wanted.head.matrix)
         if fitted is not None:
             archive.save_rotation(config.rotation, fitted.rotation)
-            self._questions = None if fitted.questions is None else (fitted.questions, ids)
+            self._questions = None if fitted.questions is None or fit else (fitted.questions, ids)
         shortlist = ShortlistCollection.create(self._session.client, name, config, self._wanted.hnsw)
         self._session.opened = searcher_of(storage.stores(shortlist, archive))
         return self._session.opened
 
-    def _new_config(self, rows: Float32Array) -> tuple[IndexConfig, Fit | None]:
-        """Return the settings of a new index, and the rotation if the first vectors are enough to fit one."""
+    def _new_config(self, rows: Float32Array, fit: bool) -> tuple[IndexConfig, Fit | None]:
+        """Return the settings of a new index, and the rotation if the first vectors are enough, or with `fit`."""
         full_dim = self._wanted.full_dim or rows.shape[1]
         self._check_length(rows, "vectors", full_dim)
         shared = self._session.storage.shared
@@ -1586,9 +1638,8 @@ class TwoStageIndex:
             key_orders=self._wanted.key_orders,
             head=_HEAD if self._wanted.head else "",
         )
-        # On a server no index ranks every record, so it fits as soon as it may.
-        enough = _MIN_VECTORS_PER_DIM * full_dim if shared else max_exact(full_dim) + 1
-        if config.rotation != "auto" or config.shortlist_dim == full_dim or len(rows) < enough:
+        wanted = config.rotation == "auto" and config.shortlist_dim < full_dim
+        if not wanted or not (fit or len(rows) >= self._enough(full_dim)):
             return config, None
         _LOG.info("index %r fits its rotation on the first %d vectors", self._session.name, len(rows))
         fitted = fit_shortlist(
