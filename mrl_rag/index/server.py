@@ -54,19 +54,19 @@ class RetryPolicy:
         TwoStageIndex(client=client, retries=RetryPolicy(attempts=1))                # at once
 
     A request that isn't answered, or with HTTP status 408, 429, 502, 503 or 504, is sent again: after 0.25, 0.5, 1, 2
-    and 4 seconds, then every 5, each time up to half a second later. With the defaults a server may refuse connections
-    for half a minute, and be silent for two.
+    and 4 seconds, then every 5, each time up to half a second later.
 
     Attributes:
         attempts: how often a request is sent at most, 1 or more.
-        seconds: no attempt begins later than this after the first.
+        seconds: no attempt begins later than this after the first. So a call takes at most as long as this and
+            `timeout` together, unless answers come in drips.
         timeout: seconds of silence on the connection after which an attempt has failed.
 
     Raises:
         InvalidInput: `attempts` is not an integer of at least 1, or another is not a positive number.
     """
 
-    attempts: int = 10
+    attempts: int = 30
     seconds: float = 120.0
     timeout: float = 30.0
 

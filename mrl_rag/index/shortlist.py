@@ -73,7 +73,7 @@ class Limits:
     def of(cls, client: ClientAPI) -> Limits:
         """Return the limits of a client."""
         batch = client.get_max_batch_size() or 1000
-        if _is_cloud(client.get_settings()):
+        if is_cloud(client.get_settings()):
             return cls(min(batch, _CLOUD_LIMIT), _CLOUD_LIMIT, _CLOUD_VALUE)
         return cls(batch, _MAX_LIMIT)
 
@@ -118,7 +118,8 @@ class Limits:
         return found
 
 
-def _is_cloud(settings: Settings) -> bool:
+def is_cloud(settings: Settings) -> bool:
+    """Return whether a client with these settings speaks to Chroma Cloud."""
     return str(settings.chroma_server_host or "").endswith(_CLOUD_HOST)
 
 
@@ -576,7 +577,7 @@ def is_ours(collection: Collection) -> bool:
 def pages(collection: Collection) -> Iterator[tuple[list[str], Float32Array, list[str | None], list[dict[str, Any]]]]:
     """Yield ids, vectors (float32 [n, d]), documents and metadatas of a collection, up to 2000 records at a time."""
     settings = settings_of(collection)
-    size = _CLOUD_LIMIT if settings is None or _is_cloud(settings) else _PAGE
+    size = _CLOUD_LIMIT if settings is None or is_cloud(settings) else _PAGE
     for start in range(0, collection.count(), size):
         answer = collection.get(limit=size, offset=start, include=["embeddings", "documents", "metadatas"])
         if answer["ids"]:
