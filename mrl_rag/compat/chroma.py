@@ -24,8 +24,9 @@ TESTED = ">=1.5.9,<1.6"
 _MAX_CONNECTIONS = 8
 
 # What SQLite says within an error of Chroma's: the folder can't be written; a pattern has more than 50,000 bytes, or a
-# regular expression takes too much memory.
+# regular expression takes too much memory; other writers don't let this one in within seconds.
 _NOT_WRITABLE = ("readonly database", "database or disk is full", "disk I/O error", "unable to open database file")
+_BUSY = "database is locked"
 _TOO_LARGE = ("LIKE or GLOB pattern too complex", "(code: 1043)")
 
 
@@ -164,14 +165,17 @@ def address_of(server: Any) -> str:
 
 
 def status_of(error: BaseException) -> int | None:
-    """Return the HTTP status of an answer that chromadb has raised as an error; None where it isn't known.
+    """Return the HTTP status of an answer that chromadb has raised as an error; None for Chroma's own errors.
 
-    Chromadb raises a bare `Exception` for an answer that isn't Chroma's own, within the error of httpx.
+    Chromadb raises a bare `Exception` for an answer that isn't Chroma's, within the error of httpx. Of Chroma's own,
+    429 stands for a limit of its rate, and 503 for a server whose other writers kept its database locked.
     """
     import httpx
-    from chromadb.errors import RateLimitError
+    from chromadb.errors import InternalError, RateLimitError
 
     if isinstance(error, RateLimitError):
         return 429
+    if isinstance(error, InternalError) and _BUSY in str(error):
+        return 503
     cause = error.__context__
     return cause.response.status_code if isinstance(cause, httpx.HTTPStatusError) else None

@@ -53,8 +53,9 @@ class RetryPolicy:
         TwoStageIndex(client=client, retries=RetryPolicy(attempts=3, seconds=10))    # give up sooner
         TwoStageIndex(client=client, retries=RetryPolicy(attempts=1))                # at once
 
-    A request that isn't answered, or with HTTP status 408, 429, 502, 503 or 504, is sent again: after 0.25, 0.5, 1, 2
-    and 4 seconds, then every 5, each time up to half a second later.
+    A request is sent again if it isn't answered, or with HTTP status 408, 429, 502, 503 or 504, or if other writers
+    keep the server's database locked: after 0.25, 0.5, 1, 2 and 4 seconds, then every 5, each time up to half a second
+    later.
 
     Attributes:
         attempts: how often a request is sent at most, 1 or more.
@@ -117,6 +118,8 @@ class RetryingServer:
         self._policy = policy
 
     def __getattr__(self, name: str) -> Any:
+        if name.startswith("__") or name == "_server":  # asked of a copy that isn't filled yet
+            raise AttributeError(name)
         attribute = getattr(self._server, name)
         if name not in _REPEATABLE and name not in _ONCE:
             return attribute
@@ -159,9 +162,10 @@ class RetryingServer:
         except Exception as error:
             if _may_pass(error):
                 tried = "an attempt" if len(attempts) == 1 else f"{len(attempts)} attempts"
+                said = str(error) if isinstance(error, _BadStatus) else f"{type(error).__name__}: {error}"
                 raise ServerUnavailable(
                     f"the Chroma server at {address_of(self._server)} didn't answer {tried} in "
-                    f"{time.monotonic() - start:.1f} s ({type(error).__name__}: {error}). Check that it runs and can "
+                    f"{time.monotonic() - start:.1f} s ({said}). Check that it runs and can "
                     "be reached, then call again: what was stored before is there, and storing it again does no "
                     "harm. TwoStageIndex(retries=RetryPolicy(...)) sets how long to wait."
                 ) from error

@@ -260,9 +260,8 @@ class Session:
                 shortlist = opened.stores.shortlist
                 server = await connections.server()
                 try:
-                    stamp = opened.stores.stamp
-                    if stamp == self._seen or await shortlist.aexists(server):
-                        self._seen = stamp
+                    before, self._seen = self._seen, opened.stores.stamp  # one of many searches looks
+                    if before == self._seen or await shortlist.aexists(server):
                         return await work(opened, connections)
                 except ServerUnavailable:
                     raise

@@ -82,7 +82,7 @@ def test_langchains_async_methods_await_on_a_server(index):
     vector = Awaited().embed_query(TEXTS[3])
 
     async def each():
-        together = await asyncio.gather(*(retriever.ainvoke(text) for text in TEXTS[:30]))
+        together = await asyncio.gather(*(retriever.ainvoke(text) for text in TEXTS[:8]))
         return (
             together,
             await store.asimilarity_search(TEXTS[3]),
@@ -92,7 +92,7 @@ def test_langchains_async_methods_await_on_a_server(index):
         )
 
     assert without_threads(each()) == (
-        [retriever.invoke(text) for text in TEXTS[:30]],
+        [retriever.invoke(text) for text in TEXTS[:8]],
         store.similarity_search(TEXTS[3]),
         store.similarity_search_with_relevance_scores(TEXTS[3]),
         store.similarity_search_by_vector(vector),
@@ -115,9 +115,9 @@ def test_llama_indexs_async_methods_await_on_a_server(index):
     for retriever in retrievers:
 
         async def each(retriever=retriever):
-            return await asyncio.gather(*(retriever.aretrieve(text) for text in TEXTS[:20]))
+            return await asyncio.gather(*(retriever.aretrieve(text) for text in TEXTS[:8]))
 
-        assert list(map(found, without_threads(each()))) == [found(retriever.retrieve(text)) for text in TEXTS[:20]]
+        assert list(map(found, without_threads(each()))) == [found(retriever.retrieve(text)) for text in TEXTS[:8]]
     assert isinstance(retrievers[0].retrieve(TEXTS[0])[0].node, TextNode)
 
 
