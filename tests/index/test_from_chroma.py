@@ -10,11 +10,19 @@ from mrl_rag.errors import IndexMismatch, InvalidInput
 
 @pytest.fixture(params=["memory", "folder", "server"])
 def client(request, tmp_path):
-    if request.param == "memory":
-        return chromadb.EphemeralClient()
     if request.param == "folder":
-        return chromadb.PersistentClient(tmp_path / "chroma")
-    return chromadb.HttpClient(port=request.getfixturevalue("chroma_server"))
+        yield chromadb.PersistentClient(tmp_path / "chroma")
+        return
+    in_memory = request.param == "memory"
+    client = (
+        chromadb.EphemeralClient() if in_memory else chromadb.HttpClient(port=request.getfixturevalue("chroma_server"))
+    )
+    before = {collection.name for collection in client.list_collections()}
+    yield client
+    # The more collections a client has, the longer each write takes.
+    for collection in client.list_collections():
+        if collection.name not in before:
+            client.delete_collection(collection.name)
 
 
 @pytest.fixture
@@ -22,16 +30,16 @@ def single(client, vectors):
     name = f"single-{np.random.default_rng().integers(2**60)}"
     collection = client.create_collection(name, configuration={"hnsw": {"space": "cosine"}}, embedding_function=None)
     collection.upsert(
-        ids=[f"id-{i}" for i in range(300)],
-        embeddings=vectors * 3,
-        documents=[f"text {i}" if i else None for i in range(300)],
-        metadatas=[{"page": i} if i else None for i in range(300)],
+        ids=[f"id-{i}" for i in range(120)],
+        embeddings=vectors[:120] * 3,
+        documents=[f"text {i}" if i else None for i in range(120)],
+        metadatas=[{"page": i} if i else None for i in range(120)],
     )
     return collection
 
 
 def check(index, vectors):
-    assert len(index) == 300
+    assert len(index) == 120
     assert index.verify().ok
     first, second = index.get(["id-0", "id-1"])
     assert (first.document, first.metadata, second.document, second.metadata) == (None, {}, "text 1", {"page": 1})
@@ -42,13 +50,13 @@ def check(index, vectors):
 def test_a_copy_into_another_folder(single, vectors, tmp_path):
     check(TwoStageIndex.from_chroma(single, tmp_path / "db", shortlist_dim=8), vectors)
     check(TwoStageIndex(tmp_path / "db", collection=single.name), vectors)
-    assert single.count() == 300
+    assert single.count() == 120
 
 
 def test_a_copy_on_the_same_client(single, client, vectors):
     check(TwoStageIndex.from_chroma(single, client=client, shortlist_dim=8), vectors)
     check(TwoStageIndex(client=client, collection=f"{single.name}-two-stage"), vectors)
-    assert single.count() == 300
+    assert single.count() == 120
 
 
 def test_a_copy_into_the_folder_of_the_collection(single, vectors, tmp_path):
@@ -73,11 +81,11 @@ def test_a_copy_in_place_keeps_the_old_collection_under_another_name(single, cli
     name = single.name
     check(TwoStageIndex.from_chroma(single, **({"client": client} if given else {}), in_place=True), vectors)
     check(TwoStageIndex(client=client, collection=name), vectors)
-    assert client.get_collection(f"{name}-single-stage").count() == 300
+    assert client.get_collection(f"{name}-single-stage").count() == 120
 
 
 def test_an_interrupted_copy_is_continued(single, vectors, tmp_path, monkeypatch):
-    monkeypatch.setattr("mrl_rag.index.shortlist._PAGE", 100)
+    monkeypatch.setattr("mrl_rag.index.shortlist._PAGE", 40)
     upsert, copied = TwoStageIndex.upsert, []
 
     def stop(self, ids, *rest):
@@ -91,7 +99,7 @@ def test_an_interrupted_copy_is_continued(single, vectors, tmp_path, monkeypatch
         with pytest.raises(KeyboardInterrupt):
             TwoStageIndex.from_chroma(single, tmp_path / "db")
     index = TwoStageIndex(tmp_path / "db", collection=single.name)
-    assert len(index) == 200
+    assert len(index) == 80
     index.close()
     check(TwoStageIndex.from_chroma(single, tmp_path / "db"), vectors)
 
@@ -103,4 +111,4 @@ def test_contradictory_arguments_are_refused(single, client, vectors, tmp_path):
     index = TwoStageIndex.from_chroma(single, client=client)
     with pytest.raises(IndexMismatch, match="two-stage index"):
         TwoStageIndex.from_chroma(client.get_collection(f"{single.name}-two-stage"))
-    assert len(index) == 300
+    assert len(index) == 120
