@@ -1,10 +1,8 @@
 """The Python in README and docs runs, and prints what stands under it. README's first block is the quickstart."""
 
-import json
+import multiprocessing
 import re
 import shlex
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -22,9 +20,11 @@ BLOCKS = [
 ]
 # All blocks in one process, each with names of its own: what takes long is to import torch and the frameworks.
 RUN = """
-import contextlib, io, json, sys, traceback
+import contextlib, io, os, traceback, warnings
+warnings.simplefilter("ignore")
+os.chdir(folder)
 result = []
-for code in json.load(sys.stdin):
+for code in blocks:
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed):
         try:
@@ -32,24 +32,21 @@ for code in json.load(sys.stdin):
         except Exception:
             traceback.print_exc(file=printed)
     result.append(printed.getvalue())
-json.dump(result, sys.stdout)
+connection.send(result)
 """
 
 
 @pytest.fixture(scope="module")
-def printed(tmp_path_factory):
+def printed(start_process, tmp_path_factory):
     """What each block prints, by its text."""
     blocks = [block.values[0] for block in BLOCKS]
-    ran = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", RUN],
-        input=json.dumps(blocks),
-        capture_output=True,
-        text=True,
-        cwd=tmp_path_factory.mktemp("readme"),
-        timeout=300,
-        check=True,
-    )
-    return dict(zip(blocks, json.loads(ran.stdout), strict=True))
+    ours, theirs = multiprocessing.Pipe()
+    process = start_process(RUN, blocks=blocks, folder=tmp_path_factory.mktemp("readme"), connection=theirs)
+    theirs.close()
+    assert ours.poll(300)
+    result = ours.recv()
+    process.join()
+    return dict(zip(blocks, result, strict=True))
 
 
 def test_the_first_block_is_the_quickstart():
