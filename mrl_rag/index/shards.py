@@ -111,11 +111,11 @@ class Manifest:
         if about["precision"] not in ("float16", "float32") or about["full_dim"] < 1:
             raise ValueError(f"its vectors are {about['precision']} of {about['full_dim']} numbers")
         header = Header(about["model"], about["fingerprint"], about["full_dim"], about["precision"])
-        shards = about.get("shards")
-        if shards is not None:
-            shards = tuple(_shard(entry) for entry in _as_list(shards))
-        found = cls(header, shards)
-        if found.records != about["records"] or len({shard.file for shard in found.shards or ()}) != len(shards or ()):
+        if about.get("shards") is None:
+            return cls(header, None)
+        found = cls(header, tuple(_shard(entry) for entry in _as_list(about["shards"])))
+        files = {shard.file for shard in found.shards or ()}
+        if found.records != about["records"] or len(files) != len(about["shards"]):
             raise ValueError(f"it names {about['records']} records; its shards are {found.records}, or one is repeated")
         return found
 
@@ -242,16 +242,19 @@ class ShardFolder:
                     upcoming.append(thread.submit(self.read, following, manifest.header))
                 yield batch
 
-    def find(self, number: int, name: str, header: Header) -> Shard | None:
-        """Return a shard that is there already, and is whole; None otherwise."""
+    def find(self, number: int, name: str, header: Header) -> tuple[Shard, Batch] | None:
+        """Return a shard that is there already, with its records; None where there is none that can be read.
+
+        Vectors have checksums in the file; the caller compares the rest.
+        """
         file = shard_name(number, name)
         try:
             with self.location.open(file) as opened:
                 data = opened.read()
-            records = sum(len(batch.ids) for batch in self._parsed(file, data, header))
+            batch = joined(list(self._parsed(file, data, header)))
         except (InvalidInput, ShardError):
             return None
-        return Shard(file, records, len(data), hashlib.sha256(data).hexdigest())
+        return Shard(file, len(batch.ids), len(data), hashlib.sha256(data).hexdigest()), batch
 
     def check(self, manifest: Manifest) -> None:
         """Compare the shards with the manifest, without reading their texts and vectors.

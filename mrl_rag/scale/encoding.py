@@ -104,8 +104,8 @@ class ShardEncoder:
         records = _merged([part.read() for part in job.parts])
         name = _name(records, self._header)
         found = self._folder.find(job.number, name, self._header)
-        if found is not None:
-            return Done(found, reused=True)
+        if found is not None and records == Records(found[1].ids, found[1].documents, found[1].metadatas):
+            return Done(found[0], reused=True)
         encoder, began = self._open(), time.perf_counter()
         with warnings.catch_warnings():
             # Reported once, for all shards.

@@ -39,8 +39,8 @@ class Records:
     """
 
     ids: list[str]
-    texts: list[str]
-    metadatas: list[dict[str, Any]]
+    texts: Sequence[str | None]
+    metadatas: Sequence[Mapping[str, Any]]
 
 
 @dataclass(frozen=True)
