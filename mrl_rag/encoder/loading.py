@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from mrl_rag.compat.transformers import encoder_class
@@ -177,6 +176,9 @@ class ModelFiles:
         names = ["model.safetensors", *(["pytorch_model.bin"] if self.pickled_weights else [])]
         names += [f"{name}.index.json" for name in names]
         for place in [self.network, *(self.folder / module.path for module in self.recipe.modules if module.path)]:
+            for found in place.glob("*"):
+                if found.exists() and not found.is_file() and not found.is_dir():
+                    raise ModelFilesError(f"{found} is a device or a pipe, no file. Use another copy of the model.")
             if not any((place / name).is_file() for name in names):
                 raise ModelFilesError(
                     f"{place} has no weights in {names[0]}. Use a revision of the model that has them, or pass "
@@ -346,20 +348,9 @@ def _explain(model: str, spec: ModelSpec | None, hub_id: str, error: Exception) 
 
 @contextmanager
 def _named_errors(folder: Path) -> Iterator[None]:
-    from safetensors import SafetensorError
-
     try:
         yield
-    except (
-        OSError,
-        ValueError,
-        KeyError,
-        TypeError,
-        RuntimeError,
-        ImportError,
-        SafetensorError,
-        UnpicklingError,
-    ) as error:
+    except Exception as error:  # transformers passes on whatever a strange value in a file leads to
         raise ModelFilesError(
             f"the model in {folder} can't be loaded: {error}. It needs config.json, the tokenizer's files and weights "
             "in safetensors."

@@ -53,7 +53,10 @@ class UnloadableNetwork:
         self._lock = threading.Lock()
         self._users: Counter[AnyNetwork] = Counter()
         self._last_used = monotonic()
-        self._stop: SimpleQueue[None] | None = None
+        self._watched = False
+        # Ends the thread once this object is gone. A `SimpleQueue` may be put into while memory is being collected.
+        self._stop: SimpleQueue[None] = SimpleQueue()
+        weakref.finalize(self, self._stop.put, None).atexit = False
 
     def run(self, sequences: Sequence[TokenSequence]) -> Float32Array:
         """Return the vectors of sequences, float32 [n, full_dim], and load the network first where it isn't.
@@ -67,8 +70,11 @@ class UnloadableNetwork:
 
     def replace(self, load: Callable[[], AnyNetwork]) -> AnyNetwork:
         """Load another network instead, from now on by `load`, and return it. The old one finishes what it runs."""
-        network = load()
+        with NATIVE_CODE:
+            network = load()
         with self._lock:
+            if self._closed:
+                network.close()
             self._check_open()
             self._load = load
             self._drop()
@@ -81,8 +87,7 @@ class UnloadableNetwork:
         with self._lock:
             self._closed = True
             self._drop()
-            if self._stop is not None:
-                self._stop.put(None)
+            self._stop.put(None)
 
     def _check_open(self) -> None:
         if self._closed:
@@ -116,11 +121,9 @@ class UnloadableNetwork:
 
     def _watch(self) -> None:
         """Start the thread that unloads, where it isn't running already."""
-        if self._keep_alive is None or self._stop is not None:
+        if self._keep_alive is None or self._watched:
             return
-        self._stop = SimpleQueue()
-        # Ends the thread once this object is gone. A `SimpleQueue` may be put into while memory is being collected.
-        weakref.finalize(self, self._stop.put, None).atexit = False
+        self._watched = True
         arguments = weakref.ref(self), self._stop, self._keep_alive
         threading.Thread(target=_unload_when_idle, args=arguments, name="mrl_rag-keep-alive", daemon=True).start()
 
@@ -136,7 +139,7 @@ class UnloadableNetwork:
             if left > 0 and not self._closed:
                 return left
             self._drop()
-            self._stop = None
+            self._watched = False
             return None
 
 

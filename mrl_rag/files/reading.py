@@ -10,10 +10,12 @@ import math
 import re
 import threading
 import warnings
+import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from functools import cache
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +69,11 @@ _GRAMMARS = {
     ".ts": ("tree_sitter_typescript", "language_typescript"),
     ".tsx": ("tree_sitter_typescript", "language_tsx"),
 }
+# Bytes that a DOCX or EPUB file may unpack to.
+_MAX_UNPACKED_BYTES = 500 << 20
+# What Chroma takes as metadata: no other keys, and so many of them.
+_RESERVED_KEYS = ("$", "#", "chroma:")
+_MAX_FIELDS = 1000
 # pdfium may be used by one thread at a time (pypdfium2's README, "Thread incompatibility").
 _PDFIUM = threading.Lock()
 
@@ -218,6 +225,8 @@ def _converted(content: bytes, suffix: str) -> Document:
         content = decode(content).encode()
     info = markitdown.StreamInfo(extension=suffix, charset="utf-8")
     try:
+        if suffix in (".docx", ".epub"):
+            _check_unpacked(content)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             result = converter.convert(io.BytesIO(content), info)
@@ -225,6 +234,15 @@ def _converted(content: bytes, suffix: str) -> Document:
         reason = str(error).strip().splitlines()
         raise NotText(f"it can't be converted to text: {reason[-1] if reason else type(error).__name__}") from None
     return Document([Part(_clean(result.markdown))], "markdown", (result.title or "").strip() or None)
+
+
+def _check_unpacked(content: bytes) -> None:
+    """Refuse a ZIP archive that unpacks to very much: a thousand times its own size is possible."""
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        # An archive that says less than it holds can't be unpacked: `zipfile` stops at these sizes.
+        unpacked = sum(member.file_size for member in archive.infolist())
+    if unpacked > _MAX_UNPACKED_BYTES:
+        raise ValueError(f"it unpacks to {unpacked >> 20:,} MB, more than {_MAX_UNPACKED_BYTES >> 20}; split it")
 
 
 @cache
@@ -239,9 +257,9 @@ def _json_lines(text: str) -> Iterator[Part]:
         if line.strip():
             try:
                 row = json.loads(line)
-            except ValueError as error:
+                yield _row(row, number) if isinstance(row, dict) else Part(_as_text(row), number)
+            except (ValueError, RecursionError) as error:
                 raise NotText(f"line {number} is not JSON: {error}") from None
-            yield _row(row, number) if isinstance(row, dict) else Part(_as_text(row), number)
 
 
 def _table(text: str, suffix: str) -> Iterator[Part]:
@@ -267,13 +285,13 @@ def _row(row: Mapping[str, Any], line: int) -> Part:
     title = values.pop("title", None)
     text = _clean(values.pop(name) if title is None else f"{_as_text(title)}\n{values.pop(name)}")
     others = {key: _clean(value) if isinstance(value, str) else value for key, value in values.items()}
-    others = {key: value for key, value in others.items() if _is_storable(key, value)}
+    others = dict(islice(((key, value) for key, value in others.items() if _is_storable(key, value)), _MAX_FIELDS))
     return Part(text, line, None, None if title is None else _clean(_as_text(title)), others)
 
 
 def _is_storable(key: str, value: object) -> bool:
     """Say whether Chroma takes a field as metadata."""
-    if not key or key.startswith("chroma:"):
+    if not key or key.startswith(_RESERVED_KEYS):
         return False
     if isinstance(value, int):
         return -(2**63) <= value < 2**63
