@@ -16,6 +16,9 @@ from mrl_rag.scale import encode_dataset
 
 from .conftest import record
 
+# Ray Data sets options of its own that it has deprecated.
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:ray.data")
+
 
 @pytest.fixture(scope="module")
 def cluster():
