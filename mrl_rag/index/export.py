@@ -243,7 +243,7 @@ def read_records(path: Path) -> Iterator[tuple[Header, Batch]]:
             yield header, batch
     except OSError as error:
         raise InvalidInput(f"{path} can't be read: {error}. Pass a file that `export` wrote.") from error
-    except (ValueError, KeyError, TypeError, UnicodeError, RecursionError, NotImplementedError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError, NotImplementedError) as error:
         raise InvalidInput(
             f"{path} is no file of records, or is damaged: {error}. Pass a file that `export` wrote."
         ) from error

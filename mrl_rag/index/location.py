@@ -87,6 +87,12 @@ class Location:
             found = self._fs.get_file_info(self._path)
         return {"File": "file", "Directory": "folder"}.get(found.type.name, "")
 
+    def size(self, name: str) -> int | None:
+        """Return the bytes of a file of this folder; None where there is none."""
+        with self.errors(name):
+            found = self._fs.get_file_info(self._at(name))
+        return int(found.size or 0) if found.is_file else None
+
     def files(self, recursive: bool = False) -> dict[str, int]:
         """Return the bytes of each file in this folder, by its path below it, in alphabetical order."""
         selector = require("pyarrow.fs", "parquet").FileSelector(self._path, allow_not_found=True, recursive=recursive)

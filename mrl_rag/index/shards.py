@@ -39,7 +39,8 @@ from mrl_rag.index.export import (
 from mrl_rag.index.location import Location
 from mrl_rag.truncation import Float32Array
 
-MANIFEST = "manifest.json"
+# Readers of whole folders, such as pyarrow and Spark, ignore names that begin with an underscore.
+MANIFEST = "_manifest.json"
 # Records per shard: 8 MB of vectors of 384 numbers.
 SHARD_RECORDS = 10_000
 # Bytes of a shard and of a manifest that are read into memory at most. A shard of 10,000 vectors of 4096 numbers has
@@ -155,7 +156,7 @@ class ShardFolder:
         Raises:
             ShardError: it can't be read.
         """
-        size = self.location.files().get(MANIFEST)
+        size = self.location.size(MANIFEST)
         if size is None:
             return None
         if size > _MAX_MANIFEST:
@@ -325,10 +326,10 @@ class ShardFolder:
                 raise ValueError(f"it has {file.metadata.num_rows} records; the manifest says {shard.records}")
             yield file
 
-    def _ids(self, shard: Shard, header: Header) -> list[str]:
+    def _ids(self, shard: Shard, header: Header) -> Iterator[str]:
         with self._opened(shard, header) as file:
-            ids: list[str] = file.read(["id"]).column("id").to_pylist()
-            return check_ids(ids, unique=False)
+            for part in file.iter_batches(columns=["id"]):
+                yield from check_ids(part.column("id").to_pylist(), unique=False)
 
     def _parsed(self, name: str, data: bytes, header: Header) -> Iterator[Batch]:
         arrow, parquet = require("pyarrow", "parquet"), require("pyarrow.parquet", "parquet")
@@ -343,7 +344,7 @@ class ShardFolder:
     def _damage(self, name: str) -> Iterator[None]:
         try:
             yield
-        except (OSError, ValueError, KeyError, TypeError, UnicodeError, MemoryError) as error:
+        except (OSError, ValueError, KeyError, TypeError, MemoryError, RecursionError) as error:
             if isinstance(error, ShardError):
                 raise
             raise self._damaged(name, str(error)) from error

@@ -104,7 +104,7 @@ class ShardEncoder:
         records = _merged([part.read() for part in job.parts])
         name = _name(records, self._header)
         found = self._folder.find(job.number, name, self._header)
-        if found is not None and records == Records(found[1].ids, found[1].documents, found[1].metadatas):
+        if found is not None and _same(found[1], records):
             return Done(found[0], reused=True)
         encoder, began = self._open(), time.perf_counter()
         with warnings.catch_warnings():
@@ -253,6 +253,11 @@ def _run(
     from mrl_rag.scale.on_ray import make_on_ray
 
     return make_on_ray(worker, jobs, workers, cpus_per_worker)
+
+
+def _same(batch: Batch, records: Records) -> bool:
+    """Say whether a shard has these records, whatever its vectors are."""
+    return (batch.ids, batch.documents, batch.metadatas) == (records.ids, records.texts, records.metadatas)
 
 
 def _merged(parts: Sequence[Records]) -> Records:

@@ -39,8 +39,8 @@ class Records:
     """
 
     ids: list[str]
-    texts: Sequence[str | None]
-    metadatas: Sequence[Mapping[str, Any]]
+    texts: list[str]
+    metadatas: list[dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -300,5 +300,5 @@ def _named(what: str) -> Iterator[None]:
         yield
     except MrlRagError as error:
         raise type(error)(f"{what}: {error}") from error
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise InvalidInput(f"{what} can't be read: {error}.") from error

@@ -36,7 +36,8 @@ def make_on_ray(worker: ShardEncoder, jobs: Sequence[Job], workers: int | None, 
         resources = ray.cluster_resources()
         gpus = int(resources.get("GPU", 0))
         cpus = check_integer("cpus_per_worker", cpus_per_worker, 1)
-        size = check_integer("workers", workers or gpus or max(int(resources["CPU"]) // cpus, 1), 1)
+        most = gpus or max(int(resources.get("CPU", 1)) // cpus, 1)
+        size = most if workers is None else check_integer("workers", workers, 1)
         rows = data.from_items([{"job": json.dumps(asdict(job))} for job in jobs], override_num_blocks=len(jobs))
         rows.context.enable_progress_bars = rows.context.print_on_execution_start = False
         made = rows.map_batches(

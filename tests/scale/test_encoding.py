@@ -97,11 +97,11 @@ def test_a_shard_is_read_by_other_tools(corpus, tmp_path, encoder):
     table = pq.read_table(sorted((tmp_path / "shards").glob("*.parquet"))[0])
     assert table.column_names == ["id", "document", "metadata", "vector"]
     assert table.schema.field("vector").type == pa.list_(pa.float16(), encoder.full_dim)
-    manifest = json.loads((tmp_path / "shards" / "manifest.json").read_text())
+    manifest = json.loads((tmp_path / "shards" / "_manifest.json").read_text())
     assert (manifest["model"], manifest["fingerprint"]) == (encoder.model, encoder.fingerprint)
     assert [shard["records"] for shard in manifest["shards"]] == [10, 10, 5]
     # All shards have one schema, so that a folder of them is one table.
-    assert pq.read_table(list((tmp_path / "shards").glob("*.parquet"))).num_rows == 25
+    assert pq.read_table(tmp_path / "shards").num_rows == 25
 
 
 class Interrupted(DeterministicEncoder):
@@ -196,6 +196,7 @@ def test_texts_that_were_cut_are_counted(write_lines, tmp_path, encoder):
         ({"id": "b", "text": "\ud800"}, InvalidTexts, "Unicode"),
         ({"id": "b", "text": "x", "metadata": [1]}, InvalidInput, "no object"),
         ({"id": "b", "text": "x", "metadata": "{"}, InvalidInput, "can't be read"),
+        ({"id": "b", "text": "x", "metadata": "[" * 100_000}, InvalidInput, "can't be read"),
         ({"id": "b", "text": "x", "metadata": {"deep": {"a": 1}}}, InvalidInput, "Chroma doesn't take"),
         ({"id": "b", "text": "x", "large": 2**70}, InvalidInput, "64-bit"),
         ({"id": "b", "text": "x", "metadata": {f"k{n}": 1 for n in range(6000)}}, InvalidInput, "stores up to"),

@@ -132,13 +132,13 @@ def test_shards_of_another_model_or_length_are_refused_before_anything_is_stored
 
 def rewrite(folder, change):
     """Change the first shard's table, and have the manifest say so."""
-    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest = json.loads((folder / "_manifest.json").read_text())
     shard = manifest["shards"][0]
     file = folder / shard["file"]
     pq.write_table(change(pq.read_table(file)), file)
     data = file.read_bytes()
     shard |= {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
-    (folder / "manifest.json").write_text(json.dumps(manifest))
+    (folder / "_manifest.json").write_text(json.dumps(manifest))
 
 
 def column(name, values, type_=None):
@@ -172,6 +172,7 @@ def header(**changed):
         (column("id", lambda rows: list(range(10)), pa.int64()), "not strings"),
         (column("id", lambda rows: [None, *rows[1:]]), "id"),
         (column("metadata", lambda rows: ["{", *rows[1:]]), "Expecting"),
+        (column("metadata", lambda rows: ["[" * 100_000, *rows[1:]]), "recursion"),
         (column("metadata", lambda rows: ['{"a": {}}', *rows[1:]]), "Chroma doesn't take"),
     ],
 )
@@ -207,9 +208,9 @@ def test_a_shard_with_other_types_or_values_is_refused(folder, change, said):
     ],
 )
 def test_a_manifest_that_lies_is_refused(folder, change, said):
-    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest = json.loads((folder / "_manifest.json").read_text())
     change(manifest)
-    (folder / "manifest.json").write_text(json.dumps(manifest))
+    (folder / "_manifest.json").write_text(json.dumps(manifest))
     index = TwoStageIndex()
     with pytest.raises(ShardError, match=said):
         load(folder, index)
@@ -218,11 +219,11 @@ def test_a_manifest_that_lies_is_refused(folder, change, said):
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "[" * 100_000, b"\xff\xfe"])
 def test_a_manifest_that_is_none_is_refused(folder, text):
-    (folder / "manifest.json").write_bytes(text if isinstance(text, bytes) else text.encode())
+    (folder / "_manifest.json").write_bytes(text if isinstance(text, bytes) else text.encode())
     with pytest.raises(ShardError, match="manifest"):
         load(folder, TwoStageIndex())
-    (folder / "manifest.json").unlink()
-    with pytest.raises(ShardError, match=r"has no manifest\.json"):
+    (folder / "_manifest.json").unlink()
+    with pytest.raises(ShardError, match=r"has no _manifest\.json"):
         load(folder, folder.parent / "db")
     assert not (folder.parent / "db").exists()
 
@@ -263,13 +264,13 @@ def test_an_export_replaces_the_one_before_when_it_is_complete(tmp_path, monkeyp
     assert load(tmp_path / "backup", TwoStageIndex()) == 1200
     index.clear()
     assert index.export(tmp_path / "backup") == 0
-    assert [file.name for file in (tmp_path / "backup").iterdir()] == ["manifest.json"]
+    assert [file.name for file in (tmp_path / "backup").iterdir()] == ["_manifest.json"]
     assert load(tmp_path / "backup", TwoStageIndex()) == 0
 
 
 def test_a_folder_that_cannot_be_written_is_named(folder):
     index = TwoStageIndex()
     index.upsert(["a"], np.ones((1, 4)))
-    file = folder / "manifest.json"
+    file = folder / "_manifest.json"
     with pytest.raises(InvalidInput, match="can't be read or written"):
         ShardFolder(file / "below").begin(None or ShardFolder(folder).manifest().header)

@@ -13,6 +13,7 @@ import pytest
 from mrl_rag.errors import InvalidTexts
 from mrl_rag.index.shards import ShardFolder
 from mrl_rag.scale import encode_dataset
+from mrl_rag.testing import DeterministicEncoder
 
 from .conftest import record
 
@@ -27,7 +28,6 @@ def cluster():
     with pytest.MonkeyPatch.context() as patch:
         # Workers of the lowest priority would wait for the other tests.
         patch.setenv("RAY_worker_niceness", "0")
-        patch.setenv("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
         ray.init(
             address="local",
             num_cpus=2,
@@ -46,10 +46,9 @@ def actors():
     for process in Path("/proc").glob("[0-9]*"):
         try:
             title = (process / "cmdline").read_bytes()
-            parents = (process / "stat").read_text()
         except OSError:
             continue
-        if title.startswith(b"ray::MapWorker(MapBatches(_Worker)") and parents:
+        if title.startswith(b"ray::MapWorker(MapBatches(_Worker)"):
             found.append(int(process.name))
     return found
 
@@ -80,8 +79,8 @@ def test_a_worker_that_is_killed_loses_no_record_and_repeats_none(cluster, write
     assert encode_dataset(corpus, shards, encoder, shard_records=5).reused == 40
 
 
-def test_what_a_worker_raises_is_raised_here(cluster, write_lines, tmp_path, encoder):
+def test_what_a_worker_raises_is_raised_here(cluster, write_lines, tmp_path):
     corpus = write_lines([{"id": "a", "text": "fine"}, {"id": "b", "text": 7}])
     with pytest.raises(InvalidTexts, match=r"corpus\.jsonl.*texts\[1\] is 7"):
-        encode_dataset(corpus, tmp_path / "shards", encoder, engine="ray", shard_records=1)
-    assert json.loads((tmp_path / "shards" / "manifest.json").read_text())["shards"] is None
+        encode_dataset(corpus, tmp_path / "shards", DeterministicEncoder(8), engine="ray", shard_records=1, workers=1)
+    assert json.loads((tmp_path / "shards" / "_manifest.json").read_text())["shards"] is None

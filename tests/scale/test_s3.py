@@ -46,14 +46,14 @@ def test_a_corpus_in_a_bucket_is_encoded_loaded_and_exported(bucket, tmp_path, m
     with TwoStageIndex() as index, TwoStageIndex() as again:
         assert load(bucket("shards"), index) == 20
         assert index.export(bucket("backup")) == 20
-        assert sorted(Location(bucket("backup")).files())[0] == "manifest.json"
+        assert sorted(Location(bucket("backup")).files())[0] == "_manifest.json"
         assert load(bucket("backup"), again) == 20
         assert sorted(again.ids()) == sorted(f"id-{number}" for number in range(20))
         assert again.export(tmp_path / "backup") == 20
 
 
 def test_what_is_not_in_the_bucket_is_named(bucket):
-    with pytest.raises(ShardError, match=r"has no manifest\.json"):
+    with pytest.raises(ShardError, match=r"has no _manifest\.json"):
         load(bucket("nowhere"), TwoStageIndex())
     with pytest.raises(InvalidInput, match="nothing that can be read"):
         encode_dataset(bucket("nowhere.jsonl"), bucket("out"), DeterministicEncoder(16))
