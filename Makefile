@@ -25,7 +25,7 @@ test: $(READY)
 	$(BIN)/python -m pytest
 
 test-faults: $(READY)
-	MRL_RAG_KILLS=200 MRL_RAG_DAMAGES=150 MRL_RAG_STEPS=5000 $(BIN)/python -m pytest tests/faults tests/index/test_stateful.py
+	MRL_RAG_KILLS=200 MRL_RAG_DAMAGES=150 MRL_RAG_STEPS=5000 $(BIN)/python -m pytest tests/faults tests/index/test_stateful.py tests/scale/test_ray.py
 
 test-long: $(READY)
 	MRL_RAG_LONG_SECONDS=$(MRL_RAG_LONG_SECONDS) $(BIN)/python -m pytest -n 0 tests/long

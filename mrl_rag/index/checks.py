@@ -162,6 +162,9 @@ def check_metadatas(metadatas: Sequence[Metadata | None], first: int = 0) -> lis
     Raises:
         InvalidInput: Chroma can't store one of them.
     """
+    if not any(metadatas):
+        # Without Chroma, which takes a second to import.
+        return [{} for _ in metadatas]
     from chromadb.api.types import validate_metadata
 
     checked: list[Metadata] = []
