@@ -69,7 +69,7 @@ class RetryPolicy:
 
     attempts: int = 30
     seconds: float = 120.0
-    timeout: float = 30.0
+    timeout: float = 60.0
 
     def __post_init__(self) -> None:
         check_integer("attempts", self.attempts, 1)
