@@ -194,15 +194,13 @@ class MatryoshkaEncoder(PickledByArguments, Encoder):
         self._stamp = self._files.stamp()
         self._vocab_files = list(tokenizer.vocab_files_names.values())
         self._held = UnloadableNetwork(self._loader(devices, self.dtype), keep_alive)
-        network = self._held.network
-        assert network is not None
-        self._width = network.full_dim
+        self._width = self._held.full_dim
         self.full_dim = min(self._width, recipe.truncate_dim or self._width)
         self.dims = spec.dims if spec else (self.full_dim,)
         try:
             self._head = check_head(head, self.full_dim)
             self._dim = pick_dim(dim, truncate_dim, self.full_dim)
-            self.max_length = pick_max_length(max_length, self._files, tokenizer, network.positions)
+            self.max_length = pick_max_length(max_length, self._files, tokenizer, self._held.positions)
             if head is not None and head.card is not None and head.card.fingerprint:
                 head.check_encoder(self.model, self._headless_fingerprint)
         except InvalidInput:
@@ -210,7 +208,10 @@ class MatryoshkaEncoder(PickledByArguments, Encoder):
             raise
         self._tokenizer.truncate_at(self.max_length)
         self._batcher = DynamicBatcher(
-            self._held.run, _token_budget(self.device), padded=not network.packs, max_concurrency=self._max_concurrency
+            self._held.run,
+            _token_budget(self.device),
+            padded=not self._held.packs,
+            max_concurrency=self._max_concurrency,
         )
         self._threads = self._make_threads()
         self._last = threading.local()
@@ -296,8 +297,8 @@ class MatryoshkaEncoder(PickledByArguments, Encoder):
         check_present(devices)
         if devices[0] != self.device:
             dtype = pick_dtype(devices[0]) if self._picks_dtype else self.dtype
-            network = self._held.replace(self._loader(devices, dtype))
-            self._batcher.set_budget(_token_budget(devices[0]), padded=not network.packs)
+            self._held.replace(self._loader(devices, dtype))
+            self._batcher.set_budget(_token_budget(devices[0]), padded=not self._held.packs)
             self.device, self.dtype = devices[0], dtype
             args, settings = self._arguments
             self._arguments = args, {**settings, "device": devices[0]}

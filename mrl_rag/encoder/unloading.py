@@ -35,6 +35,9 @@ class UnloadableNetwork:
 
     Attributes:
         network: the network; None while it isn't loaded.
+        packs: as `Network.packs`, known while it isn't loaded, too.
+        full_dim: as `Network.full_dim`.
+        positions: as `Network.positions`.
 
     Raises:
         MrlRagError: as `load` does.
@@ -44,7 +47,9 @@ class UnloadableNetwork:
         self._load = load
         self._keep_alive = keep_alive
         self._closed = False
-        self.network: AnyNetwork | None = load()
+        network = load()
+        self.packs, self.full_dim, self.positions = network.packs, network.full_dim, network.positions
+        self.network: AnyNetwork | None = network
         self.after_fork()
         self._watch()
 
@@ -68,8 +73,8 @@ class UnloadableNetwork:
         with self._used() as network:
             return network.run(sequences)
 
-    def replace(self, load: Callable[[], AnyNetwork]) -> AnyNetwork:
-        """Load another network instead, from now on by `load`, and return it. The old one finishes what it runs."""
+    def replace(self, load: Callable[[], AnyNetwork]) -> None:
+        """Load another network instead, from now on by `load`. The old one finishes what it runs."""
         with NATIVE_CODE:
             network = load()
         with self._lock:
@@ -78,9 +83,8 @@ class UnloadableNetwork:
             self._check_open()
             self._load = load
             self._drop()
-            self.network = network
+            self.network, self.packs, self._last_used = network, network.packs, monotonic()
             self._watch()
-        return network
 
     def close(self) -> None:
         """Free the network, once no thread uses it, for good."""

@@ -219,14 +219,14 @@ def _pdf(content: bytes) -> Document:
 
 
 def _converted(content: bytes, suffix: str) -> Document:
+    if suffix in (".docx", ".epub"):
+        _check_unpacked(content)
     markitdown = require("markitdown", "files")
     converter = getattr(require("markitdown.converters", "files"), _CONVERTED[suffix])()
     if _CONVERTED[suffix] == "HtmlConverter":
         content = decode(content).encode()
     info = markitdown.StreamInfo(extension=suffix, charset="utf-8")
     try:
-        if suffix in (".docx", ".epub"):
-            _check_unpacked(content)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             result = converter.convert(io.BytesIO(content), info)
@@ -238,11 +238,14 @@ def _converted(content: bytes, suffix: str) -> Document:
 
 def _check_unpacked(content: bytes) -> None:
     """Refuse a ZIP archive that unpacks to very much: a thousand times its own size is possible."""
-    with zipfile.ZipFile(io.BytesIO(content)) as archive:
-        # An archive that says less than it holds can't be unpacked: `zipfile` stops at these sizes.
-        unpacked = sum(member.file_size for member in archive.infolist())
+    try:
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+            # An archive that says less than it holds can't be unpacked: `zipfile` stops at these sizes.
+            unpacked = sum(member.file_size for member in archive.infolist())
+    except (zipfile.BadZipFile, ValueError, NotImplementedError) as error:
+        raise NotText(f"it can't be converted to text: {error}") from None
     if unpacked > _MAX_UNPACKED_BYTES:
-        raise ValueError(f"it unpacks to {unpacked >> 20:,} MB, more than {_MAX_UNPACKED_BYTES >> 20}; split it")
+        raise NotText(f"it unpacks to {unpacked >> 20:,} MB, more than {_MAX_UNPACKED_BYTES >> 20} MB; split it")
 
 
 @cache

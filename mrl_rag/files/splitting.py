@@ -21,6 +21,7 @@ _FIRST_RATIO = 3.5
 _FILL = 0.9
 # Markdown of headings alone.
 _HEADINGS = re.compile(r"(#{1,6} [^\n]*\s*)+")
+_LINE = re.compile(r"[^\n]+")
 # Longer lines are cut before they are split: the time that takes grows with the square of a line's length, to 65 s for
 # one of 5 MB.
 _MAX_LINE = 20_000
@@ -67,7 +68,7 @@ class Splitter:
             grammar: the tree-sitter grammar of code.
         """
         pieces: Iterable[tuple[int, str]] = [(0, text)]
-        if max(map(len, text.split("\n"))) > _MAX_LINE:
+        if any(len(line[0]) > _MAX_LINE for line in _LINE.finditer(text)):
             syntax, pieces = "text", _pieces(text, _MAX_LINE, "\n", " ")
         elif syntax == "code":
             # Preferably before a line without indentation that follows an empty one.

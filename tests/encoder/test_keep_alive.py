@@ -57,7 +57,6 @@ def test_an_idle_model_is_gone_and_the_next_call_gives_the_same_vectors_bit_for_
         wait_until_unloaded(encoder)
         assert [weight for weight in weights if weight() is not None] == []
         np.testing.assert_array_equal(encoder.encode(texts), expected)
-        assert encoder.loaded
         assert encoder.fingerprint == minilm.fingerprint
 
 
