@@ -5,6 +5,7 @@ import socket
 import subprocess
 import sys
 import time
+import uuid
 import warnings
 from pathlib import Path
 
@@ -180,6 +181,20 @@ def forkserver():
         ["chromadb.api.rust", "mrl_rag.encoder.workers", "mrl_rag.index.index", "mrl_rag.testing"]
     )
     return context
+
+
+@pytest.fixture(scope="session")
+def keep_highest_row():
+    """Add a record that keeps the highest row number on a client, before collections are removed from it.
+
+    Chroma leaves lists among their metadata to the records that get their row numbers next (chroma-core/chroma#7594).
+    """
+
+    def keep(client):
+        collection = client.get_or_create_collection("keeps-the-highest-row-number", embedding_function=None)
+        collection.add([uuid.uuid4().hex], np.ones((1, 2)))
+
+    return keep
 
 
 @pytest.fixture(scope="session")

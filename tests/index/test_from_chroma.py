@@ -9,7 +9,7 @@ from mrl_rag.errors import IndexMismatch, InvalidInput
 
 
 @pytest.fixture(params=["memory", "folder", "server"])
-def client(request, tmp_path):
+def client(request, tmp_path, keep_highest_row):
     if request.param == "folder":
         yield chromadb.PersistentClient(tmp_path / "chroma")
         return
@@ -20,9 +20,10 @@ def client(request, tmp_path):
     before = {collection.name for collection in client.list_collections()}
     yield client
     # The more collections a client has, the longer each write takes.
-    for collection in client.list_collections():
-        if collection.name not in before:
-            client.delete_collection(collection.name)
+    added = {collection.name for collection in client.list_collections()} - before
+    keep_highest_row(client)
+    for name in added:
+        client.delete_collection(name)
 
 
 @pytest.fixture
