@@ -635,6 +635,9 @@ class TwoStageIndex:
 
         What `reencode` has kept or left unfinished is removed as well. Readers in other threads and processes get the
         records as they were, or none.
+
+        Where metadata has lists, call `clear` first: Chroma leaves the lists of a dropped collection behind, and gives
+        them to records that it stores next (chroma-core/chroma#7594).
         """
         from chromadb.errors import NotFoundError
 
