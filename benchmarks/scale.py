@@ -216,7 +216,13 @@ def search(index: TwoStageIndex, encoder: MatryoshkaEncoder, corpus: Path) -> No
     each = (time.perf_counter() - began) / len(asked)
     right = np.mean([hit.document == fields["text"] for hit, fields in zip(hits, asked, strict=True)])  # type: ignore[union-attr]
     print(f"\n{index!r}: {right:.1%} of 200 passages found first by their own text, {1e3 * each:.1f} ms per search.")
-    print(f"Recall of the true top 10: {index.recall:.3f}. verify: {index.verify().ok}\n", flush=True)
+    found = index.verify()
+    whole = found.records - found.to_encode - len(found.misplaced)
+    print(f"Recall of the true top 10: {index.recall:.3f}. {whole:,} of {found.records:,} records are whole.")
+    print(
+        f"Chroma's graph misses {len(found.unreachable)} of {found.tried:,} searched by their own vectors.\n",
+        flush=True,
+    )
 
 
 def make_small_model(folder: Path) -> Path:
