@@ -37,6 +37,8 @@ _MAX_SCANNED = 10_000
 # At most so many records that other processes have written since Chroma read its graph are scored in addition; if there
 # are more, Chroma reads its graph again. It is more than a batch of a writer.
 _MAX_RECENT = 10_000
+# Conditions for which it is remembered until the next write which of these meet them.
+_MAX_CONDITIONS = 64
 # Queries whose candidates are read and scored together. The vectors of so many fit a processor's cache.
 _RERANK_BATCH = 8
 
@@ -257,8 +259,9 @@ class Searcher:
     def __init__(self, stores: Stores) -> None:
         self.stores = stores
         self._loader = Loader(stores)
-        # Records that were written between two versions of the archive, for `_written_since`.
-        self._recent: tuple[tuple[int, int], LoadedVectors] | None = None
+        # Records that were written between two versions of the archive, for `_written_since`; and those of them that
+        # meet a condition, by the condition.
+        self._recent: tuple[tuple[int, int], LoadedVectors, dict[str, LoadedVectors]] | None = None
         self._batcher: QueryBatcher[Request, list[Hit]] = QueryBatcher()
 
     def search(self, queries: Float32Array, request: Request) -> list[list[Hit]]:
@@ -364,10 +367,18 @@ class Searcher:
             # The archive is written before Chroma, so even a graph that was just read may lack the last transaction.
             if version - graph.version > 1 and (not complete or len(ids) > _MAX_RECENT):
                 raise GraphOutdated
-            self._recent = (graph.version, version), self._loader.load_some(ids)
-        recent = self._recent[1]
+            self._recent = (graph.version, version), self._loader.load_some(ids), {}
+        _, recent, matching = self._recent
         if request.unconditional:
             return recent
+        condition = repr((request.where, request.where_document))
+        if condition not in matching:
+            if len(matching) >= _MAX_CONDITIONS:
+                return self._matching(recent, request)
+            matching[condition] = self._matching(recent, request)
+        return matching[condition]
+
+    def _matching(self, recent: LoadedVectors, request: Request) -> LoadedVectors:
         met = self.stores.shortlist.matching(recent.ids, request.where, request.where_document)
         return recent.without(set(recent.ids) - met)
 

@@ -16,7 +16,6 @@ import numpy as np
 
 from mrl_rag.errors import TwoStageIndexError
 from mrl_rag.index.archive import document_hash
-from mrl_rag.index.checks import Where
 from mrl_rag.index.chroma_archive import ChromaArchive
 from mrl_rag.index.chroma_errors import chroma_condition
 from mrl_rag.index.filters import fits
@@ -195,15 +194,17 @@ class ServerSearcher(Searcher):
         """Return what is scored at full dimension."""
         where, where_document = request.where, request.where_document
         fitting = fits(where, where_document)
-        if request.among is not None and fitting:
-            records = yield from self._records(request.among, where, where_document)
-            return _Candidates([[id_ for id_ in request.among if id_ in records]] * len(queries), records)
-        if not fitting:
-            matching = self.stores.shortlist.ids(where, where_document)
+        if request.among is None and fitting:
+            return (yield from self._shortlists(queries, request))
+        ids = request.among
+        if not request.unconditional:
+            # Not ids and condition in one `get`: for each id Chroma looks at all records that meet the condition.
+            matching = (
+                (yield from self._met(request, None)) if fitting else self.stores.shortlist.ids(where, where_document)
+            )
             met = set(matching)
-            among = matching if request.among is None else [id_ for id_ in request.among if id_ in met]
-            return _Candidates([among] * len(queries), {})
-        return (yield from self._shortlists(queries, request))
+            ids = matching if ids is None else [id_ for id_ in ids if id_ in met]
+        return _Candidates([list(ids or [])] * len(queries), {})
 
     def _shortlists(
         self, queries: Float32Array, request: Request, chosen_size: int = 0, whole: bool = True
@@ -262,20 +263,20 @@ class ServerSearcher(Searcher):
                     f"Chroma finds {fewest} of the {total} records of collection {self.stores.shortlist.name!r}: its "
                     "graph has lost the others. Call repair(), which rebuilds it from the archive."
                 )
-            everything = yield from self._matching(request, None)
+            everything = yield from self._met(request, None)
             return [everything] * len(found)
         # Chroma's approximate search may find too few under a condition.
-        matching = yield from self._matching(request, _MAX_EXACT_MATCHES + 1)
+        matching = yield from self._met(request, _MAX_EXACT_MATCHES + 1)
         if len(matching) <= fewest:
             return found
         if len(matching) <= _MAX_EXACT_MATCHES:
             return [matching] * len(found)
         if fewest >= request.k:
             return found
-        everything = yield from self._matching(request, None)
+        everything = yield from self._met(request, None)
         return [ids if len(ids) >= request.k else everything for ids in found]
 
-    def _matching(self, request: Request, wanted: int | None) -> Steps[list[str]]:
+    def _met(self, request: Request, wanted: int | None) -> Steps[list[str]]:
         """Return the ids of records that meet the conditions: up to `wanted`, None for all."""
         found: list[str] = []
         while wanted is None or len(found) < wanted:
@@ -289,15 +290,11 @@ class ServerSearcher(Searcher):
                 break
         return found
 
-    def _records(
-        self, ids: Sequence[str], where: Where | None = None, where_document: Where | None = None
-    ) -> Steps[dict[str, Stored]]:
-        """Return document and metadata by id, of those that meet the conditions; unknown ids are left out."""
+    def _records(self, ids: Sequence[str]) -> Steps[dict[str, Stored]]:
+        """Return document and metadata by id; unknown ids are left out."""
         records: dict[str, Stored] = {}
         for part in self.stores.shortlist.batches(ids):
-            arguments = {"ids": list(part), "where": where, "where_document": where_document}
-            with chroma_condition(where, where_document):
-                answer = yield Call("shortlist", "get", arguments | {"include": ["documents", "metadatas"]})
+            answer = yield Call("shortlist", "get", {"ids": list(part), "include": ["documents", "metadatas"]})
             records |= _stored(answer["ids"], answer["documents"], answer["metadatas"])
         return records
 

@@ -122,8 +122,12 @@ def test_every_worker_finds_what_was_written_at_its_next_search(tmp_path, comman
     folder = tmp_path / "db"
     with TwoStageIndex(folder) as index:
         index.upsert([str(row) for row in range(stored)], vectors[:stored], metadatas=[{"half": 0}] * stored)
-    end, workers, row, asked = time.monotonic() + min(SECONDS, 60) / 6, set(), stored, 0
+    workers, row, asked = set(), stored, 0
     with serving(folder, tmp_path, command, **environment) as port, TwoStageIndex(folder) as index:
+        warm = set()
+        while len(warm) < 2:  # Chroma reads its graph at the first search that needs it
+            warm.add(ask(port, vectors[0], {"half": {"$gte": 0}})[0])
+        end = time.monotonic() + min(SECONDS, 120) / 6
         while (time.monotonic() < end or len(workers) < 2) and row < stored + 2000:
             index.upsert([str(row)], vectors[row : row + 1], [f"text {row}"], [{"half": 1}])
             for where in (None, {"half": 1}, {"half": {"$gte": 0}}, None):
