@@ -338,7 +338,7 @@ class Loader:
         """Return the saved vectors; None if there are none for this rotation and dimension, or the file is damaged."""
         if self._stores.saved is None:
             return None
-        damaged = suppress(OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile)
+        damaged = suppress(OSError, ValueError, KeyError, TypeError, MemoryError, zipfile.BadZipFile)
         # Opened here, because NumPy doesn't close a damaged file that it has opened itself.
         with damaged, self._stores.saved.open("rb") as opened, np.load(opened) as file:
             about, ids = (json.loads(file[name].tobytes()) for name in ("about", "ids"))
