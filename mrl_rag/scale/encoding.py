@@ -179,6 +179,7 @@ def encode_dataset(
         IndexMismatch: the output has shards of another model, or a worker has other files of the model.
         MissingExtra: a package that is needed is not installed.
         ShardError: the output's manifest is damaged.
+        WorkerError: Ray can't be reached, failed, or finished nothing for 30 minutes.
 
     Warns:
         UserWarning: texts were truncated.

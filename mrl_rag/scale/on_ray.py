@@ -29,7 +29,7 @@ def make_on_ray(worker: ShardEncoder, jobs: Sequence[Job], workers: int | None, 
     Raises:
         MissingExtra: Ray is not installed.
         MrlRagError: what a worker raised.
-        WorkerError: Ray failed, or a shard ended every worker that tried it.
+        WorkerError: Ray can't be reached, failed, or finished nothing for too long.
     """
     ray, data = require("ray", "ray"), require("ray.data", "ray")
     with _connected(ray):
@@ -74,15 +74,15 @@ class _Worker:
 @contextmanager
 def _connected(ray: Any) -> Iterator[None]:
     """Use the Ray that this process has, or connect to a cluster, or start one on this machine and end it again."""
-    started = not ray.is_initialized()
-    if started:
-        ray.init(logging_level=logging.ERROR, log_to_driver=False)
+    timeout = require("ray.data.exceptions", "ray").ExecutionTimeoutError
     logger = logging.getLogger("ray.data")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+    level, started = logger.level, not ray.is_initialized()
     try:
+        if started:
+            ray.init(logging_level=logging.ERROR, log_to_driver=False)
+        logger.setLevel(logging.ERROR)
         yield
-    except ray.exceptions.RayError as error:
+    except (ray.exceptions.RayError, timeout, ConnectionError) as error:
         raise errors.WorkerError(
             f"Ray failed: {error}. The shards that were written are kept; call it again."
         ) from error
