@@ -27,6 +27,8 @@ _MAX_CONNECTIONS = 8
 # regular expression takes too much memory; other writers don't let this one in within seconds.
 _NOT_WRITABLE = ("readonly database", "database or disk is full", "disk I/O error", "unable to open database file")
 _BUSY = "database is locked"
+# A read met a record that another client was just writing or deleting: Chroma's two stores of it differed.
+_RACE = "Error finding id"
 _TOO_LARGE = ("LIKE or GLOB pattern too complex", "(code: 1043)")
 
 
@@ -162,6 +164,13 @@ def async_server(client: ClientAPI, timeout: float) -> tuple[Any, httpx.AsyncCli
 def address_of(server: Any) -> str:
     """Return the address of a connection's server, for messages."""
     return str(server.get_api_url()).partition("/api/")[0]
+
+
+def says_race(error: BaseException) -> bool:
+    """Say whether a read may have failed because another client wrote the same records; else it fails each time."""
+    from chromadb.errors import InternalError
+
+    return isinstance(error, InternalError) and _RACE in str(error)
 
 
 def status_of(error: BaseException) -> int | None:

@@ -13,7 +13,7 @@ from numbers import Real
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from mrl_rag.arguments import check_integer
-from mrl_rag.compat.chroma import address_of, async_server, is_remote, limit_silence, status_of, with_server
+from mrl_rag.compat.chroma import address_of, async_server, is_remote, limit_silence, says_race, status_of, with_server
 from mrl_rag.errors import InvalidInput, ServerUnavailable, TwoStageIndexError
 
 if TYPE_CHECKING:
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     import httpx
     from chromadb.api import ClientAPI
+    from tenacity import RetryCallState
 
 Retrier = TypeVar("Retrier")
 
@@ -42,6 +43,8 @@ _REPEATABLE = frozenset(
 _ONCE = frozenset({"create_collection", "delete_collection"})
 # HTTP statuses: of a request that was refused unread, and of one that may succeed later.
 _REFUSED, _TEMPORARY = 429, (408, 429, 502, 503, 504)
+# How often a request is sent again whose records were just being written.
+_MAX_RACES = 3
 # Characters of an answer that an error quotes.
 _MAX_QUOTED = 300
 
@@ -142,12 +145,19 @@ class RetryingServer:
     def _retrier(
         self, kind: Callable[..., Retrier], temporary: Callable[[BaseException], bool], attempts: list[int]
     ) -> Retrier:
-        from tenacity import retry_if_exception, stop_after_attempt, stop_before_delay, wait_exponential, wait_random
+        from tenacity import (
+            retry_any,
+            retry_if_exception,
+            stop_after_attempt,
+            stop_before_delay,
+            wait_exponential,
+            wait_random,
+        )
 
         return kind(
             stop=stop_after_attempt(self._policy.attempts) | stop_before_delay(self._policy.seconds),
             wait=wait_exponential(multiplier=_FIRST_WAIT, max=_MAX_WAIT) + wait_random(0, _JITTER),
-            retry=retry_if_exception(temporary),
+            retry=retry_any(retry_if_exception(temporary), _raced),
             before=lambda state: attempts.append(state.attempt_number),
             reraise=True,
         )
@@ -229,6 +239,12 @@ def _may_pass(error: BaseException) -> bool:
     return isinstance(error, httpx.TransportError) and not isinstance(
         error, httpx.UnsupportedProtocol | httpx.LocalProtocolError
     )
+
+
+def _raced(state: RetryCallState) -> bool:
+    """Return whether the last attempt may have met another client's write; not often, as the records may be damaged."""
+    error = None if state.outcome is None else state.outcome.exception()
+    return error is not None and says_race(error) and state.attempt_number <= _MAX_RACES
 
 
 def _was_refused(error: BaseException) -> bool:

@@ -24,6 +24,10 @@ LOCKED = (
     b"HTTP/1.1 500 Internal Server Error\r\nContent-Length: 62\r\n\r\n"
     b'{"error": "InternalError", "message": "database is locked..."}'
 )
+RACED = (
+    b"HTTP/1.1 500 Internal Server Error\r\nContent-Length: 60\r\n\r\n"
+    b'{"error": "InternalError", "message": "...Error finding id"}'
+)
 UNAVAILABLE = b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 4\r\n\r\nbusy"
 NOT_CHROMA = b"HTTP/1.1 404 Not Found\r\nContent-Length: 13\r\n\r\nanother place"
 IMPATIENT = RetryPolicy(attempts=2, seconds=5, timeout=0.3)
@@ -264,6 +268,16 @@ def test_a_refused_connection_is_no_chroma_error(client, index, proxy, name, vec
             index.drop()
         index.drop()
         assert len(index) == 0
+
+
+def test_a_read_of_records_that_are_just_being_written_is_tried_a_few_times(filled, proxy, vectors):
+    expected = filled.search(vectors[0])
+    proxy.faults = [None, RACED, RACED]
+    assert filled.search(vectors[0]) == expected
+    proxy.faults = [RACED] * 4
+    with pytest.raises(TwoStageIndexError, match="Error finding id"):
+        filled.search(vectors[0])
+    assert proxy.faults == []
 
 
 def test_another_server_at_that_address_is_named(filled, proxy, vectors):
