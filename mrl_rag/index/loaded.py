@@ -34,9 +34,10 @@ _MAX_UNSAVED_SHARE = 0.1
 _MAX_GROWTH = 2
 # At least so many queries together are compared with all records: a matrix product by all cores takes less time per
 # query than their lists one by one (`benchmarks/README.md`). They are taken in groups of at most so many.
-_MIN_SCAN, _MAX_SCAN = 8, 128
-# Records per matrix product: 100 queries' results are 1.6 MB, 4096 x 192 codes 0.8.
-_BLOCK = 4096
+_MIN_SCAN, _MAX_SCAN = 16, 128
+# Records per matrix product, with one query and with many (`benchmarks/README.md`): 4096 x 192 codes are 0.8 MB, and
+# 8192 times 100 results 3.3.
+_BLOCK, _SCAN_BLOCK = 4096, 8192
 # A scan of many records keeps what is above the score of some rank in a sample of so many: on average more than wanted
 # by this many standard deviations, and at least by this many ranks.
 _SAMPLE, _DEVIATIONS, _MIN_RANK = 8192, 4, 4
@@ -99,33 +100,37 @@ class LoadedVectors:
         kept[self.removed] = False
         return kept
 
+    def scans(self, queries: int, share: float, one_by_one: bool) -> bool:
+        """Say whether `nearest` compares so many queries with all rows."""
+        return self.lists is None or share >= 1 or (queries >= _MIN_SCAN and not one_by_one)
+
     @cached_property
     def _sample(self) -> Codes:
         return np.ascontiguousarray(self.codes[:: len(self.codes) // _SAMPLE])
 
     def nearest(
         self, queries: Float32Array, size: int, share: float, least: int, one_by_one: bool = False
-    ) -> list[Candidates]:
-        """Return the records nearest to each query by their codes, best first.
+    ) -> list[Rows]:
+        """Return the rows nearest to each query by their codes, best first: int [n] each.
 
         Args:
             queries: float32 unit rows [q, d].
             size: candidates per query at most.
-            share: share of the inverted lists to scan, 0 to 1. Rows in no list are always scanned. Eight queries and
-                more are compared with all rows.
+            share: share of the inverted lists to scan, 0 to 1. Rows in no list are always scanned. Sixteen queries
+                and more are compared with all rows.
             least: all rows are scanned for a query if these lists give fewer candidates.
-            one_by_one: whether eight queries and more, too, scan these lists alone.
+            one_by_one: whether sixteen queries and more, too, scan these lists alone.
         """
         codes, _ = quantize(queries)
-        if self.lists is None or share >= 1 or (len(queries) >= _MIN_SCAN and not one_by_one):
+        if self.lists is None or self.scans(len(queries), share, one_by_one):
             groups = [self._scan(codes[start : start + _MAX_SCAN], size) for start in range(0, len(codes), _MAX_SCAN)]
-            return [candidates for group in groups for candidates in group]
+            return [rows for group in groups for rows in group]
         unlisted = np.arange(self.lists.size, len(self.codes))
         found = []
         for code in codes:
             rows = self._without_removed(np.append(self.lists.near(code, share), unlisted))
             best = self._best(rows, self._scores(rows, pack(code[None])), size)
-            found.append(best if len(best.ids) >= min(size, least) else self._scan(code[None], size)[0])
+            found.append(best if len(best) >= min(size, least) else self._scan(code[None], size)[0])
         return found
 
     def _scores(self, rows: Rows, query: Packed) -> npt.NDArray[np.int32]:
@@ -135,7 +140,7 @@ class LoadedVectors:
         scores = [inner_products(self.codes.take(part, axis=0), query)[:, 0] for part in parts]
         return np.concatenate(scores) if scores else np.empty(0, dtype=np.int32)
 
-    def _scan(self, queries: Codes, size: int) -> list[Candidates]:
+    def _scan(self, queries: Codes, size: int) -> list[Rows]:
         """Return the nearest of all rows to each query, int8 [q, d]."""
         packed, count = pack(queries), len(queries)
         if count == 1 or len(self.codes) <= 2 * _SAMPLE:
@@ -149,7 +154,7 @@ class LoadedVectors:
             found = np.flatnonzero(scores >= lowest)
             return found + part.start * count, scores.ravel()[found]
 
-        places, scores = map(np.concatenate, zip(*in_blocks(above, len(self.codes), _BLOCK), strict=True))
+        places, scores = map(np.concatenate, zip(*in_blocks(above, len(self.codes), _SCAN_BLOCK), strict=True))
         rows, query = np.divmod(places, count)
         there = np.flatnonzero(self._kept[rows])
         order = there[np.argsort(query[there], kind="stable")]
@@ -170,12 +175,15 @@ class LoadedVectors:
     def _without_removed(self, rows: Rows) -> Rows:
         return rows[self._kept[rows]] if len(self.removed) else rows
 
-    def _best(self, rows: Rows, scores: npt.NDArray[np.int32], size: int) -> Candidates:
+    def _best(self, rows: Rows, scores: npt.NDArray[np.int32], size: int) -> Rows:
         """Return the rows with the highest scores, int32 [n], best first."""
         if size < len(scores):
             best = np.argpartition(scores, -size)[-size:]
             rows, scores = rows[best], scores[best]
-        rows = rows[np.argsort(-scores, kind="stable")]
+        return rows[np.argsort(-scores, kind="stable")]
+
+    def candidates(self, rows: Rows) -> Candidates:
+        """Return some rows, int [n], as a shortlist."""
         return Candidates([self.ids[row] for row in rows.tolist()], self.slots[rows])
 
     def among_best(self, query: Float32Array, k: int) -> Rows:

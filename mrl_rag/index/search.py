@@ -13,6 +13,7 @@ import numpy.typing as npt
 from mrl_rag.errors import InvalidVectors, TwoStageIndexError
 from mrl_rag.index.checks import Where
 from mrl_rag.index.filters import fits
+from mrl_rag.index.lists import Rows
 from mrl_rag.index.loaded import Candidates, LoadedVectors, Loader
 from mrl_rag.index.plan import LATE, MAX_ROUNDS, Plan, check_k, first_size
 from mrl_rag.index.query_batcher import QueryBatcher
@@ -39,6 +40,8 @@ _MAX_SCANNED = 10_000
 _MAX_RECENT = 10_000
 # Conditions for which it is remembered until the next write which of these meet them.
 _MAX_CONDITIONS = 64
+# A scan of all records asks for so many times the first shortlist: it is doubled while a hit is late in it.
+_SCANNED_ROUNDS = 4
 # Queries whose candidates are read and scored together. The vectors of so many fit a processor's cache.
 _RERANK_BATCH = 8
 
@@ -425,11 +428,19 @@ class Searcher:
         answers: list[list[Ranked]] = [[] for _ in queries]
         seen: list[set[str]] = [set() for _ in queries]
         pending = list(range(len(queries)))
+        # A scan of all records finds the longer shortlists of later rounds at once.
+        scanned: list[Rows] = []
+        longest = size if plan is not None else _SCANNED_ROUNDS * size
+        if loaded is not None and loaded.scans(len(queries), share, one_by_one):
+            scanned = loaded.nearest(projected, longest, 1.0, size)
         for rounds in range(1, MAX_ROUNDS + 1 if plan is None else 2):
             if loaded is None:
                 shortlists = [Candidates(ids) for ids in self._search_graph(projected[pending], size, request)]
+            elif scanned and size <= longest:
+                shortlists = [loaded.candidates(scanned[query][:size]) for query in pending]
             else:
-                shortlists = loaded.nearest(projected[pending], size, share, 2 * request.k, one_by_one)
+                found = loaded.nearest(projected[pending], size, share, 2 * request.k, one_by_one)
+                shortlists = [loaded.candidates(rows) for rows in found]
             milliseconds = (time.perf_counter() - start) * 1e3
             reranked = self._rank_shortlists(queries[pending], shortlists, [seen[query] for query in pending], request)
             unfinished = []

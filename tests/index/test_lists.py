@@ -60,9 +60,8 @@ def test_many_queries_together_find_the_nearest_of_all_records(size, removed, co
         0, list(map(str, range(count))), codes, slots=np.arange(count), removed=gone, lists=group(codes[:64])[1]
     )
     scores = np.delete(codes.astype(np.int64), gone, axis=0) @ quantize(queries)[0].T.astype(np.int64)
-    for place, found in enumerate(loaded.nearest(queries, size, 0.1, size)):
-        rows = np.array([int(id_) for id_ in found.ids])
-        assert len(set(found.ids)) == size
+    for place, rows in enumerate(loaded.nearest(queries, size, 0.1, size)):
+        assert len(set(loaded.candidates(rows).ids)) == size
         assert not set(rows.tolist()) & set(gone.tolist())
         nearest = codes[rows].astype(np.int64) @ quantize(queries[place][None])[0][0]
         np.testing.assert_array_equal(nearest, np.sort(scores[:, place])[::-1][:size])
