@@ -12,16 +12,12 @@ import numpy as np
 from mrl_rag.errors import ArchiveError
 from mrl_rag.index.archive import Slots, document_hash
 from mrl_rag.index.checks import Metadata
-from mrl_rag.index.shortlist import Limits, is_cloud
+from mrl_rag.index.shortlist import Limits
 from mrl_rag.truncation import Float32Array
 
 if TYPE_CHECKING:
     from chromadb.api import ClientAPI
-    from chromadb.api.collection_configuration import CreateHNSWConfiguration
     from chromadb.api.models.Collection import Collection
-
-# Nothing searches the archive's graph. A small one takes the server half as long to fill. Cloud has graphs of its own.
-_UNUSED_GRAPH: CreateHNSWConfiguration = {"space": "cosine", "ef_construction": 8, "max_neighbors": 4}
 
 
 class ChromaArchive:
@@ -53,7 +49,7 @@ class ChromaArchive:
             self._collection: Collection = (
                 client.get_or_create_collection(
                     name,
-                    configuration={"hnsw": {"space": "cosine"} if is_cloud(client.get_settings()) else _UNUSED_GRAPH},
+                    configuration={"hnsw": {"space": "cosine"}},
                     metadata={"creator": creator},
                     embedding_function=None,
                 )
