@@ -21,6 +21,7 @@ from mrl_rag.encoder import find_on_disk
 from mrl_rag.encoder.settings import pick_dtype
 from mrl_rag.errors import MrlRagError
 from mrl_rag.index import TwoStageIndex
+from mrl_rag.lifetime import usable_cores
 from mrl_rag.models import MODELS
 
 _PACKAGES = ("torch", "transformers", "tokenizers", "chromadb", "lmdb", "numkong", "numpy")
@@ -88,8 +89,7 @@ def _version(package: str) -> str:
 def _device() -> Iterator[Finding]:
     import torch
 
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    threads = torch.get_num_threads()
+    cores, threads = usable_cores(), torch.get_num_threads()
     if torch.cuda.is_available():
         yield Finding("ok", "device", f"GPU {torch.cuda.get_device_name()}, {_dtype(torch.device('cuda'))}")
     else:

@@ -1,4 +1,4 @@
-"""How encoders and indexes survive a fork, give back memory, and how their process ends."""
+"""The process of encoders and indexes: its cores and memory, how it forks, and how it ends."""
 
 from __future__ import annotations
 
@@ -110,6 +110,11 @@ def renew_after_fork(held: Forkable) -> None:
 def leave_to_parent(held: object) -> None:
     """Keep an object of the parent process alive, so that dropping it doesn't close it in this child."""
     _LEFT.append(held)
+
+
+def usable_cores() -> int:
+    """Return how many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def return_freed_memory() -> None:

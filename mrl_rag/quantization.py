@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Literal, TypeAlias
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
-import numkong
 import numpy as np
 import numpy.typing as npt
 
 from mrl_rag.truncation import Float32Array
 
+if TYPE_CHECKING:
+    from numkong import PackedMatrix
+
 Codes: TypeAlias = npt.NDArray[np.int8]
 Bytes: TypeAlias = npt.NDArray[np.uint8]
-Packed: TypeAlias = numkong.PackedMatrix
+Packed: TypeAlias = "PackedMatrix"
 Precision: TypeAlias = Literal["float16", "int8"]
 
 
@@ -59,6 +61,9 @@ def unit_codes(vectors: Float32Array) -> Codes:
 
 def pack(queries: Codes) -> Packed:
     """Return queries, int8 [q, dim], in the order that `inner_products` reads."""
+    # It takes a tenth of a second to import.
+    import numkong
+
     return numkong.dots_pack(queries)
 
 
@@ -68,6 +73,8 @@ def inner_products(codes: Codes, queries: Packed) -> npt.NDArray[np.int32]:
     NumPy has none for int8. Its product of floats, OpenBLAS's, is shared out to all cores and waits for the last one:
     9 ms instead of 0.4 for 100,000 x 96 where other programs kept the cores busy.
     """
+    import numkong
+
     return np.asarray(numkong.dots_packed(codes, queries))
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, TypeAlias, get_args
 
-import numkong
 import numpy as np
 import numpy.typing as npt
 
@@ -110,6 +109,8 @@ class ScanningSearcher:
         if precision == "binary":
             return np.stack([score_bits(query, codes.view(np.uint8)) for query in queries])
         if precision == "float16":
+            import numkong
+
             halves = queries.astype(np.float16)
             return np.array(numkong.dots_packed(codes, numkong.dots_pack(halves)), dtype=np.float32).T
         scores: Float32Array = queries @ codes.view(np.float32).T

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -11,6 +10,7 @@ from typing import TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from mrl_rag.lifetime import usable_cores
 from mrl_rag.quantization import Codes, inner_products, pack, unit_codes
 from mrl_rag.truncation import unit_rows
 
@@ -104,9 +104,8 @@ def group(codes: Codes) -> tuple[Rows, InvertedLists]:
 
 def in_blocks(function: Callable[[slice], Result], count: int, size: int) -> list[Result]:
     """Call a function with slices of `size` of `count` rows, on all cores; return the results in order."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     slices = [slice(start, min(start + size, count)) for start in range(0, count, size)]
-    with ThreadPoolExecutor(cores) as pool:
+    with ThreadPoolExecutor(usable_cores()) as pool:
         return list(pool.map(function, slices))
 
 

@@ -122,9 +122,10 @@ class LoadedVectors:
             one_by_one: whether sixteen queries and more, too, scan these lists alone.
         """
         codes, _ = quantize(queries)
-        if self.lists is None or self.scans(len(queries), share, one_by_one):
+        if self.scans(len(queries), share, one_by_one):
             groups = [self._scan(codes[start : start + _MAX_SCAN], size) for start in range(0, len(codes), _MAX_SCAN)]
             return [rows for group in groups for rows in group]
+        assert self.lists is not None
         unlisted = np.arange(self.lists.size, len(self.codes))
         found = []
         for code in codes:

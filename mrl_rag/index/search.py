@@ -28,13 +28,13 @@ _EXACT_NUMBERS, _EXACT_RECORDS = 8_000_000, 20_000
 _DEFAULT_LISTS_SHARE = 0.25
 # If at most so many records meet a condition, all of these are scored. That takes about as long as a search in Chroma
 # with a condition.
-_MAX_EXACT_MATCHES = 1000
+MAX_EXACT_MATCHES = 1000
 # In an archive with sign bits: share of the candidates, the best by these bits, whose full vectors are then read, and
 # the least number of them per hit. benchmarks/README.md has the recall.
 _BITS_KEPT_SHARE, _MIN_BITS_KEPT_PER_HIT = 0.5, 4
 # If Chroma's graph finds too few of at most so many records, all are scored; of more, it is an error. A first batch may
 # be in the archive and not yet in Chroma, which is no error, so this is more than a batch.
-_MAX_SCANNED = 10_000
+MAX_SCANNED = 10_000
 # At most so many records that other processes have written since Chroma read its graph are scored in addition; if there
 # are more, Chroma reads its graph again. It is more than a batch of a writer.
 _MAX_RECENT = 10_000
@@ -246,6 +246,14 @@ class GraphOutdated(Exception):
     """Other processes have written too much since Chroma read its graph: it must be read again."""
 
 
+def lost_by_graph(collection: str, found: int, total: int) -> TwoStageIndexError:
+    """Return the error of a search where Chroma's graph has lost too many records to score all of them instead."""
+    return TwoStageIndexError(
+        f"Chroma finds {found} of the {total} records of collection {collection!r}: its graph has lost the others. "
+        "Call repair(), which rebuilds it from the archive."
+    )
+
+
 def _merged(found: Sequence[Ranked], more: Sequence[Ranked], k: int) -> list[Ranked]:
     """Return the k best of both, best first. For an id in both, the one in `more` counts."""
     by_id = {r.id: r for r in (*found, *more)}
@@ -395,8 +403,8 @@ class Searcher:
             return None
         if not fits(request.where, request.where_document):
             return shortlist.ids(request.where, request.where_document)
-        matching = shortlist.ids(request.where, request.where_document, limit=_MAX_EXACT_MATCHES + 1)
-        return matching if len(matching) <= _MAX_EXACT_MATCHES else None
+        matching = shortlist.ids(request.where, request.where_document, limit=MAX_EXACT_MATCHES + 1)
+        return matching if len(matching) <= MAX_EXACT_MATCHES else None
 
     def _rank_preselected(
         self, queries: Float32Array, candidates: Sequence[str], request: Request
@@ -520,11 +528,8 @@ class Searcher:
         fewest = min(map(len, found))
         if request.unconditional:
             total = self.stores.count() if fewest < size else fewest
-            if total > fewest and total > _MAX_SCANNED:
-                raise TwoStageIndexError(
-                    f"Chroma finds {fewest} of the {total} records of collection {shortlist.name!r}: its graph has "
-                    "lost the others. Call repair(), which rebuilds it from the archive."
-                )
+            if total > fewest and total > MAX_SCANNED:
+                raise lost_by_graph(shortlist.name, fewest, total)
             # The graph has lost records, or some were written since the search.
             return [shortlist.ids(None, None)] * len(found) if total > fewest else found
         # With a condition Chroma's approximate search can return too few.

@@ -14,15 +14,14 @@ from typing import Any, Literal, TypeAlias, TypeVar
 
 import numpy as np
 
-from mrl_rag.errors import TwoStageIndexError
 from mrl_rag.index.archive import document_hash
 from mrl_rag.index.chroma_archive import ChromaArchive
 from mrl_rag.index.chroma_errors import chroma_condition
 from mrl_rag.index.filters import fits
 from mrl_rag.index.plan import first_size
-from mrl_rag.index.search import Hit, Ranked, Request, Searcher, Stage
+from mrl_rag.index.search import MAX_EXACT_MATCHES, MAX_SCANNED, Hit, Ranked, Request, Searcher, Stage, lost_by_graph
 from mrl_rag.index.server import AsyncConnections
-from mrl_rag.index.shortlist import Stored, in_chroma
+from mrl_rag.index.shortlist import Stored, in_chroma, stored_records
 from mrl_rag.index.storage import Stores
 from mrl_rag.truncation import Float32Array, unit_rows
 
@@ -36,8 +35,6 @@ _SIZE_FACTOR = 2
 _MAX_WHOLE = 1000
 # Full vectors per request: at 768 numbers about 12 MB of JSON.
 _MAX_VECTORS = 1000
-# If at most so many records meet a condition and the graph finds too few, all are scored; without a condition, so many.
-_MAX_EXACT_MATCHES, _MAX_SCANNED = 1000, 10_000
 # How often a record is read again that is being replaced meanwhile.
 _MAX_READS = 3
 
@@ -235,7 +232,7 @@ class ServerSearcher(Searcher):
                 answer = yield Call("shortlist", "query", arguments)
             found.ids += answer["ids"]
             for row, ids in enumerate(answer["ids"] if include else []):
-                found.records |= _stored(ids, answer["documents"][row], answer["metadatas"][row])
+                found.records |= stored_records(ids, answer["documents"][row], answer["metadatas"][row])
         if request.explain:
             milliseconds = (time.perf_counter() - start) * 1e3
             found.stage = Stage(self.stores.config.shortlist_dim, 1, None, milliseconds, size)
@@ -258,18 +255,15 @@ class ServerSearcher(Searcher):
             total = yield Call("shortlist", "count")
             if total <= fewest:
                 return found
-            if total > _MAX_SCANNED:
-                raise TwoStageIndexError(
-                    f"Chroma finds {fewest} of the {total} records of collection {self.stores.shortlist.name!r}: its "
-                    "graph has lost the others. Call repair(), which rebuilds it from the archive."
-                )
+            if total > MAX_SCANNED:
+                raise lost_by_graph(self.stores.shortlist.name, fewest, total)
             everything = yield from self._met(request, None)
             return [everything] * len(found)
         # Chroma's approximate search may find too few under a condition.
-        matching = yield from self._met(request, _MAX_EXACT_MATCHES + 1)
+        matching = yield from self._met(request, MAX_EXACT_MATCHES + 1)
         if len(matching) <= fewest:
             return found
-        if len(matching) <= _MAX_EXACT_MATCHES:
+        if len(matching) <= MAX_EXACT_MATCHES:
             return [matching] * len(found)
         if fewest >= request.k:
             return found
@@ -295,7 +289,7 @@ class ServerSearcher(Searcher):
         records: dict[str, Stored] = {}
         for part in self.stores.shortlist.batches(ids):
             answer = yield Call("shortlist", "get", {"ids": list(part), "include": ["documents", "metadatas"]})
-            records |= _stored(answer["ids"], answer["documents"], answer["metadatas"])
+            records |= stored_records(answer["ids"], answer["documents"], answer["metadatas"])
         return records
 
     def _full(self, ids: Sequence[str]) -> Steps[dict[str, _Full]]:
@@ -359,22 +353,8 @@ def searcher_of(stores: Stores) -> Searcher:
     return ServerSearcher(stores) if isinstance(stores.archive, ChromaArchive) else Searcher(stores)
 
 
-def _called(steps: Steps[T], call: Callable[[Call], Any]) -> T:
-    """Make the calls of a generator, and return what it returns."""
-    proceed: Callable[[], Call] = partial(next, steps)
-    while True:
-        try:
-            wanted = proceed()
-        except StopIteration as end:
-            return end.value  # type: ignore[no-any-return]
-        try:
-            proceed = partial(steps.send, call(wanted))
-        except Exception as error:
-            proceed = partial(steps.throw, error)
-
-
 async def _awaited(steps: Steps[T], call: Callable[[Call], Awaitable[Any]]) -> T:
-    """The same with calls that are awaited."""
+    """Await the calls of a generator, and return what it returns."""
     proceed: Callable[[], Call] = partial(next, steps)
     while True:
         try:
@@ -387,9 +367,18 @@ async def _awaited(steps: Steps[T], call: Callable[[Call], Awaitable[Any]]) -> T
             proceed = partial(steps.throw, error)
 
 
-def _stored(ids: Iterable[str], documents: Iterable[str | None], metadatas: Iterable[Any]) -> dict[str, Stored]:
-    rows = zip(ids, documents, metadatas, strict=True)
-    return {id_: (document, dict(metadata or {})) for id_, document, metadata in rows}
+def _called(steps: Steps[T], call: Callable[[Call], Any]) -> T:
+    """Make the calls of a generator, and return what it returns."""
+
+    async def at_once(wanted: Call) -> Any:
+        return call(wanted)
+
+    # Without an event loop: nothing is waited for, so the coroutine runs to its end.
+    try:
+        _awaited(steps, at_once).send(None)
+    except StopIteration as end:
+        return end.value  # type: ignore[no-any-return]
+    raise AssertionError("a call was waited for")
 
 
 def _unique(lists: Iterable[Iterable[str]]) -> list[str]:

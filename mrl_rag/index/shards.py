@@ -441,16 +441,16 @@ def refuse_repeated(digests: Sequence[Digests], ids_of: Callable[[int], tuple[st
     repeated = every[1:][every[1:] == every[:-1]]
     if not len(repeated):
         return
-    place_of: dict[str, str] = {}
+    first_in: dict[str, str] = {}
     for row, part in enumerate(digests):
         suspects = np.isin(part, repeated)
         if suspects.any():
             name, ids = ids_of(row)
             for id_, suspect in zip(ids, suspects, strict=True):
-                if suspect and id_ in place_of:
+                if suspect and id_ in first_in:
                     raise InvalidIds(
-                        f"id {id_!r} occurs in {place_of[id_]} and in {name}, or twice there; each record needs one of "
+                        f"id {id_!r} occurs in {first_in[id_]} and in {name}, or twice there; each record needs one of "
                         "its own."
                     )
                 if suspect:
-                    place_of[id_] = name
+                    first_in[id_] = name

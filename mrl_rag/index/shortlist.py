@@ -73,7 +73,7 @@ class Limits:
     def of(cls, client: ClientAPI) -> Limits:
         """Return the limits of a client."""
         batch = client.get_max_batch_size() or 1000
-        if is_cloud(client.get_settings()):
+        if _is_cloud(client.get_settings()):
             return cls(min(batch, _CLOUD_LIMIT), _CLOUD_LIMIT, _CLOUD_VALUE)
         return cls(batch, _MAX_LIMIT)
 
@@ -118,8 +118,7 @@ class Limits:
         return found
 
 
-def is_cloud(settings: Settings) -> bool:
-    """Return whether a client with these settings speaks to Chroma Cloud."""
+def _is_cloud(settings: Settings) -> bool:
     return str(settings.chroma_server_host or "").endswith(_CLOUD_HOST)
 
 
@@ -383,9 +382,7 @@ class ShortlistCollection:
         records: dict[str, Stored] = {}
         for part in self.batches(ids):
             answer = self._collection.get(ids=_unique(part), include=["documents", "metadatas"])
-            documents, metadatas = answer["documents"] or [], answer["metadatas"] or []
-            for id_, document, metadata in zip(answer["ids"], documents, metadatas, strict=True):
-                records[id_] = (document, dict(metadata or {}))
+            records |= stored_records(answer["ids"], answer["documents"] or [], answer["metadatas"] or [])
         if unordered := self.unordered(metadata for _, metadata in records.values()):
             self.note(self.settings(), unordered)
         return {id_: (records[id_][0], self.in_order(records[id_][1])) for id_ in ids if id_ in records}
@@ -481,6 +478,14 @@ def _unique(ids: Sequence[str]) -> list[str]:
     return list(dict.fromkeys(ids))
 
 
+def stored_records(
+    ids: Iterable[str], documents: Iterable[str | None], metadatas: Iterable[Mapping[str, Any] | None]
+) -> dict[str, Stored]:
+    """Return document and metadata by id, from the columns of Chroma's answer."""
+    rows = zip(ids, documents, metadatas, strict=True)
+    return {id_: (document, dict(metadata or {})) for id_, document, metadata in rows}
+
+
 def empty_collection(
     client: ClientAPI, name: str, dim: int | None = None, hnsw: Mapping[str, Any] | None = None
 ) -> Collection:
@@ -569,7 +574,7 @@ def is_ours(collection: Collection) -> bool:
 def pages(collection: Collection) -> Iterator[tuple[list[str], Float32Array, list[str | None], list[dict[str, Any]]]]:
     """Yield ids, vectors (float32 [n, d]), documents and metadatas of a collection, up to 2000 records at a time."""
     settings = settings_of(collection)
-    size = _CLOUD_LIMIT if settings is None or is_cloud(settings) else _PAGE
+    size = _CLOUD_LIMIT if settings is None or _is_cloud(settings) else _PAGE
     for start in range(0, collection.count(), size):
         answer = collection.get(limit=size, offset=start, include=["embeddings", "documents", "metadatas"])
         if answer["ids"]:

@@ -113,7 +113,10 @@ def _sources(location: Location, collection: str | None) -> Iterator[tuple[str, 
     elif kind == "file" and _path(name).endswith(_ENDINGS):
         yield name, ""
     else:
-        raise InvalidInput(f"{location.name} is {kind or 'nothing'} that can be read; pass {', '.join(_ENDINGS)}.")
+        found = (
+            f"{location.name} is no file that can be read" if kind else f"there is nothing that can be read at {name}"
+        )
+        raise InvalidInput(f"{found}; pass {', '.join(_ENDINGS)}, or a folder.")
 
 
 def _path(name: str) -> str:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 from urllib.parse import urlsplit
 
-from mrl_rag.errors import InvalidInput, TwoStageIndexError
+from mrl_rag.compat.chroma import reaching
+from mrl_rag.errors import InvalidInput
 from mrl_rag.index import TwoStageIndex
 from mrl_rag.index.shards import place_of
 
@@ -39,7 +40,7 @@ def load(
         The number of records in the source.
 
     Raises:
-        TwoStageIndexError: the server can't be reached.
+        ServerUnavailable: the server can't be reached.
         MrlRagError: as `TwoStageIndex.import_records` does.
     """
     if isinstance(to, TwoStageIndex):
@@ -62,8 +63,6 @@ def _open(place: str, collection: str, shortlist_dim: int | None) -> TwoStageInd
         port = url.port or (443 if url.scheme == "https" else 8000)
     except ValueError as error:
         raise InvalidInput(f"{place} is no Chroma server: {error}. Pass http://HOST:PORT, or a folder.") from error
-    try:
+    with reaching(f"{url.hostname}:{port}"):
         client = chromadb.HttpClient(url.hostname, port, ssl=url.scheme == "https")
-    except ValueError as error:
-        raise TwoStageIndexError(f"the Chroma server {place} can't be reached: {error}") from error
     return TwoStageIndex(None, collection, shortlist_dim=shortlist_dim, client=client)

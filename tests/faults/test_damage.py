@@ -383,7 +383,7 @@ def test_without_its_graph_an_index_says_so_and_a_small_one_answers_all_the_same
 
 def test_a_large_index_without_its_graph_is_an_error_that_names_repair(folder, monkeypatch, score_all_up_to):
     score_all_up_to(0)
-    monkeypatch.setattr("mrl_rag.index.search._MAX_SCANNED", 1000)
+    monkeypatch.setattr("mrl_rag.index.search.MAX_SCANNED", 1000)
     for graph in folder.glob("*-*/"):
         shutil.rmtree(graph)
     with pytest.raises(TwoStageIndexError, match=r"finds 1?[0-9] of the 1200 records.*Call repair\(\)"):
