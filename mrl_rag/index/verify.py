@@ -20,9 +20,10 @@ from mrl_rag.truncation import Float32Array
 _MIN_COSINE = 1 - 1e-4
 # At most so many records are searched for by their own vectors.
 _MAX_TRIED = 10_000
-# Share of them that a sound graph may miss. HNSW is approximate: it missed about one record in 100,000. This is a tenth
-# of what an index with a recall of 99% misses.
-_MAX_UNREACHABLE = 0.001
+# Number and share of them that a sound graph may miss. HNSW is approximate: it misses one record in 100,000 of text and
+# one in 300 of nearly equal passages, and Chroma's threads can lose a few of a small graph. The share is what an index
+# with a recall of 99% misses. The number counts below 1,000 records: so few are compared without the graph.
+_MAX_UNREACHABLE, _MAX_UNREACHABLE_SHARE = 10, 0.01
 
 
 @dataclass
@@ -38,9 +39,9 @@ class Report:
         interrupted: a writer stopped between the two stores. `repair` finishes or undoes the replacement.
         orphaned: full vectors without a record in Chroma. `repair` removes them.
         unreachable: a search by the record's own vector doesn't find it. Chroma's graph is approximate, and can lose
-            records when many are replaced. Of more than 10,000 records a sample is tried. `ok` allows one, or one in a
-            thousand; if there are more, `repair` rebuilds the collection. With random vectors every graph loses some;
-            `reindex(hnsw={"max_neighbors": 32})` makes a denser graph.
+            records when many are replaced. Of more than 10,000 records a sample is tried. `ok` allows ten, or one
+            in a hundred; if there are more, `repair` rebuilds the collection. With random vectors every graph loses
+            some; `reindex(hnsw={"max_neighbors": 32})` makes a denser graph.
         tried: number of records that were searched for.
         search_broken: Chroma's search raises an error, or misses more than half of the records that were tried, or the
             rotation is lost. `repair` rebuilds the collection.
@@ -65,7 +66,7 @@ class Report:
     @property
     def too_many_unreachable(self) -> bool:
         """Whether more records are unreachable than a sound graph may miss."""
-        return len(self.unreachable) > max(1.0, _MAX_UNREACHABLE * self.tried)
+        return len(self.unreachable) > max(_MAX_UNREACHABLE, _MAX_UNREACHABLE_SHARE * self.tried)
 
     @property
     def to_encode(self) -> int:
@@ -80,7 +81,20 @@ class Report:
 
 
 def verify(stores: Stores) -> Report:
-    """Compare both stores record by record, and try the search."""
+    """Compare both stores record by record, and try the search.
+
+    Raises:
+        NotFoundError: the collection was dropped meanwhile.
+    """
+    report = _compare(stores)
+    if not report.ok:
+        # While a collection is dropped, Chroma gives fewer records of it, or none.
+        with suppress(TwoStageIndexError), chroma_errors():
+            stores.shortlist.count()
+    return report
+
+
+def _compare(stores: Stores) -> Report:
     shortlist, archive, report = stores.shortlist, stores.archive, Report()
     try:
         with chroma_errors():
@@ -110,10 +124,6 @@ def verify(stores: Stores) -> Report:
     if projects and not report.search_broken:
         _try_search(stores, known - set(report.misplaced), report)
     report.orphaned = [id_ for page in archive.ids() for id_ in page if id_ not in known]
-    if report.search_broken:
-        # If the collection was dropped meanwhile, this raises NotFoundError, and the caller starts again.
-        with suppress(TwoStageIndexError), chroma_errors():
-            shortlist.count()
     return report
 
 
