@@ -9,7 +9,7 @@ import threading
 import zipfile
 from collections.abc import Container, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from typing import Any, NamedTuple, TypeVar
 
@@ -17,7 +17,19 @@ import numpy as np
 import numpy.typing as npt
 
 from mrl_rag.index.archive import Slots
-from mrl_rag.index.lists import MIN_LISTED, InvertedLists, Rows, group, in_blocks
+from mrl_rag.index.lists import (
+    MIN_LISTED,
+    ROWS_KEPT,
+    InvertedLists,
+    Rows,
+    best,
+    blocks,
+    group,
+    leading,
+    on_all_cores,
+    preselect,
+    product,
+)
 from mrl_rag.index.storage import Stores
 from mrl_rag.quantization import Codes, Packed, inner_products, pack, quantize, rounding_errors, unit_codes
 from mrl_rag.truncation import Float32Array, unit_rows
@@ -35,9 +47,8 @@ _MAX_GROWTH = 2
 # At least so many queries together are compared with all records: a matrix product by all cores takes less time per
 # query than their lists one by one (`benchmarks/README.md`). They are taken in groups of at most so many.
 _MIN_SCAN, _MAX_SCAN = 16, 128
-# Records per matrix product, with one query and with many (`benchmarks/README.md`): 4096 x 192 codes are 0.8 MB, and
-# 8192 times 100 results 3.3.
-_BLOCK, _SCAN_BLOCK = 4096, 8192
+# Records per matrix product with many queries: 8192 times 100 results are 3.3 MB.
+_SCAN_BLOCK = 8192
 # A scan of many records keeps what is above the score of some rank in a sample of so many: on average more than wanted
 # by this many standard deviations, and at least by this many ranks.
 _SAMPLE, _DEVIATIONS, _MIN_RANK = 8192, 4, 4
@@ -75,6 +86,7 @@ class LoadedVectors:
         full: float32 unit rows [n, full_dim]; None where `codes` are of the shortlist's vectors.
         scales: float32 [n], factors of the codes of full vectors; otherwise empty.
         lists: of the first rows, which are in the order of their lists; None without lists.
+        first: the first numbers of the rows in lists, int8 [m, f], by which they are preselected; None if they aren't.
         error: largest distance of a vector in `full` from its codes.
         slots: int64 [n], slots of the full vectors in the archive; empty where they are not needed.
         removed: int [m], rows of records that were replaced or deleted.
@@ -86,6 +98,7 @@ class LoadedVectors:
     full: Float32Array | None = None
     scales: Float32Array = field(default_factory=lambda: np.empty(0, dtype=np.float32))
     lists: InvertedLists | None = None
+    first: Codes | None = None
     error: float = 0.0
     slots: Slots = field(default_factory=lambda: np.empty(0, dtype=np.int64))
     removed: Rows = field(default_factory=lambda: np.empty(0, dtype=np.intp))
@@ -123,23 +136,18 @@ class LoadedVectors:
         """
         codes, _ = quantize(queries)
         if self.scans(len(queries), share, one_by_one):
-            groups = [self._scan(codes[start : start + _MAX_SCAN], size) for start in range(0, len(codes), _MAX_SCAN)]
-            return [rows for group in groups for rows in group]
-        assert self.lists is not None
-        unlisted = np.arange(self.lists.size, len(self.codes))
-        found = []
-        for code in codes:
-            rows = self._without_removed(np.append(self.lists.near(code, share), unlisted))
-            best = self._best(rows, self._scores(rows, pack(code[None])), size)
-            found.append(best if len(best) >= min(size, least) else self._scan(code[None], size)[0])
-        return found
+            parts = blocks(0, len(codes), _MAX_SCAN)
+            return [rows for part in parts for rows in self._scan(codes[part], size)]
+        if len(codes) == 1:
+            return [self._nearest_in_lists(codes[0], size, share, least)]
+        return on_all_cores(lambda code: self._nearest_in_lists(code, size, share, least), list(codes))
 
-    def _scores(self, rows: Rows, query: Packed) -> npt.NDArray[np.int32]:
-        """Return the inner products of some rows with one query, int32 [n]."""
-        # In blocks, so that what is taken is still in the processor's cache when it is multiplied: half the time.
-        parts = (rows[start : start + _BLOCK] for start in range(0, len(rows), _BLOCK))
-        scores = [inner_products(self.codes.take(part, axis=0), query)[:, 0] for part in parts]
-        return np.concatenate(scores) if scores else np.empty(0, dtype=np.int32)
+    def _nearest_in_lists(self, query: Codes, size: int, share: float, least: int) -> Rows:
+        assert self.lists is not None
+        near = preselect(self.first, self.lists.near(query, share), query, ROWS_KEPT * size)
+        rows = self._without_removed(np.append(near, np.arange(self.lists.size, len(self.codes))))
+        found = self._best(rows, product(self.codes, rows, query), size)
+        return found if len(found) >= min(size, least) else self._scan(query[None], size)[0]
 
     def _scan(self, queries: Codes, size: int) -> list[Rows]:
         """Return the nearest of all rows to each query, int8 [q, d]."""
@@ -148,14 +156,16 @@ class LoadedVectors:
             scores = inner_products(self.codes, packed).T
             kept = self._without_removed(np.arange(len(self.codes)))
             return [self._best(kept, one[kept] if len(self.removed) else one, size) for one in scores]
-        lowest = self._lowest(packed, size)
+        # As long as the scores of a block: a comparison by broadcasting takes twice as long.
+        lowest = np.tile(self._lowest(packed, size), _SCAN_BLOCK)
 
         def above(part: slice) -> tuple[Rows, npt.NDArray[np.int32]]:
-            scores = inner_products(self.codes[part], packed)
-            found = np.flatnonzero(scores >= lowest)
-            return found + part.start * count, scores.ravel()[found]
+            scores = inner_products(self.codes[part], packed).ravel()
+            found = np.flatnonzero(scores >= lowest[: len(scores)])
+            return found + part.start * count, scores[found]
 
-        places, scores = map(np.concatenate, zip(*in_blocks(above, len(self.codes), _SCAN_BLOCK), strict=True))
+        found = on_all_cores(above, blocks(0, len(self.codes), _SCAN_BLOCK))
+        places, scores = map(np.concatenate, zip(*found, strict=True))
         rows, query = np.divmod(places, count)
         there = np.flatnonzero(self._kept[rows])
         order = there[np.argsort(query[there], kind="stable")]
@@ -178,10 +188,8 @@ class LoadedVectors:
 
     def _best(self, rows: Rows, scores: npt.NDArray[np.int32], size: int) -> Rows:
         """Return the rows with the highest scores, int32 [n], best first."""
-        if size < len(scores):
-            best = np.argpartition(scores, -size)[-size:]
-            rows, scores = rows[best], scores[best]
-        return rows[np.argsort(-scores, kind="stable")]
+        chosen = best(scores, size)
+        return rows[chosen[np.argsort(-scores[chosen], kind="stable")]]
 
     def candidates(self, rows: Rows) -> Candidates:
         """Return some rows, int [n], as a shortlist."""
@@ -340,6 +348,7 @@ class Loader:
             [loaded.ids[row] for row in kept.tolist()],
             self._codes,
             lists=lists,
+            first=None if lists is None else leading(self._codes),
             slots=loaded.slots[kept],
         )
 
@@ -355,7 +364,8 @@ class Loader:
                 names = [name for name in file if name.startswith("list_")]
                 lists = InvertedLists(**{name[len("list_") :]: file[name] for name in names}) if names else None
                 self._codes, self._full = file["unit_codes"], None
-                return LoadedVectors(about["version"], ids, self._codes, lists=lists, slots=file["slots"])
+                first = None if lists is None else leading(self._codes)
+                return LoadedVectors(about["version"], ids, self._codes, lists=lists, first=first, slots=file["slots"])
         return None
 
     def _save(self, loaded: LoadedVectors) -> None:
@@ -365,7 +375,8 @@ class Loader:
             return
         lists: dict[str, Any] = {}
         if loaded.lists is not None:
-            lists = {f"list_{name}": value for name, value in vars(loaded.lists).items()}
+            names = [one.name for one in fields(loaded.lists)]
+            lists = {f"list_{name}": getattr(loaded.lists, name) for name in names}
         # A process that may not write to the folder does without the file.
         with suppress(OSError), tempfile.NamedTemporaryFile(dir=path.parent, prefix=path.name, delete=False) as file:
             try:

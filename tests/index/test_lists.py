@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mrl_rag import TwoStageIndex
-from mrl_rag.index.lists import group
+from mrl_rag.index.lists import best, group, leading, preselect, product
 from mrl_rag.index.loaded import LoadedVectors
 from mrl_rag.quantization import quantize, unit_codes
 from mrl_rag.truncation import normalize
@@ -42,6 +42,48 @@ def test_a_tenth_of_the_lists_holds_nearly_all_that_is_near():
     found = [set(rows[lists.near(query, 0.1)].tolist()) for query in quantize(queries)[0]]
     assert np.mean([len(looked_at) for looked_at in found]) < 1500
     assert np.mean([len(looked_at & set(ids)) / 10 for looked_at, ids in zip(found, true.tolist(), strict=True)]) > 0.95
+
+
+def decaying(count, dim=256, seed=0):
+    """Return vectors as a rotation makes them: most of their length is in the first numbers."""
+    return normalize(np.random.default_rng(seed).normal(size=(count, dim)) / np.arange(1, dim + 1) ** 0.6)
+
+
+def test_the_first_numbers_of_rotated_vectors_preselect_nearly_all_of_the_nearest():
+    codes = unit_codes(decaying(20_000))
+    first, rows = leading(codes), np.arange(0, 20_000, 2)
+    for query in quantize(decaying(20, seed=1))[0]:
+        kept = preselect(first, rows, query, 400)
+        assert len(kept) == 400
+        assert (np.diff(kept) > 0).all()
+        assert set(kept.tolist()) <= set(rows.tolist())
+        nearest = set(rows[best(product(codes, rows, query), 10)].tolist())
+        assert len(nearest & set(kept.tolist())) >= 9
+        # Too few to be worth it, or too many wanted.
+        assert preselect(first, rows[:2000], query, 10).tolist() == rows[:2000].tolist()
+        assert preselect(first, rows, query, 3000).tolist() == rows.tolist()
+
+
+def test_vectors_with_their_length_in_all_numbers_are_not_preselected():
+    even = unit_codes(normalize(np.random.default_rng(0).normal(size=(10_000, 256))))
+    assert leading(even) is None
+    assert preselect(None, np.arange(10_000), even[0], 10).tolist() == list(range(10_000))
+    assert leading(unit_codes(decaying(10_000, dim=128))) is None
+    assert leading(unit_codes(decaying(1000))) is None
+
+
+@settings(max_examples=20, deadline=None)
+@given(count=st.integers(0, 60), rows=st.integers(1, 50), seed=st.integers(0, 5))
+def test_the_best_places_have_the_highest_scores(count, rows, seed):
+    random = np.random.default_rng(seed)
+    codes = random.integers(-127, 128, size=(50, 8)).astype(np.int8)
+    query = random.integers(-127, 128, size=8).astype(np.int8)
+    taken = np.sort(random.permutation(50)[:rows])
+    scores = product(codes, taken, query)
+    np.testing.assert_array_equal(scores, codes[taken].astype(np.int64) @ query.astype(np.int64))
+    if count:
+        chosen = best(scores, count)
+        np.testing.assert_array_equal(np.sort(scores[chosen])[::-1], np.sort(scores)[::-1][:count])
 
 
 @settings(max_examples=20, deadline=None)
