@@ -2,6 +2,7 @@
 
     python benchmarks/index.py                                  # 100,000 x 768 and 40,000 x 3072
     python benchmarks/index.py --sizes 1000000x768 --keep kept  # a million, kept for the next run
+    python benchmarks/index.py --ef-search 400 1600             # Chroma also where its graph is searched longer
     python benchmarks/index.py --sizes --data DATASET ...       # real text alone: folders in the BEIR layout
     python benchmarks/index.py --only mrl-rag --profile         # where the time of a query goes
 
@@ -339,6 +340,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=CONTESTANTS, default=[OURS, SINGLE, SCAN])
     parser.add_argument("--skip", nargs="+", choices=CONTESTANTS, default=[])
     parser.add_argument("--keep", type=Path, metavar="FOLDER", help="keep vectors and indexes, and use those kept")
+    parser.add_argument("--ef-search", nargs="+", type=int, default=[], metavar="N", help="of Chroma, too")
     parser.add_argument("--profile", action="store_true", help="say where mrl-rag's own time of a query goes")
     arguments = parser.parse_args()
     names = [name for name in CONTESTANTS if name in arguments.only and name not in arguments.skip]
@@ -359,6 +361,9 @@ def main() -> None:
                 results |= measure(group, shared, ROUNDS)
                 for name in group:
                     print(row(CONTESTANTS[name][0], results[name], COLUMNS.values()), flush=True)
+            for ef_search in arguments.ef_search if SINGLE in names else ():
+                label = f"{CONTESTANTS[SINGLE][0]}, ef_search {ef_search}"
+                print(row(label, measure_longer(ef_search, shared), COLUMNS.values()), flush=True)
             if arguments.profile and OURS in names:
                 print_profile(shared)
         closing += targets((count, dim), results)
@@ -438,6 +443,22 @@ def measure(names: list[str], shared: Path, phases: Iterable[str]) -> dict[str, 
                 for what, value in process.submit(ask, name, shared, phase, turn).result().items():
                     results[name][what].append(value)
     return results
+
+
+def measure_longer(ef_search: int, shared: Path) -> Result:
+    """Measure single-stage Chroma with more candidates in its search of the graph: slower, and a higher recall."""
+    in_process(set_ef_search, shared / SINGLE, ef_search)
+    try:
+        return measure([SINGLE], shared, ["alone", "batched"])[SINGLE]
+    finally:
+        in_process(set_ef_search, shared / SINGLE, EF)
+
+
+def set_ef_search(folder: Path, ef_search: int) -> None:
+    """Store it with the collection; a process that opens it later goes by it."""
+    contestant = Chroma(folder)
+    contestant.collection.modify(configuration={"hnsw": {"ef_search": ef_search}})
+    contestant.close()
 
 
 def filled(name: str, shared: Path) -> float:

@@ -138,8 +138,9 @@ class LoadedVectors:
         if self.scans(len(queries), share, one_by_one):
             parts = blocks(0, len(codes), _MAX_SCAN)
             return [rows for part in parts for rows in self._scan(codes[part], size)]
-        if len(codes) == 1:
-            return [self._nearest_in_lists(codes[0], size, share, least)]
+        if len(codes) == 1 or self.first is None:
+            # Threads would take longer than the few rows of short lists.
+            return [self._nearest_in_lists(code, size, share, least) for code in codes]
         return on_all_cores(lambda code: self._nearest_in_lists(code, size, share, least), list(codes))
 
     def _nearest_in_lists(self, query: Codes, size: int, share: float, least: int) -> Rows:
