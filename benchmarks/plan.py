@@ -18,18 +18,21 @@ from mrl_rag.quantization import row_bytes
 PASSAGES = (10**6, 10**8, 10**10)
 DIMS = (384, 768, 1024, 1536, 3072)
 PRECISIONS = ("float32", "float16", "int8", "binary")
-SHORTLIST_DIMS = (96, 128, 288)
+SHORTLIST_DIMS = (96, 128, 224)
 HOURS_PER_MONTH = 730
 
 # Measured (benchmarks/README.md). Tokens per second of `minilm` on 2 cores without AMX, in float32: "The encoder".
 CPU_TOKENS_PER_SECOND = 4_284
 # Passages per second that one process writes to an index of a million, 768 numbers each: "The index".
 STORED_PER_SECOND = 773
-# Bytes per record on disk and in memory at a million (5,079 and 545 MB, `shortlist_dim` 288; Chroma alone 3,551 MB),
-# less what the formats below account for: Chroma's tables with a document of 200 characters, and ids in memory.
-TABLE_BYTES = 1_411
-MEMORY_BYTES = 257
-CHROMA_MEMORY_BYTES = 479
+# Bytes per record on disk and in memory at a million (4,753 and 480 MB, `shortlist_dim` 224; Chroma alone 3,552 MB), less
+# what the formats below account for: Chroma's tables with a document of 200 characters, and ids in memory. 297 MB of the
+# archive's mapped pages came on top, which the system takes back when it needs the room.
+TABLE_BYTES = 1_405
+MEMORY_BYTES = 160
+CHROMA_MEMORY_BYTES = 480
+# From so many numbers on, the first of them are held a second time: docs/search.md.
+LEADING_FROM, LEADING_BYTES = 192, 96
 # Links of Chroma's graph per record, and the checksum of a full vector: docs/storage.md.
 GRAPH_LINK_BYTES, CHECKSUM_BYTES = 150, 8
 # LMDB's page, and what it adds to each row; a row of more than half a page has pages of its own.
@@ -86,7 +89,7 @@ def disk_bytes(dim: int, shortlist_dim: int, precision: str = "float16") -> floa
 
 def memory_bytes(shortlist_dim: int) -> int:
     """Return the bytes of memory per record that a search in a folder reads."""
-    return shortlist_dim + MEMORY_BYTES
+    return shortlist_dim + (LEADING_BYTES if shortlist_dim >= LEADING_FROM else 0) + MEMORY_BYTES
 
 
 def chroma_memory_bytes(dim: int) -> int:
