@@ -33,8 +33,8 @@ _BATCH = 64
 _LEADING, _MIN_LEADING_SHARE, _MIN_PRESELECTED, _KEPT = 96, 0.7, 8192, 32
 # Lists that are preselected per list that is scanned, and rows per candidate.
 _LISTS_KEPT, ROWS_KEPT = 4, 16
-# Records per product with one query: 4096 x 192 codes are 0.8 MB, so they stay in the processor's cache.
-_BLOCK = 4096
+# Bytes of vectors per product with one query, so that they stay in the processor's cache.
+_BLOCK_BYTES = 800_000
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,11 +117,11 @@ def group(codes: Codes) -> tuple[Rows, InvertedLists]:
 
 def leading(codes: Codes) -> Codes | None:
     """Return the first numbers of vectors, int8 [n, d], for `preselect`; None where that doesn't pay."""
-    first = codes[:, :_LEADING]
     if len(codes) < _MIN_PRESELECTED or codes.shape[1] < 2 * _LEADING:
         return None
-    held, whole = (np.square(part[:_MIN_PRESELECTED], dtype=np.float32).sum() for part in (first, codes))
-    return np.ascontiguousarray(first) if held >= _MIN_LEADING_SHARE * whole else None
+    squares = np.square(codes[:: len(codes) // _MIN_PRESELECTED], dtype=np.float32)
+    enough = squares[:, :_LEADING].sum() >= _MIN_LEADING_SHARE * squares.sum()
+    return np.ascontiguousarray(codes[:, :_LEADING]) if enough else None
 
 
 def preselect(first: Codes | None, rows: Rows, query: Codes, kept: int) -> Rows:
@@ -145,8 +145,8 @@ def product(codes: Codes, rows: Rows, query: Codes) -> npt.NDArray[np.int32]:
     if len(rows) == len(codes):
         return inner_products(codes, packed)[:, 0]
     # In blocks, so that what is taken is still in the processor's cache when it is multiplied: half the time.
-    parts = (rows[start : start + _BLOCK] for start in range(0, len(rows), _BLOCK))
-    scores = [inner_products(codes.take(part, axis=0), packed)[:, 0] for part in parts]
+    parts = blocks(len(rows), _BLOCK_BYTES // codes.shape[1])
+    scores = [inner_products(codes.take(rows[part], axis=0), packed)[:, 0] for part in parts]
     return np.concatenate(scores) if scores else np.empty(0, dtype=np.int32)
 
 
@@ -155,9 +155,9 @@ def best(scores: npt.NDArray[np.int32], count: int) -> Rows:
     return np.argpartition(scores, -count)[-count:] if count < len(scores) else np.arange(len(scores))
 
 
-def blocks(start: int, stop: int, size: int) -> list[slice]:
-    """Return slices of at most `size` rows, from `start` to `stop`."""
-    return [slice(first, min(first + size, stop)) for first in range(start, stop, size)]
+def blocks(count: int, size: int) -> list[slice]:
+    """Return slices of `count` rows, at most `size` each."""
+    return [slice(start, min(start + size, count)) for start in range(0, count, size)]
 
 
 def on_all_cores(function: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
@@ -175,6 +175,6 @@ def _sorted_by_list(lists: Rows, count: int) -> tuple[Rows, npt.NDArray[np.int64
 def _nearest(codes: Codes, centroids: Codes) -> Rows:
     """Return the nearest of the centroids, int8 [m, d], for each vector, int8 [n, d]: int [n]."""
     packed = pack(centroids)
-    every = blocks(0, len(codes), _BATCH)
+    every = blocks(len(codes), _BATCH)
     parts = on_all_cores(lambda part: inner_products(codes[part], packed).argmax(axis=1), every)
     return np.concatenate([np.empty(0, dtype=np.intp), *parts])

@@ -136,7 +136,7 @@ class LoadedVectors:
         """
         codes, _ = quantize(queries)
         if self.scans(len(queries), share, one_by_one):
-            parts = blocks(0, len(codes), _MAX_SCAN)
+            parts = blocks(len(codes), _MAX_SCAN)
             return [rows for part in parts for rows in self._scan(codes[part], size)]
         if len(codes) == 1 or self.first is None:
             # Threads would take longer than the few rows of short lists.
@@ -165,7 +165,7 @@ class LoadedVectors:
             found = np.flatnonzero(scores >= lowest[: len(scores)])
             return found + part.start * count, scores[found]
 
-        found = on_all_cores(above, blocks(0, len(self.codes), _SCAN_BLOCK))
+        found = on_all_cores(above, blocks(len(self.codes), _SCAN_BLOCK))
         places, scores = map(np.concatenate, zip(*found, strict=True))
         rows, query = np.divmod(places, count)
         there = np.flatnonzero(self._kept[rows])
