@@ -253,15 +253,19 @@ def archive_of():
 def score_all_up_to(monkeypatch):
     """Let an index score every record only up to so many, so that small ones are searched in two stages.
 
-    Stage one then asks Chroma's graph, as it does on a server and under a condition. With `scan` it looks at all of the
-    shortlist's vectors in memory, with `lists` at those of the inverted lists near the query, however few there are.
+    Stage one then looks at all of the shortlist's vectors; with `lists` at those of the inverted lists near the query,
+    however few there are.
     """
 
-    def limit(records, scan=False, lists=False):
+    def limit(records, lists=False):
         monkeypatch.setattr("mrl_rag.index.search._EXACT_RECORDS", records)
         if lists:
             monkeypatch.setattr("mrl_rag.index.loaded.MIN_LISTED", 1)
-        elif not scan:
-            monkeypatch.setattr("mrl_rag.index.search.Searcher.in_memory", False)
 
     return limit
+
+
+@pytest.fixture
+def conditions_ask_the_graph(monkeypatch):
+    """Let stage one ask Chroma's graph under a condition, however few records meet it."""
+    monkeypatch.setattr("mrl_rag.index.search.MAX_EXACT_MATCHES", 0)

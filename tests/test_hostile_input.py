@@ -87,7 +87,7 @@ def test_a_models_own_code_is_not_run(model, tmp_path):
 
 
 def test_a_pickle_in_place_of_saved_vectors_is_not_loaded(tmp_path, score_all_up_to):
-    score_all_up_to(0, scan=True)
+    score_all_up_to(0)
     vectors = np.random.default_rng(0).normal(size=(300, 16))
     with TwoStageIndex(tmp_path / "db", full_dim=16, shortlist_dim=8) as index:
         index.upsert([str(i) for i in range(300)], vectors)

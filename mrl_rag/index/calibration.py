@@ -196,7 +196,7 @@ def calibrate(searcher: Searcher, questions: Questions, ids: Sequence[str]) -> N
     """
     shortlist, config = searcher.stores.shortlist, searcher.stores.config
     share = 1.0
-    if searcher.in_memory:
+    if searcher.has_lists:
         enough = (
             s for s in _SHARES if measure(searcher, questions, ids, SHORTLIST_SIZES[-1], s)[0] >= config.target_recall
         )

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from mrl_rag.errors import InvalidVectors, TwoStageIndexError
+from mrl_rag.errors import InvalidVectors
 from mrl_rag.index.checks import Where
 from mrl_rag.index.filters import fits
 from mrl_rag.index.lists import Rows
@@ -32,9 +32,6 @@ MAX_EXACT_MATCHES = 1000
 # In an archive with sign bits: share of the candidates, the best by these bits, whose full vectors are then read, and
 # the least number of them per hit. benchmarks/README.md has the recall.
 _BITS_KEPT_SHARE, _MIN_BITS_KEPT_PER_HIT = 0.5, 4
-# If Chroma's graph finds too few of at most so many records, all are scored; of more, it is an error. A first batch may
-# be in the archive and not yet in Chroma, which is no error, so this is more than a batch.
-MAX_SCANNED = 10_000
 # At most so many records that other processes have written since Chroma read its graph are scored in addition; if there
 # are more, Chroma reads its graph again. It is more than a batch of a writer.
 _MAX_RECENT = 10_000
@@ -246,14 +243,6 @@ class GraphOutdated(Exception):
     """Other processes have written too much since Chroma read its graph: it must be read again."""
 
 
-def lost_by_graph(collection: str, found: int, total: int) -> TwoStageIndexError:
-    """Return the error of a search where Chroma's graph has lost too many records to score all of them instead."""
-    return TwoStageIndexError(
-        f"Chroma finds {found} of the {total} records of collection {collection!r}: its graph has lost the others. "
-        "Call repair(), which rebuilds it from the archive."
-    )
-
-
 def _merged(found: Sequence[Ranked], more: Sequence[Ranked], k: int) -> list[Ranked]:
     """Return the k best of both, best first. For an id in both, the one in `more` counts."""
     by_id = {r.id: r for r in (*found, *more)}
@@ -261,11 +250,18 @@ def _merged(found: Sequence[Ranked], more: Sequence[Ranked], k: int) -> list[Ran
 
 
 class Searcher:
-    """Searches the stores of an index.
+    """Searches the stores of an index in a folder or in memory.
+
+    Stage one scans vectors in memory. Under a condition that more than a few records meet, it asks Chroma's graph.
 
     Args:
         stores: what is searched.
+
+    Attributes:
+        has_lists: whether stage one can scan a share of inverted lists.
     """
+
+    has_lists = True
 
     def __init__(self, stores: Stores) -> None:
         self.stores = stores
@@ -278,29 +274,25 @@ class Searcher:
     def search(self, queries: Float32Array, request: Request) -> list[list[Hit]]:
         """Return up to k hits per query, float32 [n, full_dim], best first."""
         queries = unit_rows(queries)
-        if self.in_memory and request.unconditional and request.among is None and not request.explain:
+        if request.unconditional and request.among is None and not request.explain:
             return self._batcher.search(queries, request, self._search)
         return self._search(queries, request)
 
     def _search(self, queries: Float32Array, request: Request) -> list[list[Hit]]:
         candidates = self._preselected(request)
         loaded = None if candidates is not None else self._in_memory(request)
-        recent = None if candidates is not None or loaded is not None else self._written_since(request)
         while True:
             if candidates is not None:
                 ranked = self._rank_preselected(queries, candidates, request)
             else:
-                ranked = self._rank_searched(queries, request, loaded, recent)
+                ranked = self._rank_searched(queries, request, loaded)
             winners = list(dict.fromkeys(hit.id for answer in ranked for hit in answer))
             records = self.stores.records(winners)
             lost = set(winners) - set(records)
             # The archive has vectors whose records are being written or deleted. Without them others may be hits.
-            if loaded is not None and lost:
-                loaded = loaded.without(lost)
-            elif recent is not None and len(fewer := recent.without(lost)) < len(recent):
-                recent = fewer
-            else:
+            if not lost or loaded is None or len(fewer := loaded.without(lost)) == len(loaded):
                 break
+            loaded = fewer
         # Records that were deleted since stage one are left out. Metadata is copied, so that the caller may change it.
         return [
             [Hit(r.id, r.score, records[r.id][0], dict(records[r.id][1]), r.stages) for r in answer if r.id in records]
@@ -320,32 +312,30 @@ class Searcher:
             size: shortlist size of the first round; 0 for the index's own.
             share: share of the inverted lists to scan in the first round, 0 to 1; 0 for the index's own.
         """
-        loaded = self._loader.load(full=False) if self.in_memory else None
+        loaded = self._loader.load(full=False)
         ranked = self._shortlist_and_rank(queries, Request(k), loaded, size, share, one_by_one=True)
         return [[(hit.id, hit.score) for hit in answer] for answer in ranked]
 
-    @property
-    def in_memory(self) -> bool:
-        """Whether stage one scans vectors in memory, unless there is a condition, or searches Chroma's graph."""
-        return self.stores.archive.version is not None
-
     def _in_memory(self, request: Request) -> LoadedVectors | None:
-        """Return the vectors that are searched in memory; None if Chroma's graph is searched."""
+        """Return what is searched in memory: everything, or under a condition what Chroma's graph may lack."""
+        if not request.unconditional:
+            return self._written_since(request)
         archive, full_dim = self.stores.archive, self.stores.config.full_dim
-        if not self.in_memory or not request.unconditional:
-            return None
         return self._loader.load(full=request.plan is None and len(archive) <= max_exact(full_dim))
 
     def _rank_searched(
-        self, queries: Float32Array, request: Request, loaded: LoadedVectors | None, recent: LoadedVectors | None
+        self, queries: Float32Array, request: Request, loaded: LoadedVectors | None
     ) -> list[list[Ranked]]:
-        if loaded is not None and loaded.full is not None:
+        if request.unconditional:
+            assert loaded is not None
+            if loaded.full is None:
+                return self._shortlist_and_rank(queries, request, loaded)
             return [self._rank_all(query, loaded, request) for query in queries]
-        ranked = self._shortlist_and_rank(queries, request, loaded)
-        if recent is None:
+        ranked = self._shortlist_and_rank(queries, request)
+        if loaded is None:
             return ranked
         return [
-            _merged(found, self._rank_all(query, recent, request), request.k)
+            _merged(found, self._rank_all(query, loaded, request), request.k)
             for query, found in zip(queries, ranked, strict=True)
         ]
 
@@ -364,7 +354,7 @@ class Searcher:
         return 0 if graph is None or version is None else version - graph.version
 
     def _written_since(self, request: Request) -> LoadedVectors | None:
-        """Return matching records that other processes have written since Chroma read its graph.
+        """Return matching records that other processes have written since Chroma read its graph; None for none.
 
         Raises:
             GraphOutdated: they are too many, or no longer known.
@@ -380,8 +370,6 @@ class Searcher:
                 raise GraphOutdated
             self._recent = (graph.version, version), self._loader.load_some(ids), {}
         _, recent, matching = self._recent
-        if request.unconditional:
-            return recent
         condition = repr((request.where, request.where_document))
         if condition not in matching:
             if len(matching) >= _MAX_CONDITIONS:
@@ -422,12 +410,15 @@ class Searcher:
         self,
         queries: Float32Array,
         request: Request,
-        loaded: LoadedVectors | None,
+        loaded: LoadedVectors | None = None,
         chosen_size: int = 0,
         chosen_share: float = 0.0,
         one_by_one: bool = False,
     ) -> list[list[Ranked]]:
-        """Shortlist and rerank in rounds, each with twice the candidates, while a hit is late in the shortlist."""
+        """Shortlist and rerank in rounds, each with twice the candidates, while a hit is late in the shortlist.
+
+        Without `loaded`, Chroma's graph is asked.
+        """
         config, plan = self.stores.config, request.plan
         size = plan.sizes[0] if plan is not None else first_size(chosen_size or config.shortlist_size, request.k)
         share = chosen_share or config.lists_share or _DEFAULT_LISTS_SHARE
@@ -525,15 +516,8 @@ class Searcher:
             if not missed:
                 raise
             return [shortlist.ids(where, where_document)] * len(projected)
-        fewest = min(map(len, found))
-        if request.unconditional:
-            total = self.stores.count() if fewest < size else fewest
-            if total > fewest and total > MAX_SCANNED:
-                raise lost_by_graph(shortlist.name, fewest, total)
-            # The graph has lost records, or some were written since the search.
-            return [shortlist.ids(None, None)] * len(found) if total > fewest else found
-        # With a condition Chroma's approximate search can return too few.
-        total = self.stores.count() if fewest < request.k else 0
+        # Chroma's approximate search can return too few.
+        total = self.stores.count() if min(map(len, found)) < request.k else 0
         while min(map(len, found)) < request.k and size < total:
             size *= 4
             found = shortlist.search(projected, min(size, total), where, where_document)

@@ -14,12 +14,13 @@ from typing import Any, Literal, TypeAlias, TypeVar
 
 import numpy as np
 
+from mrl_rag.errors import TwoStageIndexError
 from mrl_rag.index.archive import document_hash
 from mrl_rag.index.chroma_archive import ChromaArchive
 from mrl_rag.index.chroma_errors import chroma_condition
 from mrl_rag.index.filters import fits
 from mrl_rag.index.plan import first_size
-from mrl_rag.index.search import MAX_EXACT_MATCHES, MAX_SCANNED, Hit, Ranked, Request, Searcher, Stage, lost_by_graph
+from mrl_rag.index.search import MAX_EXACT_MATCHES, Hit, Ranked, Request, Searcher, Stage
 from mrl_rag.index.server import AsyncConnections
 from mrl_rag.index.shortlist import Stored, in_chroma, stored_records
 from mrl_rag.index.storage import Stores
@@ -35,6 +36,9 @@ _SIZE_FACTOR = 2
 _MAX_WHOLE = 1000
 # Full vectors per request: at 768 numbers about 12 MB of JSON.
 _MAX_VECTORS = 1000
+# If Chroma's graph finds too few of at most so many records, all are scored; of more, it is an error. A first batch may
+# be in the collection and not yet in the graph, which is no error, so this is more than a batch.
+_MAX_SCANNED = 10_000
 # How often a record is read again that is being replaced meanwhile.
 _MAX_READS = 3
 
@@ -98,6 +102,8 @@ class _Candidates:
 class ServerSearcher(Searcher):
     """Searches the stores of an index that are both Chroma collections."""
 
+    has_lists = False
+
     def search(self, queries: Float32Array, request: Request) -> list[list[Hit]]:
         """See `Searcher.search`."""
         return _called(self._search_steps(unit_rows(queries), request), self._call)
@@ -116,7 +122,7 @@ class ServerSearcher(Searcher):
     def nearest(
         self, queries: Float32Array, k: int, size: int = 0, share: float = 0.0
     ) -> list[list[tuple[str, float]]]:
-        """See `Searcher.nearest`; there are no lists."""
+        """See `Searcher.nearest`; `share` is ignored, as there are no lists."""
         return _called(self._nearest_steps(queries, Request(k), size), self._call)
 
     @in_chroma(starts_threads=True)
@@ -255,8 +261,11 @@ class ServerSearcher(Searcher):
             total = yield Call("shortlist", "count")
             if total <= fewest:
                 return found
-            if total > MAX_SCANNED:
-                raise lost_by_graph(self.stores.shortlist.name, fewest, total)
+            if total > _MAX_SCANNED:
+                raise TwoStageIndexError(
+                    f"Chroma finds {fewest} of the {total} records of collection {self.stores.shortlist.name!r}: its "
+                    "graph has lost the others. Call repair(), which rebuilds it from the archive."
+                )
             everything = yield from self._met(request, None)
             return [everything] * len(found)
         # Chroma's approximate search may find too few under a condition.

@@ -101,9 +101,11 @@ def test_another_process_reads_before_during_and_after(folder, elsewhere, scored
     if scored != "every record":
         elsewhere("search._EXACT_RECORDS = 0")
     if scored == "graph":
-        elsewhere("search.Searcher.in_memory = False")
+        elsewhere("search.MAX_EXACT_MATCHES = 0")
+    where = {"n": {"$gt": 0}} if scored == "graph" else None
+    elsewhere(f"where = {where!r}")
     elsewhere(f"reader = TwoStageIndex({str(folder)!r})")
-    ask = "answer = nearest(reader, {}) + nearest(reader, {}, where={{'n': {{'$gt': 0}}}})"
+    ask = "answer = nearest(reader, {}, where=where) + nearest(reader, {}, where={{'n': {{'$gt': 0}}}})"
     assert elsewhere(ask.format([1, 1500], [1, 1500])) == ["id-1", "id-1500"] * 2
     index.reindex()
     index.delete(IDS[:1000])
@@ -113,7 +115,7 @@ def test_another_process_reads_before_during_and_after(folder, elsewhere, scored
         "stop, seen = threading.Event(), []\n"
         "def ask():\n"
         "    while not stop.is_set():\n"
-        "        try: seen.append(tuple(nearest(reader, [1001, 1500])))\n"
+        "        try: seen.append(tuple(nearest(reader, [1001, 1500], where=where)))\n"
         "        except Exception as error: seen.append(repr(error))\n"
         "thread = threading.Thread(target=ask); thread.start()"
     )
@@ -133,31 +135,31 @@ def test_another_process_reads_before_during_and_after(folder, elsewhere, scored
     assert elsewhere("answer = reader.verify().ok") is True
 
 
-def test_the_indexes_of_this_process_go_on(folder, score_all_up_to):
-    score_all_up_to(0)
+def test_the_indexes_of_this_process_go_on(folder, conditions_ask_the_graph):
     index = TwoStageIndex(folder)
     others = TwoStageIndex(folder), TwoStageIndex(client=chromadb.PersistentClient(folder))
+    where = {"n": {"$gte": 0}}
     for other in others:
-        assert nearest(other, [3, 1500]) == ["id-3", "id-1500"]
+        assert nearest(other, [3, 1500], where=where) == ["id-3", "id-1500"]
     index.delete(IDS[:1000])
     assert index.compact() > 0
-    index.upsert(["new"], VECTORS[:1])
-    assert nearest(others[0], [0, 1500]) == ["new", "id-1500"]
+    index.upsert(["new"], VECTORS[:1], metadatas=[{"n": 0}])
+    assert nearest(others[0], [0, 1500], where=where) == ["new", "id-1500"]
     assert others[0].verify().ok
     for opened in (index, *others):
         opened.close()
 
 
-def test_a_client_that_a_compaction_has_overtaken_is_refused_or_right(tmp_path, elsewhere, score_all_up_to):
-    score_all_up_to(0)
+def test_a_client_that_a_compaction_has_overtaken_is_refused_or_right(tmp_path, elsewhere, conditions_ask_the_graph):
     elsewhere(f"index = TwoStageIndex({str(tmp_path)!r}, shortlist_dim=64)")
-    elsewhere("index.upsert([f'id-{i}' for i in range(2000)], vectors)")
+    elsewhere("index.upsert([f'id-{i}' for i in range(2000)], vectors, metadatas=[{'n': 1}] * 2000)")
     index = TwoStageIndex(client=chromadb.PersistentClient(tmp_path))
-    assert nearest(index, [3]) == ["id-3"]
-    elsewhere("index.delete([f'id-{i}' for i in range(1000)]); index.upsert(['new'], vectors[:1])")
+    assert nearest(index, [3], where={"n": 1}) == ["id-3"]
+    elsewhere("index.delete([f'id-{i}' for i in range(1000)])")
+    elsewhere("index.upsert(['new'], vectors[:1], metadatas=[{'n': 1}])")
     elsewhere("answer = index.compact()")
     with pytest.raises(Exception, match="by its path"):
-        nearest(index, [0])
+        nearest(index, [0], where={"n": 1})
     index.close()
 
 
@@ -240,7 +242,7 @@ def test_in_memory_there_is_nothing_to_do_and_a_server_is_named(chroma_server):
 
 
 def test_info_tells_the_bytes_of_each_part(tmp_path, score_all_up_to):
-    score_all_up_to(0, scan=True)
+    score_all_up_to(0)
     assert TwoStageIndex().info().records == 0
     with TwoStageIndex(tmp_path, model="a model", fingerprint="abc") as index:
         empty = index.info()

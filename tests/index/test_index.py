@@ -733,8 +733,8 @@ def calls(monkeypatch):
     return made
 
 
-def test_in_a_folder_a_search_calls_chroma_once_and_small_writes_count_nothing(
-    tmp_path, vectors, calls, score_all_up_to
+def test_in_a_folder_only_a_condition_asks_chroma_and_small_writes_count_nothing(
+    tmp_path, vectors, calls, score_all_up_to, conditions_ask_the_graph
 ):
     index = TwoStageIndex(tmp_path, shortlist_dim=8, rotation="none")
     index.upsert([f"id-{i}" for i in range(300)], vectors, [f"text {i}" for i in range(300)])
@@ -744,8 +744,14 @@ def test_in_a_folder_a_search_calls_chroma_once_and_small_writes_count_nothing(
     assert index.search(vectors[:1])[0][0].document == "text 0"
     assert calls == []
     score_all_up_to(0)
-    assert index.search(vectors[:1], plan=Plan(dims=(8, 32), sizes=(50,)))[0][0].document == "text 0"
-    assert calls == ["query"]
+    index.search(vectors[:1])
+    calls.clear()
+    assert index.search(vectors[:1])[0][0].document == "text 0"
+    assert calls == []
+    # How many records meet the condition, and which of them are near.
+    settings = {"plan": Plan(dims=(8, 32), sizes=(50,)), "where_document": {"$contains": "text"}}
+    assert index.search(vectors[:1], **settings)[0][0].document == "text 0"
+    assert calls == ["get", "query"]
     calls.clear()
     index.upsert(["new"], vectors[:1])
     index.upsert(["id-1"], vectors[:1], ["changed"])

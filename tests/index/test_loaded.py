@@ -52,7 +52,7 @@ def test_a_record_is_found_as_it_was_last_written(steps, full):
 
 @pytest.mark.parametrize("stage_one", ["scan", "lists", "every record"])
 def test_each_search_sees_what_was_written_before_it(tmp_path, score_all_up_to, stage_one):
-    score_all_up_to(1000 if stage_one == "every record" else 0, scan=True, lists=stage_one == "lists")
+    score_all_up_to(1000 if stage_one == "every record" else 0, lists=stage_one == "lists")
     rows = np.random.default_rng(0).normal(size=(700, DIM)).astype(np.float32)
     ids = [str(number) for number in range(700)]
     index = TwoStageIndex(tmp_path, shortlist_dim=16)

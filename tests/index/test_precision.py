@@ -17,21 +17,24 @@ def decaying():
 
 @pytest.mark.parametrize(("precision", "error"), [("float16", 5e-4), ("int8", 4e-3), ("binary", 4e-3)])
 @pytest.mark.parametrize("stage_one", ["every record", "scan", "graph"])
-def test_each_precision_finds_the_same_records(tmp_path, decaying, precision, error, stage_one, score_all_up_to):
-    score_all_up_to(10_000 if stage_one == "every record" else 0, scan=stage_one != "graph", lists=stage_one == "lists")
+def test_each_precision_finds_the_same_records(
+    tmp_path, decaying, precision, error, stage_one, score_all_up_to, conditions_ask_the_graph
+):
+    score_all_up_to(10_000 if stage_one == "every record" else 0)
     index = TwoStageIndex(tmp_path, shortlist_dim=32, precision=precision)
-    index.upsert([f"id-{row:04}" for row in range(1200)], decaying)
+    index.upsert([f"id-{row:04}" for row in range(1200)], decaying, metadatas=[{"page": 1}] * 1200)
     index.close()
     index = TwoStageIndex(tmp_path)
     exact = decaying[:50] @ decaying.T
-    hits = index.search(decaying[:50], k=10)
+    where = {"page": 1} if stage_one == "graph" else None
+    hits = index.search(decaying[:50], k=10, where=where)
     for row, (found, scores) in enumerate(zip(hits, exact, strict=True)):
         assert {hit.id for hit in found} == {f"id-{row // 10 * 10 + member:04}" for member in range(10)}
         assert all(abs(hit.score - scores[int(hit.id[3:])]) < error for hit in found)
     np.testing.assert_allclose(index.get(["id-0007"])[0].vector, decaying[7], atol=error)
     assert index.verify().ok
     index.reindex(shortlist_dim=48, rotation="fit")
-    assert [hit.id for hit in index.search(decaying[:1], k=1)[0]] == ["id-0000"]
+    assert [hit.id for hit in index.search(decaying[:1], k=1, where=where)[0]] == ["id-0000"]
 
 
 def test_bits_choose_the_candidates_that_are_read_whole(decaying, score_all_up_to):

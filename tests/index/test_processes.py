@@ -39,7 +39,9 @@ def elsewhere(tmp_path, other_process):
 @pytest.fixture(params=["every record", "scan", "graph"])
 def stage_one(request, score_all_up_to):
     """How this process searches."""
-    score_all_up_to(20_000 if request.param == "every record" else 0, scan=request.param != "graph")
+    score_all_up_to(20_000 if request.param == "every record" else 0)
+    if request.param == "graph":
+        request.getfixturevalue("conditions_ask_the_graph")
     return request.param
 
 
@@ -52,9 +54,10 @@ def nearest(index, vectors, **settings):
     return [hits[0].id if hits else None for hits in index.search(vectors, k=1, **settings)]
 
 
-def write(first, last):
+def write(first, last, ahead=0):
+    """Upsert the records `first` to `last`, with their own vectors or those `ahead` places further on."""
     ids, metadatas = f"[str(i) for i in range({first}, {last})]", f"[{{'n': 1}}] * {last - first}"
-    return f"index.upsert({ids}, vectors[{first}:{last}], metadatas={metadatas})"
+    return f"index.upsert({ids}, vectors[{first + ahead}:{last + ahead}], metadatas={metadatas})"
 
 
 def test_a_second_writing_process_is_refused_and_may_read(tmp_path, elsewhere):
@@ -80,42 +83,44 @@ def test_an_open_reader_finds_what_another_process_writes(
     elsewhere("import mrl_rag.index.archive as archive; archive._MAX_LOGGED_TRANSACTIONS = 32")
     elsewhere(write(0, 300))
     index = TwoStageIndex(tmp_path)
-    index.search(vectors[:3])
+    where = {"n": 1} if stage_one == "graph" else None
+    index.search(vectors[:3], where=where)
     elsewhere(write(300, 340))
-    assert nearest(index, vectors[300:340]) == [str(row) for row in range(300, 340)]
-    # So few records meet the condition that all of these are scored.
+    assert nearest(index, vectors[300:340], where=where) == [str(row) for row in range(300, 340)]
+    # So few records meet the condition that all of these are scored, unless the graph is asked.
     assert nearest(index, vectors[300:340], where={"n": 1}) == [str(row) for row in range(300, 340)]
+    for first, last in ((150, 160), (160, 230)):
+        elsewhere(write(first, last, ahead=700))
+        assert nearest(index, vectors[850 : 700 + last], where=where) == [str(row) for row in range(150, last)]
     elsewhere("index.delete([str(i) for i in range(0, 150)])")
-    answers = index.search(vectors[:100], k=4)
+    answers = index.search(vectors[:100], k=4, where=where)
     assert {len(hits) for hits in answers} == {4}
     assert all(int(hit.id) >= 150 for hits in answers for hit in hits)
-    # More transactions than are logged, and a replaced record.
-    elsewhere("for i in range(340, 380): index.upsert([str(i)], vectors[i:i + 1])")
-    elsewhere("index.upsert(['200'], vectors[1199:])")
-    assert nearest(index, vectors[[345, 379, 1199]]) == ["345", "379", "200"]
+    # More transactions than are logged.
+    elsewhere("for i in range(340, 380): index.upsert([str(i)], vectors[i:i + 1], metadatas=[{'n': 1}])")
+    elsewhere("index.upsert(['200'], vectors[1199:], metadatas=[{'n': 1}])")
+    assert nearest(index, vectors[[345, 379, 1199]], where=where) == ["345", "379", "200"]
+    elsewhere("for i in range(300, 340): index.upsert([str(i)], vectors[i + 700:i + 701], metadatas=[{'n': 1}])")
+    assert nearest(index, vectors[1000:1040], where=where) == [str(row) for row in range(300, 340)]
     index.close()
 
 
-def test_a_record_that_another_process_is_deleting_is_left_out(tmp_path, vectors, score_all_up_to, monkeypatch):
-    score_all_up_to(0)
-    index = TwoStageIndex(tmp_path, shortlist_dim=8, rotation="none")
-    index.upsert([str(row) for row in range(100)], vectors[:100])
-    index.upsert(["5"], vectors[5:6] + 0.01)
-    stores = index._session.opened.stores
-    # As if another process had replaced the record, and were now deleting it: Chroma no longer has it.
-    stores.graph.version -= 2
-    records = stores.records
-    monkeypatch.setattr(stores, "records", lambda ids: {k: v for k, v in records(ids).items() if k != "5"})
-    found = [hit.id for hit in index.search(vectors[5:6], k=4)[0]]
-    assert found
+def test_a_record_that_another_process_is_deleting_is_left_out(tmp_path, elsewhere, vectors, stage_one):
+    elsewhere(write(0, 100))
+    index = TwoStageIndex(tmp_path)
+    where = {"n": 1} if stage_one == "graph" else None
+    index.search(vectors[:3], where=where)
+    elsewhere(write(5, 6, ahead=100))
+    assert nearest(index, vectors[105:106], where=where) == ["5"]
+    # Halfway: Chroma no longer has it, and the archive still does.
+    elsewhere("index.collection().delete(['5'])")
+    found = [hit.id for hit in index.search(vectors[105:106], k=4, where=where)[0]]
+    assert len(found) == 4
     assert "5" not in found
     index.close()
 
 
-def test_a_condition_that_many_records_meet_finds_what_another_process_writes(
-    tmp_path, elsewhere, vectors, score_all_up_to
-):
-    score_all_up_to(0)
+def test_a_condition_that_many_records_meet_finds_what_another_process_writes(tmp_path, elsewhere, vectors):
     elsewhere(write(0, 1050))
     index = TwoStageIndex(tmp_path)
     index.search(vectors[:3], where={"n": 1})
@@ -126,19 +131,18 @@ def test_a_condition_that_many_records_meet_finds_what_another_process_writes(
     assert nearest(index, vectors[1100:1101]) == ["other"]
 
 
-def test_a_process_that_has_read_may_write_after_another(tmp_path, elsewhere, vectors, score_all_up_to):
-    score_all_up_to(0)
+def test_a_process_that_has_read_may_write_after_another(tmp_path, elsewhere, vectors, conditions_ask_the_graph):
     elsewhere(write(0, 100))
     index = TwoStageIndex(tmp_path)
-    index.search(vectors[:3])
+    index.search(vectors[:3], where={"n": 1})
     elsewhere(write(100, 400))
     elsewhere("index.close()")
-    index.upsert([str(row) for row in range(400, 700)], vectors[400:700])
+    index.upsert([str(row) for row in range(400, 700)], vectors[400:700], metadatas=[{"n": 1}] * 300)
     assert index.verify().ok
     index.close()
     index = TwoStageIndex(tmp_path)
     assert index.verify().ok
-    assert nearest(index, vectors[:700:20]) == [str(row) for row in range(0, 700, 20)]
+    assert nearest(index, vectors[:700:20], where={"n": 1}) == [str(row) for row in range(0, 700, 20)]
 
 
 def test_a_client_that_another_process_has_overtaken_may_not_write(tmp_path, elsewhere, vectors):
@@ -154,22 +158,20 @@ def test_a_client_that_another_process_has_overtaken_may_not_write(tmp_path, els
 
 
 def test_a_client_whose_graph_is_too_old_for_a_search_is_refused(
-    tmp_path, elsewhere, vectors, score_all_up_to, monkeypatch
+    tmp_path, elsewhere, vectors, conditions_ask_the_graph, monkeypatch
 ):
     monkeypatch.setattr("mrl_rag.index.search._MAX_RECENT", 5)
-    score_all_up_to(0)
     elsewhere(write(0, 100))
     index = TwoStageIndex(client=chromadb.PersistentClient(tmp_path))
-    index.search(vectors[:3])
-    elsewhere(write(100, 110))
-    elsewhere(write(110, 120))
+    index.search(vectors[:3], where={"n": 1})
+    for first in (0, 10):
+        elsewhere(write(first, first + 10, ahead=100))
     with pytest.raises(TwoStageIndexError, match="by its path"):
-        index.search(vectors[:3])
+        index.search(vectors[:3], where={"n": 1})
     index.close()
 
 
-def test_one_folder_in_several_spellings_is_one(tmp_path, vectors, monkeypatch, score_all_up_to):
-    score_all_up_to(0)
+def test_one_folder_in_several_spellings_is_one(tmp_path, vectors, monkeypatch, conditions_ask_the_graph):
     monkeypatch.chdir(tmp_path)
     os.symlink(tmp_path / "db", tmp_path / "link", target_is_directory=True)
     (tmp_path / "sub").mkdir()
@@ -177,8 +179,9 @@ def test_one_folder_in_several_spellings_is_one(tmp_path, vectors, monkeypatch, 
     indexes = [TwoStageIndex(place) for place in places]
     for turn in range(0, 800, 100):
         index = indexes[turn // 100 % 4]
-        index.upsert([str(row) for row in range(turn, turn + 100)], vectors[turn : turn + 100])
-        assert nearest(index, vectors[turn : turn + 2]) == [str(turn), str(turn + 1)]
+        ids = [str(row) for row in range(turn, turn + 100)]
+        index.upsert(ids, vectors[turn : turn + 100], metadatas=[{"n": 1}] * 100)
+        assert nearest(index, vectors[turn : turn + 2], where={"n": 1}) == ids[:2]
     monkeypatch.chdir(tmp_path / "sub")
     indexes[0].upsert(["x"], vectors[-1:])
     assert all(index.verify().ok and len(index) == 801 for index in indexes)
@@ -187,15 +190,14 @@ def test_one_folder_in_several_spellings_is_one(tmp_path, vectors, monkeypatch, 
         index.close()
 
 
-def test_a_folder_that_was_removed_is_filled_anew(tmp_path, vectors, score_all_up_to):
-    score_all_up_to(0)
+def test_a_folder_that_was_removed_is_filled_anew(tmp_path, vectors, conditions_ask_the_graph):
     kept = []
     for turn in range(3):
         index = TwoStageIndex(tmp_path / "db")
-        index.upsert([str(row) for row in range(turn, 50)], vectors[turn:50])
+        index.upsert([str(row) for row in range(turn, 50)], vectors[turn:50], metadatas=[{"n": 1}] * (50 - turn))
         kept.append(index)
         assert len(index) == 50 - turn
-        assert nearest(index, vectors[40:42]) == ["40", "41"]
+        assert nearest(index, vectors[40:42], where={"n": 1}) == ["40", "41"]
         shutil.rmtree(tmp_path / "db")
     kept[0].upsert(["again"], vectors[:1])
     assert len(kept[0]) == 1

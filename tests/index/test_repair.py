@@ -196,22 +196,23 @@ def upsert_unsettled(index, vector, text, monkeypatch):
             index.upsert(["a"], vector, documents=[text])
 
 
-@pytest.mark.parametrize("scored", [20_000, 0], ids=["every_record_scored", "two_stages"])
-@pytest.mark.parametrize("scan", [True, False], ids=["scan", "graph"])
+@pytest.mark.parametrize("stage_one", ["every record", "scan", "graph"])
 @pytest.mark.parametrize("rotation", ["none", "fit"])
 def test_a_record_that_has_lost_its_full_vector_is_scored_by_chromas_with_a_warning(
-    folder, vectors, archive_of, score_all_up_to, scored, scan, rotation
+    folder, vectors, archive_of, score_all_up_to, conditions_ask_the_graph, stage_one, rotation
 ):
-    score_all_up_to(scored, scan)
+    score_all_up_to(20_000 if stage_one == "every record" else 0)
+    where_document = {"$contains": "text"} if stage_one == "graph" else None
     index = TwoStageIndex(folder)
     index.reindex(rotation=rotation)
-    complete = index.search(vectors[3], k=300)
+    complete = index.search(vectors[3], k=300, where_document=where_document)
     low = truncate(index._session.opened.stores.project(truncate(vectors[3:4], 32)), 8)[0]
     index.close()
     archive_of(folder).lose("id-3")
     index = TwoStageIndex(folder)
     with pytest.warns(UserWarning, match=r"1 records of index 'docs' have no full vector, 'id-3' among them.*repair"):
-        hits = {hit.id: hit.score for hit in index.search(vectors[3], k=300)}
+        found = index.search(vectors[3], k=300, where_document=where_document)
+    hits = {hit.id: hit.score for hit in found}
     kept = float(np.linalg.norm(index._session.opened.stores._lifted(low[None])[0] @ truncate(vectors[3:4], 32)[0]))
     assert hits["id-3"] == pytest.approx(kept, abs=1e-3)
     assert {hit.id: hit.score for hit in complete if hit.id != "id-3"} == {

@@ -1,6 +1,7 @@
 """A Chroma server that is restarted, slow or out of reach, and how little is asked of it."""
 
 import asyncio
+import shutil
 import socket
 import subprocess
 import sys
@@ -17,6 +18,7 @@ import pytest
 
 from mrl_rag import Plan, RetryPolicy, TwoStageIndex
 from mrl_rag.errors import IndexClosed, InvalidInput, InvalidPlan, ServerUnavailable, TwoStageIndexError
+from mrl_rag.index.documents import vector_segment
 
 HOST = "127.0.0.1"
 TOO_MANY = b'HTTP/1.1 429 Too Many\r\nContent-Length: 49\r\n\r\n{"error": "RateLimitError", "message": "slower!"}'
@@ -320,8 +322,14 @@ class Server:
         self._process.wait()
 
 
-def test_an_ingest_goes_on_when_the_server_was_killed_and_restarted(tmp_path, name, vectors):
+@pytest.fixture
+def server(tmp_path):
     server = Server(tmp_path)
+    yield server
+    server.kill()
+
+
+def test_an_ingest_goes_on_when_the_server_was_killed_and_restarted(server, name, vectors):
     with closing(chromadb.HttpClient(HOST, server.port)) as client:
         index = TwoStageIndex(client=client, collection=name, shortlist_dim=8, rotation="none")
         fill(index, vectors[:20])
@@ -342,7 +350,25 @@ def test_an_ingest_goes_on_when_the_server_was_killed_and_restarted(tmp_path, na
         assert [hits[0].id for hits in index.search(vectors[:200], k=1)] == [str(row) for row in range(200)]
         assert index.verify().ok
         index.close()
-    server.kill()
+
+
+def test_a_server_that_has_lost_its_graph_answers_all_the_same_or_names_repair(server, tmp_path, name, monkeypatch):
+    # Above Chroma's 1000, from where on it writes its graph to the disk.
+    vectors = np.random.default_rng(0).normal(size=(1200, 16)).astype(np.float32)
+    with closing(chromadb.HttpClient(HOST, server.port)) as client:
+        index = TwoStageIndex(client=client, collection=name, shortlist_dim=8, rotation="none")
+        fill(index, vectors)
+        graph = tmp_path / vector_segment(tmp_path, str(index.collection().id))
+        server.kill()
+        shutil.rmtree(graph)
+        server.start()
+        assert [hits[0].id for hits in index.search(vectors[::100], k=1)] == [str(row) for row in range(0, 1200, 100)]
+        monkeypatch.setattr("mrl_rag.index.server_search._MAX_SCANNED", 1000)
+        with pytest.raises(TwoStageIndexError, match=r"finds \d+ of the 1200 records.*Call repair\(\)"):
+            index.search(vectors[:1])
+        assert index.repair().ok
+        assert index.search(vectors[7:8])[0][0].id == "7"
+        index.close()
 
 
 def test_clients_that_store_the_first_records_at_once_make_one_index(proxy, name, vectors):
