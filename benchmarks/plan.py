@@ -25,9 +25,9 @@ HOURS_PER_MONTH = 730
 CPU_TOKENS_PER_SECOND = 4_284
 # Passages per second that one process writes to an index of a million, 768 numbers each: "The index".
 STORED_PER_SECOND = 773
-# Bytes per record on disk and in memory at a million (4,753 and 480 MB, `shortlist_dim` 224; Chroma alone 3,552 MB), less
-# what the formats below account for: Chroma's tables with a document of 200 characters, and ids in memory. 297 MB of the
-# archive's mapped pages came on top, which the system takes back when it needs the room.
+# Bytes per record on disk and in memory at a million (4,753 and 480 MB, `shortlist_dim` 224; Chroma alone 3,552 MB),
+# less what the formats below account for: Chroma's tables with a document of 200 characters, and ids in memory. 297 MB
+# of the archive's mapped pages came on top, which the system takes back when it needs the room.
 TABLE_BYTES = 1_405
 MEMORY_BYTES = 160
 CHROMA_MEMORY_BYTES = 480

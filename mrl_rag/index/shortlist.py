@@ -427,7 +427,7 @@ class ShortlistCollection:
 
     @in_chroma(starts_threads=True)
     def search(
-        self, queries: Float32Array, size: int, where: Where | None = None, where_document: Where | None = None
+        self, queries: Float32Array, size: int, where: Where | None, where_document: Where | None
     ) -> list[list[str]]:
         """Return up to `size` ids per query, nearest first.
 
