@@ -963,11 +963,15 @@ class TwoStageIndex:
         answers = []
         for hits in self.search(queries, fetch_k, plan, where, where_document, ids=ids):
             hit_of = {hit.id: hit for hit in hits}
-            records = self.get(list(hit_of))
-            scores = np.array([hit_of[record.id].score for record in records])
-            vectors = np.array([record.vector for record in records])
-            answers.append([hit_of[records[row].id] for row in mmr(scores, vectors, k, lambda_mult)])
+            there, vectors = self._full_vectors(list(hit_of))
+            scores = np.array([hit_of[id_].score for id_ in there])
+            answers.append([hit_of[there[row]] for row in mmr(scores, vectors, k, lambda_mult)])
         return answers[0] if single else answers
+
+    def _full_vectors(self, ids: list[str]) -> tuple[list[str], Float32Array]:
+        """See `Stores.full_vectors`; no ids where the index was dropped meanwhile."""
+        nothing: tuple[list[str], Float32Array] = [], np.empty((0, 0), dtype=np.float32)
+        return self._session.current(lambda searcher: searcher.stores.full_vectors(ids), nothing)
 
     def reindex(
         self,

@@ -228,6 +228,8 @@ def test_a_record_that_chroma_has_added_by_itself_is_found_with_a_warning_until_
     for ask in (lambda: index.search(full), lambda: index.search(full, where_document={"$contains": "new"})):
         with pytest.warns(UserWarning, match="added through Chroma itself"):
             assert ask()[0][0].id == "new"
+    with pytest.warns(UserWarning, match="added through Chroma itself"):
+        assert "new" in {hit.id for hit in index.search_mmr(full, k=5)[0]}
     assert [record.vector is None for record in index.get(["id-1", "new"])] == [False, True]
     assert index.repair(encode=lambda texts: full).ok
     assert index.search(full)[0][0].score == pytest.approx(1, abs=1e-3)
