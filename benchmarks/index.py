@@ -340,7 +340,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=CONTESTANTS, default=[OURS, SINGLE, SCAN])
     parser.add_argument("--skip", nargs="+", choices=CONTESTANTS, default=[])
     parser.add_argument("--keep", type=Path, metavar="FOLDER", help="keep vectors and indexes, and use those kept")
-    parser.add_argument("--ef-search", nargs="+", type=int, default=[], metavar="N", help="of Chroma, too")
+    parser.add_argument("--ef-search", nargs="+", type=int, default=[], metavar="N", help="ask Chroma with these, too")
     parser.add_argument("--profile", action="store_true", help="say where mrl-rag's own time of a query goes")
     arguments = parser.parse_args()
     names = [name for name in CONTESTANTS if name in arguments.only and name not in arguments.skip]

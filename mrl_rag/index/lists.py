@@ -28,11 +28,12 @@ _RECORDS_PER_LIST, _MAX_LISTS = 32, 16_384
 _SAMPLE_PER_LIST, _ITERATIONS = 20, 5
 # Vectors that are compared with all centroids at a time: 64 x 16,384 results are 4 MB.
 _BATCH = 64
-# Many vectors are first compared by so many of their numbers, if these hold this share of the squared length, as after
-# a rotation. The best of them, one in so many, are then compared by all (`benchmarks/README.md`).
-_LEADING, _MIN_LEADING_SHARE, _MIN_PRESELECTED, _KEPT = 96, 0.7, 8192, 32
-# Lists that are preselected per list that is scanned, and rows per candidate.
-_LISTS_KEPT, ROWS_KEPT = 4, 16
+# Vectors are preselected by so many of their numbers, if these hold this share of the squared length, as they do after
+# a rotation, and if there are so many vectors or more. At least one in so many is kept (`benchmarks/README.md`).
+_LEADING, _MIN_LEADING_SHARE = 96, 0.7
+_MIN_PRESELECTED, _KEPT = 8192, 32
+# Lists that are preselected per list that is scanned.
+_LISTS_KEPT = 4
 # Bytes of vectors per product with one query, so that they stay in the processor's cache.
 _BLOCK_BYTES = 800_000
 
@@ -140,7 +141,16 @@ def preselect(first: Codes | None, rows: Rows, query: Codes, kept: int) -> Rows:
 
 
 def product(codes: Codes, rows: Rows, query: Codes) -> npt.NDArray[np.int32]:
-    """Return the inner products of some rows of `codes`, int8 [n, d], with a query, int8 [d]: int32 [rows]."""
+    """Return the inner products of some vectors with a query.
+
+    Args:
+        codes: all vectors, int8 [n, d].
+        rows: int [m], ascending, each once.
+        query: int8 [d].
+
+    Returns:
+        int32 [m].
+    """
     packed = pack(np.ascontiguousarray(query[None]))
     if len(rows) == len(codes):
         return inner_products(codes, packed)[:, 0]

@@ -19,7 +19,6 @@ import numpy.typing as npt
 from mrl_rag.index.archive import Slots
 from mrl_rag.index.lists import (
     MIN_LISTED,
-    ROWS_KEPT,
     InvertedLists,
     Rows,
     best,
@@ -47,6 +46,8 @@ _MAX_GROWTH = 2
 # At least so many queries together are compared with all records: a matrix product by all cores takes less time per
 # query than their lists one by one (`benchmarks/README.md`). They are taken in groups of at most so many.
 _MIN_SCAN, _MAX_SCAN = 16, 128
+# Rows of the lists that are preselected per candidate.
+_ROWS_KEPT = 16
 # Records per matrix product with many queries: 8192 times 100 results are 3.3 MB.
 _SCAN_BLOCK = 8192
 # A scan of many records keeps what is above the score of some rank in a sample of so many: on average more than wanted
@@ -145,7 +146,7 @@ class LoadedVectors:
 
     def _nearest_in_lists(self, query: Codes, size: int, share: float, least: int) -> Rows:
         assert self.lists is not None
-        near = preselect(self.first, self.lists.near(query, share), query, ROWS_KEPT * size)
+        near = preselect(self.first, self.lists.near(query, share), query, _ROWS_KEPT * size)
         rows = self._without_removed(np.append(near, np.arange(self.lists.size, len(self.codes))))
         found = self._best(rows, product(self.codes, rows, query), size)
         return found if len(found) >= min(size, least) else self._scan(query[None], size)[0]
@@ -342,16 +343,18 @@ class Loader:
         elif len(kept) >= MIN_LISTED:
             order, lists = group(loaded.codes[kept])
             kept = kept[order]
+        self._row_of = None
+        ids = [loaded.ids[row] for row in kept.tolist()]
         # A new array: other threads may be reading the old one.
-        self._codes, self._row_of = loaded.codes[kept], None
-        return LoadedVectors(
-            loaded.version,
-            [loaded.ids[row] for row in kept.tolist()],
-            self._codes,
-            lists=lists,
-            first=None if lists is None else leading(self._codes),
-            slots=loaded.slots[kept],
-        )
+        return self._listed(loaded.version, ids, loaded.codes[kept], loaded.slots[kept], lists)
+
+    def _listed(
+        self, version: int, ids: list[str], codes: Codes, slots: Slots, lists: InvertedLists | None
+    ) -> LoadedVectors:
+        """Return records at the shortlist's dimension, in the order of their lists if there are any."""
+        self._codes, self._full = codes, None
+        first = None if lists is None else leading(codes)
+        return LoadedVectors(version, ids, codes, lists=lists, first=first, slots=slots)
 
     def _saved(self) -> LoadedVectors | None:
         """Return the saved vectors; None if there are none for this rotation and dimension, or the file is damaged."""
@@ -364,9 +367,7 @@ class Loader:
             if (about["rotation"], about["dim"]) == (self._stores.config.rotation, self._stores.config.shortlist_dim):
                 names = [name for name in file if name.startswith("list_")]
                 lists = InvertedLists(**{name[len("list_") :]: file[name] for name in names}) if names else None
-                self._codes, self._full = file["unit_codes"], None
-                first = None if lists is None else leading(self._codes)
-                return LoadedVectors(about["version"], ids, self._codes, lists=lists, first=first, slots=file["slots"])
+                return self._listed(about["version"], ids, file["unit_codes"], file["slots"], lists)
         return None
 
     def _save(self, loaded: LoadedVectors) -> None:
@@ -376,8 +377,7 @@ class Loader:
             return
         lists: dict[str, Any] = {}
         if loaded.lists is not None:
-            names = [one.name for one in fields(loaded.lists)]
-            lists = {f"list_{name}": getattr(loaded.lists, name) for name in names}
+            lists = {f"list_{one.name}": getattr(loaded.lists, one.name) for one in fields(loaded.lists)}
         # A process that may not write to the folder does without the file.
         with suppress(OSError), tempfile.NamedTemporaryFile(dir=path.parent, prefix=path.name, delete=False) as file:
             try:
